@@ -1,0 +1,3 @@
+module github.com/fleetban/fleetban/agent
+
+go 1.26.0

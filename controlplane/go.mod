@@ -1,0 +1,3 @@
+module github.com/fleetban/fleetban/controlplane
+
+go 1.26.0
