@@ -1,7 +1,6 @@
 package prefix_test
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -12,7 +11,7 @@ func TestParse(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
 		"203.0.113.9":            "203.0.113.9/32",
-		" 203.0.113.9 ":          "203.0.113.9/32",
+		"\t203.0.113.9 ":         "203.0.113.9/32",
 		"203.0.113.0/24":         "203.0.113.0/24",
 		"::ffff:203.0.113.9":     "203.0.113.9/32",
 		"::ffff:203.0.113.0/120": "203.0.113.0/24",
@@ -85,6 +84,5 @@ func FuzzParse(f *testing.F) {
 		if err != nil || again != p {
 			t.Fatalf("Parse(Format(%v)) = %v, %v", p, again, err)
 		}
-		_ = netip.Prefix(p)
 	})
 }

@@ -1,0 +1,79 @@
+# Fleetban. `make help` lists what there is; the README says what each is for.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+MODULES := proto/wire agent controlplane scripts/lab
+TOOLS   := $(CURDIR)/bin/tools
+export PATH := $(TOOLS):/usr/local/go/bin:/usr/sbin:/sbin:$(PATH)
+
+# The versions of what builds and checks the code. Tests and builds of the product need none of them but Go.
+BUF_VERSION                := v1.75.0
+PROTOC_GEN_GO_VERSION      := v1.36.12
+PROTOC_GEN_CONNECT_VERSION := v1.21.1
+GOLANGCI_LINT_VERSION      := v2.15.0
+
+# Stripped and without paths: what is served to hosts must be small, and the same whoever builds it.
+GO_BUILD := CGO_ENABLED=0 go build -trimpath
+
+DIST := controlplane/internal/installer/dist
+
+##@ Use it
+
+.PHONY: demo
+demo: setup build lab ## An attack on one host, shut out of two others: real sshd, fail2ban, nftables, Redis, two replicas
+	@scripts/as-root bin/fleetban-lab demo
+
+.PHONY: run
+run: build ## The control plane with its embedded default, on https://localhost:8443
+	@bin/fleetban-controlplane serve --data-dir $${FLEETBAN_DATA_DIR:-./bin/data} --listen $${FLEETBAN_LISTEN:-127.0.0.1:8443}
+
+.PHONY: build
+build: ## Everything into bin/
+	@scripts/build "$(VERSION)"
+
+.PHONY: lab
+lab: ## The lab's own program, bin/fleetban-lab
+	@cd scripts/lab && $(GO_BUILD) -o ../../bin/fleetban-lab ./cmd/fleetban-lab
+
+##@ Change it
+
+.PHONY: setup
+setup: ## Install what the machine lacks; says what; does nothing the second time
+	@scripts/setup
+
+.PHONY: test
+test: setup ## Everything: lint, generated code, unit, property, fuzz (short), integration, end to end
+	@scripts/test
+
+.PHONY: bench
+bench: setup build lab ## The README's figures, measured here
+	@scripts/as-root scripts/bench
+
+.PHONY: generate
+generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## Generated code and copies, anew
+	@cd proto && buf format -w && rm -rf gen/go/fleetban && buf generate --path fleetban
+	@scripts/copy-embedded
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos and shell
+	@cd proto && buf lint && buf format --diff --exit-code
+	@scripts/check-breaking
+	@for m in $(MODULES); do (cd $$m && golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
+	@shellcheck scripts/setup scripts/build scripts/test scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/install.sh .ci/run
+
+.PHONY: clean
+clean: ## Remove what was built
+	@rm -rf bin && find $(DIST) -type f ! -name .gitkeep -delete
+
+$(TOOLS)/buf: ; @GOBIN=$(TOOLS) GOWORK=off go install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION)
+$(TOOLS)/protoc-gen-go: ; @GOBIN=$(TOOLS) GOWORK=off go install google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO_VERSION)
+$(TOOLS)/protoc-gen-connect-go: ; @GOBIN=$(TOOLS) GOWORK=off go install connectrpc.com/connect/cmd/protoc-gen-connect-go@$(PROTOC_GEN_CONNECT_VERSION)
+$(TOOLS)/golangci-lint: ; @GOBIN=$(TOOLS) GOWORK=off go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
+.PHONY: help
+help:
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
