@@ -1,0 +1,29 @@
+-- Changes one setting of an organisation; a change that changes nothing is none.
+-- KEYS[1] fb:{ORG}:meta   KEYS[2] fb:{ORG}:bell
+-- ARGV    "mode" and its number, or "pause" and for how many ms (0 ends a pause)
+-- Returns -1 when there is no such organisation, 0 when nothing changed, 1. O(1).
+local meta = redis.call('HMGET', KEYS[1], 'name', 'mode', 'paused_until')
+if not meta[1] then
+  return -1
+end
+if ARGV[1] == 'mode' then
+  if meta[2] == ARGV[2] then
+    return 0
+  end
+  redis.call('HSET', KEYS[1], 'mode', ARGV[2])
+  -- What was evaluated under the old mode must not be written under the new one.
+  redis.call('HINCRBY', KEYS[1], 'policy', 1)
+else
+  local until_ms = 0
+  if tonumber(ARGV[2]) > 0 then
+    local time = redis.call('TIME')
+    until_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[2])
+  end
+  if tonumber(meta[3]) == until_ms then
+    return 0
+  end
+  redis.call('HSET', KEYS[1], 'paused_until', string.format('%.0f', until_ms))
+end
+local version = redis.call('HINCRBY', KEYS[1], 'settings_version', 1)
+redis.call('SPUBLISH', KEYS[2], 'settings ' .. version)
+return 1
