@@ -202,7 +202,7 @@ func (o *Orgs) Resume(ctx context.Context, id string) (org Organisation, changed
 }
 
 func (o *Orgs) change(ctx context.Context, id, what string, value int64) (Organisation, bool, error) {
-	changed, err := settingsScript.Run(ctx, o.store, []string{metaKey(id), store.Key(id, "bell")}, what, value).Int64()
+	changed, err := settingsScript.Run(ctx, o.store, []string{metaKey(id), store.BellChannel(id)}, what, value).Int64()
 	if err != nil {
 		return Organisation{}, false, fmt.Errorf("change %s: %w", what, err)
 	}

@@ -24,6 +24,6 @@ else
   end
   redis.call('HSET', KEYS[1], 'paused_until', string.format('%.0f', until_ms))
 end
-local version = redis.call('HINCRBY', KEYS[1], 'settings_version', 1)
-redis.call('SPUBLISH', KEYS[2], 'settings ' .. version)
+redis.call('HINCRBY', KEYS[1], 'settings_version', 1)
+redis.call('SPUBLISH', KEYS[2], 'settings')
 return 1
