@@ -5,11 +5,11 @@ go 1.26.0
 require (
 	github.com/fleetban/fleetban/proto/gen/go v0.0.0
 	github.com/fleetban/fleetban/proto/wire v0.0.0
+	golang.org/x/sys v0.49.0
 )
 
 require (
 	connectrpc.com/connect v1.21.1 // indirect
-	golang.org/x/sys v0.49.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )
 

@@ -1,0 +1,67 @@
+package node
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+)
+
+// serveWeb is the service that machines of the lab offer to the world: on each address of args "echo=ADDR" a server that
+// sends every line back, on each "http=ADDR" one that answers with the machine's name and who asked.
+func serveWeb(args []string) error {
+	failed := make(chan error, len(args))
+	for _, arg := range args {
+		var kind, addr string
+		for i := range arg {
+			if arg[i] == '=' {
+				kind, addr = arg[:i], arg[i+1:]
+				break
+			}
+		}
+		listener, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case "echo":
+			go func() { failed <- serveEcho(listener) }()
+		case "http":
+			server := &http.Server{Handler: http.HandlerFunc(hello), ReadHeaderTimeout: 5 * time.Second}
+			go func() { failed <- server.Serve(listener) }()
+		default:
+			return fmt.Errorf("unknown server %q", arg)
+		}
+	}
+	return <-failed
+}
+
+func hello(w http.ResponseWriter, r *http.Request) {
+	host, _ := os.Hostname()
+	peer, _, _ := net.SplitHostPort(r.RemoteAddr)
+	fmt.Fprintf(w, "%s greets %s\n", host, peer)
+}
+
+func serveEcho(listener net.Listener) error {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer conn.Close()
+			lines := bufio.NewReader(conn)
+			for {
+				line, err := lines.ReadSlice('\n')
+				if err != nil {
+					return
+				}
+				if _, err := conn.Write(line); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
