@@ -260,7 +260,7 @@ func TestDownLeavesNothing(t *testing.T) {
 	strangerEnded := make(chan error, 1)
 	go func() { strangerEnded <- stranger.Wait() }()
 	for range 2 { // it can be repeated
-		if err := l.Down(); err != nil {
+		if err := l.Down(context.WithoutCancel(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -349,7 +349,7 @@ func TestLeasedLabEndsWithItsMaker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Down(); err != nil {
+	if err := l.Down(context.WithoutCancel(t.Context())); err != nil {
 		t.Error(err)
 	}
 }

@@ -35,9 +35,9 @@ func up(t *testing.T, options lab.Options) *lab.Lab {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(l.Report(context.Background()))
+			t.Log(l.Report(context.WithoutCancel(t.Context())))
 		}
-		if err := l.Down(); err != nil {
+		if err := l.Down(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)
 		}
 	})

@@ -95,14 +95,14 @@ func up(ctx context.Context, args []string) error {
 	return describe(ctx, os.Stdout, l)
 }
 
-func down(_ context.Context, args []string) error {
+func down(ctx context.Context, args []string) error {
 	set, name := flags("down")
 	all := set.Bool("all", false, "take down every lab of this machine")
 	if err := set.Parse(args); err != nil {
 		return flag.ErrHelp
 	}
 	if !*all {
-		return lab.Down(*name)
+		return lab.Down(ctx, *name)
 	}
 	labs, err := lab.List()
 	if err != nil {
@@ -110,7 +110,7 @@ func down(_ context.Context, args []string) error {
 	}
 	var errs []error
 	for _, l := range labs {
-		errs = append(errs, lab.Down(l.Name))
+		errs = append(errs, lab.Down(ctx, l.Name))
 	}
 	return errors.Join(errs...)
 }

@@ -77,10 +77,10 @@ func (l *Lab) Attack(ctx context.Context, host *Node, from netip.Addr) (Ban, err
 	}
 	// The last line may be in the log before its ban is.
 	err = await.Within(ctx, 10*time.Second, fmt.Sprintf("fail2ban on %s to ban %s", host.Name, from), func() error {
-		if watching.Err() != nil {
-			return nil
+		if watching.Err() == nil {
+			return fmt.Errorf("not banned after %d attempts", attempts)
 		}
-		return fmt.Errorf("not banned after %d attempts", attempts)
+		return nil
 	})
 	select {
 	case ban := <-banned:

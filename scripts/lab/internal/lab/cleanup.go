@@ -22,7 +22,7 @@ import (
 const goneLimit = 20 * time.Second
 
 // Down ends everything of the lab and removes its folder.
-func (l *Lab) Down() error {
+func (l *Lab) Down(ctx context.Context) error {
 	if l.lease != nil {
 		_ = l.lease.Close()
 		l.lease = nil
@@ -33,11 +33,11 @@ func (l *Lab) Down() error {
 			_ = n.cmd.Wait()
 		}
 	}
-	return Down(l.options.Name)
+	return Down(ctx, l.options.Name)
 }
 
 // Down takes down the lab of that name, whoever made it and however that ended. It is no error if there is none.
-func Down(name string) error {
+func Down(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func Down(name string) error {
 		return err
 	}
 	defer unlock()
-	if err := clear(filepath.Join(BaseDir(), name)); err != nil {
+	if err := clear(ctx, filepath.Join(BaseDir(), name)); err != nil {
 		return err
 	}
 	// The base folder goes with the last lab.
@@ -56,13 +56,13 @@ func Down(name string) error {
 
 // clear kills the machines of the lab in dir, and with each PID namespace every process in it, then whatever else is still
 // in one of its networks, and removes dir.
-func clear(dir string) error {
+func clear(ctx context.Context, dir string) error {
 	kill := func(pids []int) {
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
-	err := await.Within(context.Background(), goneLimit, "the lab's processes to end", func() error {
+	err := await.Within(ctx, goneLimit, "the lab's processes to end", func() error {
 		pids := nodePIDs(dir)
 		if len(pids) == 0 {
 			pids = strangers(dir)

@@ -170,14 +170,14 @@ func Up(ctx context.Context, options Options) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = l.claimDir()
+	err = l.claimDir(ctx)
 	unlock()
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.Down())
+			err = errors.Join(err, l.Down(context.WithoutCancel(ctx)))
 		}
 	}()
 	if l.pki, err = newPKI(); err != nil {
@@ -187,7 +187,7 @@ func Up(ctx context.Context, options Options) (_ *Lab, err error) {
 		return nil, err
 	}
 	l.plan()
-	if err := l.spawn(); err != nil {
+	if err := l.spawn(ctx); err != nil {
 		return nil, err
 	}
 	if err := l.save(); err != nil {
@@ -211,12 +211,12 @@ func Up(ctx context.Context, options Options) (_ *Lab, err error) {
 }
 
 // claimDir makes the lab's folder, having cleared a dead lab from it. The base folder is locked.
-func (l *Lab) claimDir() error {
+func (l *Lab) claimDir(ctx context.Context) error {
 	if _, err := os.Stat(l.dir); err == nil {
 		if pids := nodePIDs(l.dir); len(pids) > 0 {
 			return fmt.Errorf("%w: %q; take it down with `fleetban-lab down --name %s` or choose another name", ErrUp, l.options.Name, l.options.Name)
 		}
-		if err := clear(l.dir); err != nil {
+		if err := clear(ctx, l.dir); err != nil {
 			return err
 		}
 	}
@@ -243,7 +243,7 @@ func (l *Lab) plan() {
 }
 
 // spawn starts each machine's first process and waits until all have built their root.
-func (l *Lab) spawn() error {
+func (l *Lab) spawn(ctx context.Context) error {
 	var lease *os.File
 	if l.options.Leased {
 		read, write, err := os.Pipe()
@@ -260,7 +260,7 @@ func (l *Lab) spawn() error {
 		if err := node.WriteConfig(n.dir, l.config(n)); err != nil {
 			return err
 		}
-		return n.spawn(lease)
+		return n.spawn(ctx, lease)
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 // spawn starts the machine's first process in namespaces of its own and waits until it says that its root is built.
-func (n *Node) spawn(lease *os.File) error {
+func (n *Node) spawn(ctx context.Context, lease *os.File) error {
 	report, reportWrite, err := os.Pipe()
 	if err != nil {
 		return err
@@ -29,7 +29,8 @@ func (n *Node) spawn(lease *os.File) error {
 		return err
 	}
 	defer logFile.Close()
-	cmd := exec.Command("/proc/self/exe")
+	// The machine stands longer than the call that makes it.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/proc/self/exe")
 	cmd.Args = []string{node.Arg0, n.dir}
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdout, cmd.Stderr = logFile, logFile

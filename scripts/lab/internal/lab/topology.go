@@ -34,11 +34,13 @@ const maxHosts = 26
 var (
 	fleetGateway4 = netip.MustParseAddr("203.0.113.1")
 	fleetGateway6 = netip.MustParseAddr("2001:db8:113::1")
-	// AttackerAddr and AttackerAddr6 are where the attacker comes from unless told otherwise.
-	AttackerAddr  = netip.MustParseAddr("198.51.100.66")
+	// AttackerAddr is where the attacker comes from unless told otherwise.
+	AttackerAddr = netip.MustParseAddr("198.51.100.66")
+	// AttackerAddr6 is the same in IPv6.
 	AttackerAddr6 = netip.MustParseAddr("2001:db8:bad:66::66")
-	// AdminAddr and AdminAddr6 are where people work.
-	AdminAddr  = netip.MustParseAddr("192.0.2.200")
+	// AdminAddr is where people work.
+	AdminAddr = netip.MustParseAddr("192.0.2.200")
+	// AdminAddr6 is the same in IPv6.
 	AdminAddr6 = netip.MustParseAddr("2001:db8:ad::200")
 
 	attackerPrefixes = []netip.Prefix{

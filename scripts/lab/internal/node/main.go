@@ -94,7 +94,7 @@ func prepare(dir string) (net.Listener, error) {
 	if err := json.Unmarshal(content, &cfg); err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("unix", filepath.Join(dir, ControlName))
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, ControlName), Net: "unix"})
 	if err != nil {
 		return nil, err
 	}

@@ -2,10 +2,12 @@ package node
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -14,14 +16,8 @@ import (
 func serveWeb(args []string) error {
 	failed := make(chan error, len(args))
 	for _, arg := range args {
-		var kind, addr string
-		for i := range arg {
-			if arg[i] == '=' {
-				kind, addr = arg[:i], arg[i+1:]
-				break
-			}
-		}
-		listener, err := net.Listen("tcp", addr)
+		kind, addr, _ := strings.Cut(arg, "=")
+		listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			return err
 		}
