@@ -3,8 +3,20 @@ package lab
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
+
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	"github.com/fleetban/fleetban/scripts/lab/internal/await"
+	"github.com/fleetban/fleetban/scripts/lab/internal/node"
 )
 
 // The programs of Fleetban, as they are called in the bin folder.
@@ -14,8 +26,26 @@ const (
 	programCLI          = "fleetban"
 )
 
+// URL is where hosts and people reach the control plane.
+const URL = "https://" + ControlPlaneName
+
+const (
+	redisURL   = "redis://127.0.0.1:6379"
+	secretPath = "/etc/fleetban/secret"
+	policyPath = "/etc/fleetban/policy.toml"
+	tokenPath  = "/run/lab-join-token"
+	// organisation is whose fleet the lab is.
+	organisation = "Lab"
+)
+
+// apiToken is how the administrator's token looks in what set-up prints.
+var apiToken = regexp.MustCompile(`\bfbt_[0-9A-Za-z]+\b`)
+
 // replicaPort is the port of the i-th replica on the control plane's machine, i from 1.
 func replicaPort(i int) int { return 8440 + i }
+
+// MetricsPort is where the i-th replica serves its metrics, on the control plane's machine only, i from 1.
+func MetricsPort(i int) int { return 9440 + i }
 
 // programs are what machines of a role find in /usr/local/bin.
 func (l *Lab) programs(r role) map[string]string {
@@ -40,10 +70,133 @@ func (l *Lab) programs(r role) map[string]string {
 	return programs
 }
 
-func (l *Lab) startFleetban(context.Context) error { return errors.New("not wired yet") }
+// startFleetban sets the control plane up, starts its replicas, enrols every host and waits until all are online.
+func (l *Lab) startFleetban(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyLimit)
+	defer cancel()
+	cp := l.Node(ControlPlane)
+	printed, err := cp.Exec(ctx, asUser(agentUser, programControlPlane, "setup", "--organisation", organisation, "--mode", l.options.Mode,
+		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)...)
+	if err != nil {
+		return fmt.Errorf("set up the control plane: %w", err)
+	}
+	if l.token = apiToken.FindString(printed); l.token == "" {
+		return fmt.Errorf("set-up printed no administrator's token:\n%s", printed)
+	}
+	for i := range l.options.Replicas {
+		if err := cp.Start(ctx, l.replica(i+1)); err != nil {
+			return err
+		}
+	}
+	if err := l.awaitControlPlane(ctx); err != nil {
+		return cp.explain(err, ServiceReplica(1))
+	}
+	if err := l.enrol(ctx); err != nil {
+		return err
+	}
+	return l.AwaitOnline(ctx)
+}
 
-// URL is where hosts and people reach the control plane.
-const URL = "https://" + ControlPlaneName
+func (l *Lab) replica(i int) node.Service {
+	return node.Service{Name: ServiceReplica(i), User: agentUser, Restart: true, Argv: []string{
+		programControlPlane, "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", replicaPort(i)), "--public-url", URL,
+		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/" + ServiceReplica(i),
+		"--tls-cert", "/etc/fleetban/tls.crt", "--tls-key", "/etc/fleetban/tls.key",
+		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort(i)),
+	}, Env: []string{"HOME=/var/lib/fleetban"}}
+}
+
+// awaitControlPlane waits until people reach a replica that is ready, through haproxy.
+func (l *Lab) awaitControlPlane(ctx context.Context) error {
+	client := l.httpClient("")
+	defer client.CloseIdleConnections()
+	return await.Until(ctx, "the control plane at "+URL+"/readyz", func() error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, URL+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("it says %s", response.Status)
+		}
+		return nil
+	})
+}
+
+// enrol gives each host's agent an identity and starts its two halves.
+func (l *Lab) enrol(ctx context.Context) error {
+	hosts := l.Hosts()
+	created, err := l.Operator().JoinTokens.CreateJoinToken(ctx, connect.NewRequest(operatorv1.CreateJoinTokenRequest_builder{
+		Uses: uint32(len(hosts)), Note: "the lab's hosts",
+	}.Build()))
+	if err != nil {
+		return fmt.Errorf("make a join token: %w", err)
+	}
+	return parallel(hosts, func(n *Node) error { return l.Enrol(ctx, n, created.Msg.GetSecret()) })
+}
+
+// Enrol enrols a host with a join token and starts its agent.
+func (l *Lab) Enrol(ctx context.Context, n *Node, joinToken string) error {
+	if err := os.WriteFile(n.Path(tokenPath), []byte(joinToken+"\n"), 0o600); err != nil {
+		return err
+	}
+	if _, err := n.Exec(ctx, programAgent, "enroll", "--url", URL, "--token-file", tokenPath); err != nil {
+		return fmt.Errorf("enrol %s: %w", n.Name, err)
+	}
+	if err := os.Remove(n.Path(tokenPath)); err != nil {
+		return err
+	}
+	for _, service := range agentServices() {
+		if err := n.Start(ctx, service); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// agentServices are the agent's halves as their systemd units run them.
+func agentServices() []node.Service {
+	return []node.Service{
+		{Name: ServiceHelper, Argv: []string{programAgent, "helper"}, Restart: true},
+		{Name: ServiceAgent, User: agentUser, Argv: []string{programAgent, "run"}, Restart: true},
+	}
+}
+
+// AwaitOnline waits until the control plane has every host online.
+func (l *Lab) AwaitOnline(ctx context.Context) error {
+	hosts := l.Hosts()
+	operator := l.Operator()
+	err := await.Until(ctx, "all hosts to be online", func() error {
+		listed, err := operator.Hosts.ListHosts(ctx, connect.NewRequest(&operatorv1.ListHostsRequest{}))
+		if err != nil {
+			return err
+		}
+		online, seen := 0, []string{}
+		for _, h := range listed.Msg.GetHosts() {
+			if h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE {
+				online++
+			}
+			seen = append(seen, fmt.Sprintf("%s %s %s", h.GetName(), h.GetPresence(), h.GetCause()))
+		}
+		if online < len(hosts) {
+			return fmt.Errorf("%d of %d are: %s", online, len(hosts), strings.Join(seen, ", "))
+		}
+		return nil
+	})
+	if err != nil {
+		return errors.Join(hosts[0].explain(err, ServiceAgent), hosts[0].explain(errors.New("the helper's output"), ServiceHelper))
+	}
+	return nil
+}
+
+// asUser prefixes a command so that it runs as another user of the machine.
+func asUser(user string, argv ...string) []string {
+	return append([]string{"setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--"}, argv...)
+}
 
 // OperatorEnv is the environment the operator's CLI needs. It holds the administrator's token.
 func (l *Lab) OperatorEnv() []string {
@@ -51,4 +204,33 @@ func (l *Lab) OperatorEnv() []string {
 		return nil
 	}
 	return []string{"FLEETBAN_URL=" + URL, "FLEETBAN_TOKEN=" + l.token}
+}
+
+// CLI runs the operator's CLI on the admin's machine and returns its standard output.
+func (l *Lab) CLI(ctx context.Context, args ...string) (string, error) {
+	return l.Node(Admin).ExecEnv(ctx, l.OperatorEnv(), append([]string{programCLI}, args...)...)
+}
+
+// Operator is the operator's API as the administrator reaches it.
+type Operator struct {
+	Bans       operatorv1connect.BanServiceClient
+	Allowlist  operatorv1connect.AllowlistServiceClient
+	Fleet      operatorv1connect.FleetServiceClient
+	Hosts      operatorv1connect.HostServiceClient
+	JoinTokens operatorv1connect.JoinTokenServiceClient
+}
+
+// Operator returns the operator's API, called from the admin's machine with the administrator's token.
+func (l *Lab) Operator() *Operator { return l.OperatorWith(l.token) }
+
+// OperatorWith is Operator with another token.
+func (l *Lab) OperatorWith(token string) *Operator {
+	client := l.httpClient(token)
+	return &Operator{
+		Bans:       operatorv1connect.NewBanServiceClient(client, URL),
+		Allowlist:  operatorv1connect.NewAllowlistServiceClient(client, URL),
+		Fleet:      operatorv1connect.NewFleetServiceClient(client, URL),
+		Hosts:      operatorv1connect.NewHostServiceClient(client, URL),
+		JoinTokens: operatorv1connect.NewJoinTokenServiceClient(client, URL),
+	}
 }

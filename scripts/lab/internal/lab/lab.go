@@ -90,7 +90,7 @@ type Lab struct {
 	token   string
 	lease   *os.File
 
-	// What the machines are made from; empty in a lab that was opened.
+	// What the machines are made from; of a lab that was opened, only the authority is known.
 	pki       pki
 	hostKey   string
 	sshdExtra string
@@ -123,9 +123,10 @@ const (
 
 // saved is what Open needs to know, kept in the lab's folder.
 type saved struct {
-	Options Options
-	Token   string
-	Nodes   []savedNode
+	Options   Options
+	Token     string
+	Authority string
+	Nodes     []savedNode
 }
 
 type savedNode struct {
@@ -349,7 +350,7 @@ func Open(name string) (*Lab, error) {
 	if err := json.Unmarshal(content, &s); err != nil {
 		return nil, fmt.Errorf("read what is known of lab %q: %w", name, err)
 	}
-	l := &Lab{options: s.Options, dir: dir, token: s.Token}
+	l := &Lab{options: s.Options, dir: dir, token: s.Token, pki: pki{authority: s.Authority}}
 	for _, n := range s.Nodes {
 		l.nodes = append(l.nodes, &Node{
 			Name: n.Name, Addr: n.Addr, Addr6: n.Addr6, PID: n.PID, role: n.Role, dir: filepath.Join(dir, n.Name), fail2ban: n.Fail2ban,
@@ -359,7 +360,7 @@ func Open(name string) (*Lab, error) {
 }
 
 func (l *Lab) save() error {
-	s := saved{Options: l.options, Token: l.token}
+	s := saved{Options: l.options, Token: l.token, Authority: l.pki.authority}
 	for _, n := range l.nodes {
 		netns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", n.PID))
 		if err != nil {

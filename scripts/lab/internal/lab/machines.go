@@ -178,6 +178,9 @@ func (l *Lab) config(n *Node) node.Config {
 		}
 		cfg.Dirs = []node.Dir{
 			{Path: "/run/sshd", Mode: 0o755}, {Path: "/run/fail2ban", Mode: 0o755}, {Path: "/var/lib/fail2ban", Mode: 0o755},
+			// What systemd makes for the units: RuntimeDirectory and StateDirectory.
+			{Path: "/run/fleetban", Mode: 0o755, Owner: agentUser}, {Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser},
+			{Path: "/var/lib/fleetban-helper", Mode: 0o700},
 		}
 		cfg.Files = append(cfg.Files,
 			node.File{Path: "/etc/ssh/sshd_config", Mode: 0o644, Content: sshdConfig + l.sshdExtra},
@@ -186,6 +189,9 @@ func (l *Lab) config(n *Node) node.Config {
 			node.File{Path: "/var/log/auth.log", Mode: 0o640},
 		)
 		cfg.Files = append(cfg.Files, n.fail2ban.files()...)
+		if l.options.Policy != "" {
+			cfg.Files = append(cfg.Files, node.File{Path: policyPath, Mode: 0o644, Content: l.options.Policy})
+		}
 		if l.options.Box && n == l.boxHost() {
 			cfg.Sysctls["net/ipv4/ip_forward"] = "1"
 			cfg.Sysctls["net/ipv6/conf/all/forwarding"] = "1"
@@ -199,7 +205,7 @@ func (l *Lab) config(n *Node) node.Config {
 		cfg.Files = append(cfg.Files, node.File{Path: askpassPath, Mode: 0o755, Content: askpass})
 	case roleControlPlane:
 		cfg.Users = []node.User{{Name: agentUser, UID: 2002, Home: "/var/lib/fleetban"}}
-		cfg.Dirs = []node.Dir{{Path: "/var/lib/redis", Mode: 0o755}}
+		cfg.Dirs = []node.Dir{{Path: "/var/lib/redis", Mode: 0o755}, {Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser}}
 		var proxy strings.Builder
 		proxy.WriteString(haproxyConfig)
 		for i := range l.options.Replicas {
@@ -207,6 +213,7 @@ func (l *Lab) config(n *Node) node.Config {
 		}
 		cfg.Files = append(cfg.Files,
 			node.File{Path: "/etc/haproxy/haproxy.cfg", Mode: 0o644, Content: proxy.String()},
+			node.File{Path: secretPath, Mode: 0o400, Owner: agentUser, Content: randomHex(32) + "\n"},
 			node.File{Path: "/etc/fleetban/tls.crt", Mode: 0o644, Content: l.pki.certificate},
 			node.File{Path: "/etc/fleetban/tls.key", Mode: 0o640, Owner: agentUser, Content: l.pki.key},
 		)

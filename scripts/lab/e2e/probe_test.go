@@ -1,0 +1,62 @@
+package e2e
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/fleetban/fleetban/scripts/lab/internal/lab"
+)
+
+// What the other tests and the demo believe, a probe and Reach say: so they must see a cut, and must not see one that isn't.
+func TestProbesTellTheTruth(t *testing.T) {
+	l := up(t, lab.Options{Name: "probe", Hosts: 2, Box: true})
+	ctx := limited(t, 30*time.Second)
+	attacker, host := l.Node(lab.Attacker), l.Node("b")
+	var probes []*lab.Probe
+	for _, target := range l.Targets() {
+		if err := lab.Reach(ctx, attacker, lab.AttackerAddr, target); err != nil {
+			t.Fatal(err)
+		}
+		p, err := lab.NewProbe(ctx, attacker, lab.AttackerAddr, target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		probes = append(probes, p)
+	}
+	rules := "table inet test { chain pre { type filter hook prerouting priority -150; ip saddr " + lab.AttackerAddr.String() + " drop; }; }"
+	begin := time.Now()
+	if _, err := host.ExecInput(ctx, rules, "nft", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	end := time.Now()
+	for _, p := range probes {
+		if p.Target.Name == "a" {
+			if !p.Stands() {
+				t.Error("a connection to a was cut by a rule on b")
+			}
+			continue
+		}
+		at, err := p.Cut(ctx)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		// The answer before the cut one may have been on its way.
+		if at.Before(begin.Add(-10*time.Millisecond)) || at.After(end.Add(10*time.Millisecond)) {
+			t.Errorf("%s was cut %s after the rule was on its way, which took %s", p.Target.Name, at.Sub(begin), end.Sub(begin))
+		}
+		if err := lab.Reach(ctx, attacker, lab.AttackerAddr, p.Target); !errors.Is(err, lab.ErrUnreachable) {
+			t.Errorf("reaching %s behind the rule: %v, want ErrUnreachable", p.Target.Name, err)
+		}
+	}
+	if _, err := host.Exec(ctx, "nft", "delete", "table", "inet", "test"); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range l.Targets() {
+		if _, err := lab.AwaitReach(ctx, attacker, lab.AttackerAddr, target); err != nil {
+			t.Error(err)
+		}
+	}
+}

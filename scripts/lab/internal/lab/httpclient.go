@@ -1,0 +1,44 @@
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+)
+
+// httpClient calls the control plane from the admin's machine, trusting the lab's authority, with a bearer token if it isn't
+// empty. Each keeps connections of its own.
+func (l *Lab) httpClient(token string) *http.Client {
+	authorities := x509.NewCertPool()
+	authorities.AppendCertsFromPEM([]byte(l.pki.authority))
+	admin := l.Node(Admin)
+	target := netip.AddrPortFrom(controlPlaneAddr, 443).String()
+	return &http.Client{Transport: bearer{token, &http.Transport{
+		ForceAttemptHTTP2: true,
+		TLSClientConfig:   &tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS13},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return admin.Dial(ctx, "tcp", target, netip.Addr{})
+		},
+	}}}
+}
+
+type bearer struct {
+	token string
+	*http.Transport
+}
+
+func (b bearer) RoundTrip(request *http.Request) (*http.Response, error) {
+	if b.token != "" {
+		request = request.Clone(request.Context())
+		request.Header.Set("Authorization", "Bearer "+b.token)
+	}
+	return b.Transport.RoundTrip(request)
+}
+
+func addrPort(addr netip.Addr, port int) string {
+	return net.JoinHostPort(addr.String(), strconv.Itoa(port))
+}
