@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/fleetban/fleetban/controlplane/internal/store"
-	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
 )
 
@@ -24,7 +23,6 @@ type directory struct {
 type entry struct {
 	id, name, lower string
 	tags            map[string]string
-	facts           *fleetbanv1.HostFacts
 	enrolled        int64
 }
 
@@ -69,7 +67,7 @@ func (h *Hosts) directoryAt(ctx context.Context, org, version string) (*director
 			h.logger.ErrorContext(ctx, "stored host is damaged", slog.String("host", id), slog.Any("error", err))
 			continue
 		}
-		e := &entry{id: id, name: rec.Name, lower: strings.ToLower(rec.Name), tags: rec.Tags, facts: decodeFacts(rec.Facts), enrolled: rec.Enrolled}
+		e := &entry{id: id, name: rec.Name, lower: strings.ToLower(rec.Name), tags: rec.Tags, enrolled: rec.Enrolled}
 		d.byID[id], d.byName[e.lower] = e, e
 		d.sorted = append(d.sorted, e)
 	}

@@ -14,13 +14,14 @@
 //
 // Keys, all under the organisation's hash tag (fb:{ORG}:…):
 //
-//	hosts            hash  host → record: name, public key, tags, facts, enrolled (JSON)
+//	hosts            hash  host → record: name, public key, tags, enrolled (JSON)
 //	hostnames        hash  lower-case name → host
 //	hostkeys         hash  public key → host, so that enrolment can be repeated
 //	hostgone         hash  deleted host → when: tombstones
 //	hostsver         when names or tags last changed: replicas cache them
 //	h:HOST           hash  fence: that of its last stream
 //	routes           hash  host → state, instance, replica, since, cause (JSON)
+//	facts            hash  host → HostFacts, as it said last
 //	live             zset  host with a stream → last heard, ms
 //	acks:SET         hash  host → "epoch version digest"
 //	inert            hash  host → why it drops nothing, where it doesn't
@@ -126,7 +127,6 @@ type record struct {
 	Name     string            `json:"name,omitempty"`
 	Key      string            `json:"key"`
 	Tags     map[string]string `json:"tags,omitempty"`
-	Facts    string            `json:"facts,omitempty"`
 	Enrolled int64             `json:"enrolled,omitempty"`
 }
 
@@ -160,7 +160,7 @@ var (
 
 // Enrol makes a host with a name near to name, or finds the one that has this public key.
 func (h *Hosts) Enrol(ctx context.Context, org, name string, publicKey []byte, tags map[string]string, facts *fleetbanv1.HostFacts) (Identity, error) {
-	id, made, err := h.enrol(ctx, org, ulid.Make().String(), name, publicKey, record{Tags: tags, Facts: encodeFacts(facts)}, "enrol")
+	id, made, err := h.enrol(ctx, org, ulid.Make().String(), name, publicKey, record{Tags: tags}, "enrol", encodeFacts(facts))
 	if err != nil {
 		return Identity{}, fmt.Errorf("enrol host: %w", err)
 	}
@@ -174,7 +174,7 @@ func (h *Hosts) Enrol(ctx context.Context, org, name string, publicKey []byte, t
 
 // Adopt puts back a host that Redis lost, from what its grant says. ErrDeleted when it was deleted, not lost.
 func (h *Hosts) Adopt(ctx context.Context, org, id, name string, publicKey []byte, tags map[string]string, enrolled time.Time) (Identity, error) {
-	identity, made, err := h.enrol(ctx, org, id, name, publicKey, record{Tags: tags, Enrolled: enrolled.UnixMilli()}, "adopt")
+	identity, made, err := h.enrol(ctx, org, id, name, publicKey, record{Tags: tags, Enrolled: enrolled.UnixMilli()}, "adopt", nil)
 	if err != nil {
 		return Identity{}, fmt.Errorf("adopt host %s: %w", id, err)
 	}
@@ -187,13 +187,13 @@ func (h *Hosts) Adopt(ctx context.Context, org, id, name string, publicKey []byt
 	return identity, nil
 }
 
-func (h *Hosts) enrol(ctx context.Context, org, id, name string, publicKey []byte, rec record, mode string) (identity Identity, made bool, err error) {
+func (h *Hosts) enrol(ctx context.Context, org, id, name string, publicKey []byte, rec record, mode string, facts []byte) (identity Identity, made bool, err error) {
 	rec.Key = base64.RawStdEncoding.EncodeToString(publicKey)
 	raw, err := json.Marshal(rec)
 	if err != nil {
 		return Identity{}, false, fmt.Errorf("encode host: %w", err)
 	}
-	reply, err := enrolScript.Run(ctx, h.store, h.keys(org), id, name, rec.Key, raw, mode).StringSlice()
+	reply, err := enrolScript.Run(ctx, h.store, h.keys(org), id, name, rec.Key, raw, mode, facts).StringSlice()
 	switch {
 	case err != nil:
 		return Identity{}, false, err
@@ -275,17 +275,17 @@ func (h *Hosts) tell(ctx context.Context, org string, e sets.FleetEvent) {
 	}
 }
 
-func encodeFacts(facts *fleetbanv1.HostFacts) string {
-	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(facts)
+func encodeFacts(facts *fleetbanv1.HostFacts) []byte {
+	raw, err := proto.Marshal(facts)
 	if err != nil {
-		return "" // not valid UTF-8: shown to people only
+		return nil // not valid UTF-8: shown to people only
 	}
-	return base64.StdEncoding.EncodeToString(raw)
+	return raw
 }
 
-func decodeFacts(text string) *fleetbanv1.HostFacts {
+func decodeFacts(raw string) *fleetbanv1.HostFacts {
 	facts := &fleetbanv1.HostFacts{}
-	if raw, err := base64.StdEncoding.DecodeString(text); err != nil || proto.Unmarshal(raw, facts) != nil {
+	if proto.Unmarshal([]byte(raw), facts) != nil {
 		return &fleetbanv1.HostFacts{}
 	}
 	return facts

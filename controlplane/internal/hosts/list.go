@@ -126,7 +126,8 @@ func (h *Hosts) read(ctx context.Context, org string, entries []*entry) ([]*oper
 	clock := pipe.Time(ctx)
 	live := pipe.ZMScore(ctx, store.Key(org, "live"), ids...)
 	field := func(name string) *redis.SliceCmd { return pipe.HMGet(ctx, store.Key(org, name), ids...) }
-	routes, inert, exceptions, health := field("routes"), field("inert"), field("exceptions"), field("health")
+	routes, inert, exceptions := field("routes"), field("inert"), field("exceptions")
+	health, facts := field("health"), field("facts")
 	acks := make([]*redis.SliceCmd, len(sets))
 	for i, set := range sets {
 		acks[i] = field("acks:" + set)
@@ -139,7 +140,7 @@ func (h *Hosts) read(ctx context.Context, org string, entries []*entry) ([]*oper
 	for i, e := range entries {
 		p := presenceOf(str(routes.Val()[i]), live.Val()[i], e.enrolled, now)
 		b := operatorv1.Host_builder{
-			HostId: e.id, Name: e.name, Tags: e.tags, Facts: e.facts, Presence: p.state, EnrolledUnixMs: e.enrolled,
+			HostId: e.id, Name: e.name, Tags: e.tags, Facts: decodeFacts(str(facts.Val()[i])), Presence: p.state, EnrolledUnixMs: e.enrolled,
 			SeenUnixMs: p.seen, SinceUnixMs: p.since, Cause: p.cause, Replica: p.replica, Inert: parseInert(str(inert.Val()[i])),
 		}
 		if raw := str(health.Val()[i]); raw != "" {

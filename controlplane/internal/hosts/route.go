@@ -3,6 +3,7 @@ package hosts
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"time"
@@ -28,12 +29,13 @@ func (f Fence) text() string { return strconv.FormatUint(f.N, 10) }
 type Attachment struct {
 	Fence Fence
 	Name  string
+	Tags  map[string]string
 }
 
 // Attach makes this the host's stream: older ones are refused from here on, and told so by the doorbell. ErrMissing,
 // ErrDeleted, ErrWrongKey, *QuarantinedError, or an error of the store.
 func (h *Hosts) Attach(ctx context.Context, org, id, instance, replica string, publicKey []byte, facts *fleetbanv1.HostFacts) (Attachment, error) {
-	encoded := ""
+	var encoded []byte
 	if facts != nil {
 		encoded = encodeFacts(facts)
 	}
@@ -66,7 +68,11 @@ func (h *Hosts) Attach(ctx context.Context, org, id, instance, replica string, p
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach host %s: fence: %w", id, err)
 	}
-	return Attachment{Fence: Fence{Org: org, Host: id, N: n}, Name: reply[2]}, nil
+	a := Attachment{Fence: Fence{Org: org, Host: id, N: n}, Name: reply[2]}
+	if err := json.Unmarshal([]byte(reply[4]), &a.Tags); err != nil {
+		return Attachment{}, fmt.Errorf("attach host %s: tags: %w", id, err)
+	}
+	return a, nil
 }
 
 // Detach says that a stream ended and why. Nothing happens when a newer one took over.

@@ -4,8 +4,8 @@
 -- identity: each would displace the other for ever. Both are cut and the host is quarantined until a person releases it.
 --
 -- KEYS[1] fb:{ORG}:hosts
--- ARGV    id, instance, replica, presence TTL ms, clone window ms, facts as base64, public key as base64
--- Returns {"ok", fence, name, "1" when it was not online before}, {"missing"}, {"deleted"}, {"other key"},
+-- ARGV    id, instance, replica, presence TTL ms, clone window ms, facts (binary), public key as base64
+-- Returns {"ok", fence, name, "1" when it was not online before, tags as JSON}, {"missing"}, {"deleted"}, {"other key"},
 --         {"quarantined", cause} or {"cloned", cause}. O(log n).
 local id, instance, replica = ARGV[1], ARGV[2], ARGV[3]
 local ttl, window = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -56,10 +56,8 @@ if next(displaced) then
 end
 save_route(id, route)
 redis.call('ZADD', key('live'), text(now), id)
-if ARGV[6] ~= '' and record.facts ~= ARGV[6] then
-  record.facts = ARGV[6]
-  redis.call('HSET', KEYS[1], id, cjson.encode(record))
-  directory_changed()
+if ARGV[6] ~= '' then
+  redis.call('HSET', key('facts'), id, ARGV[6])
 end
 ring('kick ' .. id .. ' ' .. text(n))
-return {'ok', text(n), record.name, online and '0' or '1'}
+return {'ok', text(n), record.name, online and '0' or '1', cjson.encode(record.tags or {})}

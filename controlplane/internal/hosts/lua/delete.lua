@@ -14,7 +14,7 @@ redis.call('HDEL', key('hostnames'), string.lower(record.name))
 if redis.call('HGET', key('hostkeys'), record.key) == id then
   redis.call('HDEL', key('hostkeys'), record.key)
 end
-for _, name in ipairs({'routes', 'inert', 'exceptions', 'health'}) do
+for _, name in ipairs({'routes', 'facts', 'inert', 'exceptions', 'health'}) do
   redis.call('HDEL', key(name), id)
 end
 for i = 2, #ARGV do

@@ -1,6 +1,6 @@
 -- Makes a host, or finds the one that has this public key; with ARGV[5] = "adopt" puts back one that Redis lost.
 -- KEYS[1] fb:{ORG}:hosts
--- ARGV    id, wanted name, public key (base64), record without id and name as JSON, "enrol" or "adopt"
+-- ARGV    id, wanted name, public key (base64), record without id and name as JSON, "enrol" or "adopt", facts (binary)
 -- Returns {"made" | "stands", id, name} or {"deleted"}. O(hosts of the same name).
 local id, wanted, public, mode = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
 if redis.call('HEXISTS', key('hostgone'), id) == 1 then
@@ -27,5 +27,8 @@ end
 redis.call('HSET', KEYS[1], id, cjson.encode(record))
 redis.call('HSET', key('hostnames'), string.lower(name), id)
 redis.call('HSETNX', key('hostkeys'), public, id)
+if ARGV[6] ~= '' then
+  redis.call('HSET', key('facts'), id, ARGV[6])
+end
 directory_changed()
 return {'made', id, name}
