@@ -14,6 +14,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/fleetban/fleetban/scripts/lab/internal/demo"
 	"github.com/fleetban/fleetban/scripts/lab/internal/lab"
 	"github.com/fleetban/fleetban/scripts/lab/internal/node"
 )
@@ -54,7 +55,7 @@ func run(ctx context.Context, args []string) error {
 		return flag.ErrHelp
 	}
 	verbs := map[string]func(context.Context, []string) error{
-		"up": up, "down": down, "status": status, "exec": execute, "attack": attack,
+		"up": up, "down": down, "status": status, "exec": execute, "attack": attack, "demo": show,
 	}
 	verb, ok := verbs[args[0]]
 	if !ok {
@@ -236,4 +237,13 @@ func attack(ctx context.Context, args []string) error {
 	}
 	fmt.Printf("fail2ban on %s banned %s after %d passwords, %s after the first.\n", host.Name, ban.Addr, ban.Attempts, ban.Took.Round(time.Millisecond))
 	return nil
+}
+
+func show(ctx context.Context, args []string) error {
+	set, name := flags("demo")
+	keep := set.Bool("keep", false, "leave the lab up afterwards")
+	if err := set.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	return demo.Run(ctx, demo.Options{Lab: lab.Options{Name: *name}, Keep: *keep, Out: os.Stdout, In: os.Stdin})
 }

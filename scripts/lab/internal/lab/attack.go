@@ -41,8 +41,28 @@ type Ban struct {
 	// Attempts is how many passwords were tried, Took how long from the first to the line in fail2ban's log.
 	Attempts int
 	Took     time.Duration
-	// Line is what fail2ban logged.
+	// Line is what fail2ban logged, and At the time that stands in it, to the millisecond.
 	Line string
+	At   time.Time
+}
+
+// timeOf reads the time of a line of the host's fail2ban; a line without one has the time of now.
+func (n *Node) timeOf(line string) time.Time {
+	const layout = "2006-01-02 15:04:05,000"
+	zone := time.Local
+	if n.fail2ban.TZ != "" {
+		if z, err := time.LoadLocation(n.fail2ban.TZ); err == nil {
+			zone = z
+		}
+	}
+	if len(line) < len(layout) {
+		return time.Now()
+	}
+	at, err := time.ParseInLocation(layout, line[:len(layout)], zone)
+	if err != nil {
+		return time.Now()
+	}
+	return at
 }
 
 // maxAttempts is far more than any jail of the lab allows.
@@ -67,7 +87,7 @@ func (l *Lab) Attack(ctx context.Context, host *Node, from netip.Addr) (Ban, err
 		pattern := regexp.MustCompile(`\[sshd\] Ban ` + regexp.QuoteMeta(from.String()) + `\s`)
 		line, err := log.await(watching, pattern)
 		if err == nil {
-			banned <- Ban{Addr: from, Took: time.Since(begin), Line: line}
+			banned <- Ban{Addr: from, Took: time.Since(begin), Line: line, At: host.timeOf(line)}
 		}
 		stop()
 	}()

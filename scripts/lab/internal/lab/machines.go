@@ -22,11 +22,11 @@ type Fail2ban struct {
 	Action string
 	// Log is the log target: "file" if empty, "stdout" or "syslog".
 	Log string
-	// Backend is how sshd's log is read: "pyinotify" if empty, or "polling".
+	// Backend is how sshd's log is read: "auto" if empty (inotify where Python has it), "pyinotify" or "polling".
 	Backend string
 	// Contained runs it in mount and PID namespaces of its own, as in a container.
 	Contained bool
-	// TZ is its time zone; UTC if empty.
+	// TZ is its time zone; the surrounding machine's if empty.
 	TZ string
 	// MaxRetry, FindTime and BanTime are the jails' defaults: 3, 10m and 10m if empty.
 	MaxRetry          int
@@ -54,7 +54,7 @@ func (f Fail2ban) files() []node.File {
 	}
 	backend, maxRetry, findTime, banTime := f.Backend, f.MaxRetry, f.FindTime, f.BanTime
 	if backend == "" {
-		backend = "pyinotify"
+		backend = "auto"
 	}
 	if maxRetry == 0 {
 		maxRetry = 3
@@ -177,9 +177,12 @@ func (l *Lab) config(n *Node) node.Config {
 			{Name: agentUser, UID: 2002, Home: "/var/lib/fleetban"},
 		}
 		cfg.Dirs = []node.Dir{
-			{Path: "/run/sshd", Mode: 0o755}, {Path: "/run/fail2ban", Mode: 0o755}, {Path: "/var/lib/fail2ban", Mode: 0o755},
+			{Path: "/run/sshd", Mode: 0o755},
+			{Path: "/run/fail2ban", Mode: 0o755},
+			{Path: "/var/lib/fail2ban", Mode: 0o755},
 			// What systemd makes for the units: RuntimeDirectory and StateDirectory.
-			{Path: "/run/fleetban", Mode: 0o755, Owner: agentUser}, {Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser},
+			{Path: "/run/fleetban", Mode: 0o755, Owner: agentUser},
+			{Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser},
 			{Path: "/var/lib/fleetban-helper", Mode: 0o700},
 		}
 		cfg.Files = append(cfg.Files,
