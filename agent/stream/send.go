@@ -1,0 +1,163 @@
+package stream
+
+import (
+	"time"
+
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// sender is what the sending goroutine remembers.
+type sender struct {
+	s          *session
+	eventsSent uint64
+	lastAck    time.Time
+	lastHealth time.Time
+}
+
+// send sends what is due until the stream ends. Its error is not the reason of the end: the receiver has that.
+func (s *session) send(beat time.Duration) error {
+	w := sender{s: s, eventsSent: s.welcome.GetEventsThrough(), lastHealth: time.Now()}
+	ticker := time.NewTicker(beat)
+	defer ticker.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		pause, err := w.due()
+		if err != nil {
+			return err
+		}
+		var later <-chan time.Time
+		if pause > 0 {
+			timer.Reset(pause)
+			later = timer.C
+		}
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case m := <-s.out:
+			err = s.stream.Send(m)
+		case <-s.wake:
+		case <-s.cfg.Source.Appended():
+		case <-later:
+		case <-ticker.C:
+			err = s.stream.Send(fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{
+				Cursors: s.cursors(nil), HostUnixMs: time.Now().UnixMilli(),
+			}.Build()}.Build())
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// due sends what is due now, and returns how long until something else is; 0: nothing is.
+func (w *sender) due() (time.Duration, error) {
+	if err := w.events(); err != nil {
+		return 0, err
+	}
+	s := w.s
+	for _, r := range s.c.takeResults() {
+		if err := s.stream.Send(fleetbanv1.ConnectRequest_builder{CommandResult: r}.Build()); err != nil {
+			return 0, err
+		}
+	}
+	pause, err := w.ack()
+	if err != nil {
+		return 0, err
+	}
+	if s.healthDue.Load() {
+		if left := healthGap - time.Since(w.lastHealth); left > 0 {
+			return least(pause, left), nil
+		}
+		s.healthDue.Store(false)
+		w.lastHealth = time.Now()
+		return pause, s.stream.Send(fleetbanv1.ConnectRequest_builder{Health: s.cfg.Health()}.Build())
+	}
+	return pause, nil
+}
+
+func least(a, b time.Duration) time.Duration {
+	if a == 0 {
+		return b
+	}
+	return min(a, b)
+}
+
+func (w *sender) events() error {
+	s := w.s
+	for {
+		s.mu.Lock()
+		stored := s.eventAck
+		s.mu.Unlock()
+		room := int64(stored+maxUnacked) - int64(w.eventsSent) //nolint:gosec // sequences stay far below
+		if room <= 0 {
+			return nil
+		}
+		events, err := s.cfg.Source.Next(w.eventsSent, int(min(room, maxBatch)))
+		if err != nil {
+			return err
+		}
+		if len(events) == 0 {
+			return nil
+		}
+		w.eventsSent = events[len(events)-1].GetSeq()
+		s.mu.Lock()
+		if s.probe == 0 {
+			s.probe, s.probedAt = w.eventsSent, time.Now()
+		}
+		s.mu.Unlock()
+		batch := fleetbanv1.EventBatch_builder{Spool: s.cfg.Source.ID(), Events: events}.Build()
+		if err := s.stream.Send(fleetbanv1.ConnectRequest_builder{Events: batch}.Build()); err != nil {
+			return err
+		}
+	}
+}
+
+// ack acknowledges what was applied: at once where the receiver has nothing else at hand, else gathered.
+func (w *sender) ack() (time.Duration, error) {
+	s := w.s
+	exceptions := s.exceptionsDue.Load()
+	s.mu.Lock()
+	due, since := len(s.unsent) > 0, s.ackSince
+	s.mu.Unlock()
+	if !due && !exceptions {
+		return 0, nil
+	}
+	if gap := time.Since(w.lastAck); gap < ackGap {
+		return ackGap - gap, nil
+	}
+	if busy := s.idleSince.Load() == 0; busy && !since.IsZero() && time.Since(since) < ackWait {
+		return ackWait - time.Since(since), nil
+	}
+	a := fleetbanv1.Ack_builder{}
+	if exceptions {
+		s.exceptionsDue.Store(false)
+		e, err := s.cfg.Sink.Exceptions(s.ctx)
+		if err == nil {
+			a.Exceptions, a.ExceptionsTotal, a.ExceptionsChanged = e.List, e.Total, true
+			s.c.setInert(e.Inert)
+		}
+	}
+	a.Inert = s.c.inert()
+	s.mu.Lock()
+	only := s.unsent
+	s.unsent, s.ackSince = map[string]bool{}, time.Time{}
+	s.mu.Unlock()
+	a.Cursors = s.cursors(only)
+	w.lastAck = time.Now()
+	s.c.setCursors(s.cursors(nil))
+	return 0, s.stream.Send(fleetbanv1.ConnectRequest_builder{Ack: a.Build()}.Build())
+}
+
+// cursors is what is held of the sets that only names; nil names all.
+func (s *session) cursors(only map[string]bool) []*fleetbanv1.SetCursor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*fleetbanv1.SetCursor, 0, len(s.held))
+	for set, c := range s.held {
+		if only == nil || only[set] {
+			out = append(out, c)
+		}
+	}
+	return out
+}

@@ -1,0 +1,385 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
+	"github.com/fleetban/fleetban/proto/wire/hostauth"
+)
+
+const (
+	// protocol is the number of the protocol that this speaks.
+	protocol = 1
+	// maxMessage bounds a message in both directions, in bytes.
+	maxMessage = 4 << 20
+	// maxBatch is how many events go into one message, maxUnacked how many may be under way.
+	maxBatch, maxUnacked = 500, 5000
+	// While more waits to be applied, acknowledgements are at least ackGap apart, and at most ackWait late.
+	ackGap, ackWait = 5 * time.Millisecond, time.Second
+	// healthGap is the least time between two Healths.
+	healthGap = 250 * time.Millisecond
+	// Bounds of the heartbeat that a Welcome may ask for.
+	minBeat, maxBeat = 50 * time.Millisecond, 25 * time.Second
+)
+
+type bidi = connect.BidiStreamForClient[fleetbanv1.ConnectRequest, fleetbanv1.ConnectResponse]
+
+// session is one stream. run owns it; the other methods may be called from anywhere.
+type session struct {
+	c      *Client
+	cfg    *Config
+	conn   *connection
+	stream *bidi
+
+	// Closed when the Welcome came; when a Drain's pause is over; when run has ended and err is set.
+	welcomed, drain, done chan struct{}
+	welcome               *fleetbanv1.Welcome
+	err                   error
+	began                 atomic.Int64 // when it was welcome, Unix nanoseconds
+
+	cancel context.CancelCauseFunc
+	ctx    context.Context //nolint:containedctx // a session is its context
+
+	// For the sender: something is due.
+	wake                     chan struct{}
+	healthDue, exceptionsDue atomic.Bool
+	out                      chan *fleetbanv1.ConnectRequest
+
+	// The receiver waits for a message since then; 0 while it is at work on one.
+	idleSince atomic.Int64
+	deaf      bool // the sink is away: sets are left unread. The receiver's own.
+	blocked   map[string]bool
+
+	mu       sync.Mutex
+	held     map[string]*fleetbanv1.SetCursor
+	unsent   map[string]bool // sets to be acknowledged
+	ackSince time.Time
+	eventAck uint64
+	probe    uint64 // the event whose acknowledgement tells the round trip
+	probedAt time.Time
+}
+
+func newSession(c *Client) *session {
+	return &session{
+		c: c, cfg: &c.cfg,
+		welcomed: make(chan struct{}), drain: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), out: make(chan *fleetbanv1.ConnectRequest),
+		blocked: map[string]bool{}, held: map[string]*fleetbanv1.SetCursor{}, unsent: map[string]bool{},
+	}
+}
+
+// run makes the stream and keeps it until it ends.
+func (s *session) run(ctx context.Context) {
+	s.mu.Lock()
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.mu.Unlock()
+	s.conn = dial(s.cfg)
+	stop := context.AfterFunc(s.ctx, s.conn.close)
+	err := s.live()
+	if cause := context.Cause(s.ctx); cause != nil {
+		err = cause
+	}
+	s.cancel(err)
+	stop()
+	s.conn.close()
+	s.err = err
+	close(s.done)
+}
+
+// end makes run return with an error, unless it has one already.
+func (s *session) end(err error) {
+	s.mu.Lock()
+	cancel := s.cancel
+	s.mu.Unlock()
+	if cancel != nil {
+		cancel(err)
+	}
+}
+
+// stop ends the session and waits for that.
+func (s *session) stop(err error) {
+	s.end(err)
+	<-s.done
+}
+
+func (s *session) upFor() time.Duration {
+	if b := s.began.Load(); b != 0 {
+		return time.Duration(time.Now().UnixNano() - b)
+	}
+	return 0
+}
+
+// poke wakes the sender; what is due, if not nil, is set before.
+func (s *session) poke(due *atomic.Bool) {
+	if due != nil {
+		due.Store(true)
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *session) live() error {
+	patience := time.AfterFunc(s.cfg.Patience, func() { s.cancel(errNoHello) })
+	defer patience.Stop()
+	hello, err := s.hello()
+	if err != nil {
+		return err
+	}
+	assertion, err := hostauth.Sign(s.cfg.Key, s.cfg.HostID, s.cfg.Audience, s.c.clock.now())
+	if err != nil {
+		return err
+	}
+	client := fleetbanv1connect.NewAgentServiceClient(s.conn.client, s.cfg.URL.String(),
+		connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage), connect.WithSendMaxBytes(maxMessage))
+	s.stream = client.Connect(s.ctx)
+	s.stream.RequestHeader().Set("Authorization", "Bearer "+assertion)
+	s.stream.RequestHeader().Set(hostauth.GrantHeader, s.cfg.Grant)
+	// Cancelling alone doesn't end a Receive; closing the connection below it and both halves does.
+	defer func() {
+		_ = s.stream.CloseRequest()
+		s.conn.close()
+		_ = s.stream.CloseResponse()
+	}()
+	asked := time.Now()
+	// Its error says only that the stream ended; Receive says why.
+	_ = s.stream.Send(fleetbanv1.ConnectRequest_builder{Hello: hello}.Build())
+	for s.welcome == nil {
+		m, err := s.stream.Receive()
+		if err != nil {
+			return err
+		}
+		s.welcome = m.GetWelcome() // anything else before it is skipped
+	}
+	patience.Stop()
+	s.c.setRoundTrip(time.Since(asked))
+	s.c.clock.sample(s.welcome.GetServerUnixMs(), true)
+	if err := s.cfg.Source.Begin(s.welcome.GetEventsThrough()); err != nil {
+		return errors.Join(errResync, err)
+	}
+	s.eventAck = s.welcome.GetEventsThrough()
+	if !s.deaf {
+		s.deaf = s.cfg.Sink.Begin(s.ctx, s.welcome, s.c.clock.nowMS(), s.conn.peers()) != nil
+	}
+	for _, c := range hello.GetCursors() {
+		s.held[c.GetSet()] = c
+		if !s.deaf {
+			s.unsent[c.GetSet()] = true
+		}
+	}
+	s.exceptionsDue.Store(!s.deaf)
+	s.began.Store(time.Now().UnixNano())
+	close(s.welcomed)
+
+	beat := min(max(time.Duration(s.welcome.GetHeartbeatMs())*time.Millisecond, minBeat), maxBeat)
+	s.idleSince.Store(time.Now().UnixNano())
+	watchdog := s.watch(beat*5/2, beat/2)
+	defer watchdog.Stop()
+	received := make(chan error, 1)
+	go func() {
+		err := s.receive()
+		received <- err
+		s.cancel(err)
+	}()
+	sent := s.send(beat)
+	if sent != nil && s.ctx.Err() == nil {
+		// A Send that fails says little; the receiver is about to learn why.
+		select {
+		case <-s.ctx.Done():
+		case <-time.After(2 * time.Second):
+			s.cancel(sent)
+		}
+	}
+	_ = s.stream.CloseRequest()
+	s.conn.close()
+	return <-received
+}
+
+func (s *session) hello() (*fleetbanv1.Hello, error) {
+	cursors, err := s.cfg.Sink.Cursors(s.ctx)
+	if err != nil {
+		if s.ctx.Err() != nil {
+			return nil, err
+		}
+		// What it held when it was last asked: better a delta too many than a snapshot for nobody.
+		s.deaf = true
+		cursors = s.c.lastCursors()
+	}
+	s.c.setCursors(cursors)
+	return fleetbanv1.Hello_builder{
+		Protocol: protocol, Features: s.cfg.Features, Instance: s.cfg.Instance, Facts: s.cfg.Facts(),
+		Spool: s.cfg.Source.ID(), Cursors: cursors, Health: s.cfg.Health(),
+	}.Build(), nil
+}
+
+// watch ends the session when nothing came for so long while the receiver waited: a dead peer. It is a timer, for the
+// sender may hang in a Send to that very peer.
+func (s *session) watch(longest, every time.Duration) *time.Timer {
+	var t *time.Timer
+	var mu sync.Mutex
+	mu.Lock()
+	defer mu.Unlock()
+	t = time.AfterFunc(every, func() {
+		since := s.idleSince.Load()
+		if since != 0 && time.Duration(time.Now().UnixNano()-since) > longest {
+			s.cancel(fmt.Errorf("%w for %s", errSilent, longest.Round(time.Millisecond)))
+			return
+		}
+		if s.ctx.Err() == nil {
+			mu.Lock()
+			t.Reset(every)
+			mu.Unlock()
+		}
+	})
+	return t
+}
+
+// receive takes what comes until the stream ends.
+func (s *session) receive() error {
+	for {
+		s.idleSince.Store(time.Now().UnixNano())
+		if s.ackDue() {
+			s.poke(nil)
+		}
+		m, err := s.stream.Receive()
+		if err != nil {
+			return err
+		}
+		s.idleSince.Store(0)
+		if err := s.take(m); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *session) take(m *fleetbanv1.ConnectResponse) error {
+	switch m.WhichMessage() {
+	case fleetbanv1.ConnectResponse_Delta_case:
+		return s.apply(m.GetDelta().GetSet(), Update{Delta: m.GetDelta()})
+	case fleetbanv1.ConnectResponse_Snapshot_case:
+		return s.apply(m.GetSnapshot().GetSet(), Update{Page: m.GetSnapshot()})
+	case fleetbanv1.ConnectResponse_SetSync_case:
+		return s.apply(m.GetSetSync().GetCursor().GetSet(), Update{Sync: m.GetSetSync()})
+	case fleetbanv1.ConnectResponse_EventAck_case:
+		s.eventsStored(m.GetEventAck())
+	case fleetbanv1.ConnectResponse_Heartbeat_case:
+		s.c.clock.sample(m.GetHeartbeat().GetServerUnixMs(), false)
+	case fleetbanv1.ConnectResponse_Drain_case:
+		s.drainAfter(time.Duration(m.GetDrain().GetReconnectAfterMs()) * time.Millisecond)
+	case fleetbanv1.ConnectResponse_Command_case:
+		s.c.order(s.ctx, m.GetCommand())
+	case fleetbanv1.ConnectResponse_OfferRequest_case:
+		return s.offer(m.GetOfferRequest())
+	case fleetbanv1.ConnectResponse_Settings_case:
+		if !s.deaf {
+			s.deaf = s.cfg.Sink.Settings(s.ctx, m.GetSettings(), s.c.clock.nowMS()) != nil
+			s.poke(&s.exceptionsDue)
+		}
+	case fleetbanv1.ConnectResponse_Welcome_case:
+		return fmt.Errorf("%w: a second Welcome", errProtocol)
+	}
+	return nil // a kind of message of a later version is skipped
+}
+
+func (s *session) apply(set string, u Update) error {
+	if s.deaf || s.blocked[set] {
+		return nil
+	}
+	a, err := s.cfg.Sink.Apply(s.ctx, u, s.c.clock.nowMS())
+	if err != nil {
+		s.deaf = true
+		return nil
+	}
+	switch a.Outcome {
+	case Gap:
+		return fmt.Errorf("%w: %s", errGap, set)
+	case UnknownKind:
+		s.blocked[set] = true
+		s.cfg.Log.Warn("the control plane sends a kind of record that this agent doesn't know; its set stays as it is. Upgrade the agent", "set", set)
+		return nil
+	case More:
+		return nil
+	}
+	s.mu.Lock()
+	s.held[set] = a.Cursor
+	s.unsent[set] = true
+	if s.ackSince.IsZero() {
+		s.ackSince = time.Now()
+	}
+	s.mu.Unlock()
+	if a.ExceptionsChanged {
+		s.exceptionsDue.Store(true)
+	}
+	return nil
+}
+
+func (s *session) ackDue() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.unsent) > 0
+}
+
+func (s *session) eventsStored(ack *fleetbanv1.EventAck) {
+	s.cfg.Source.Ack(ack.GetSpool(), ack.GetThrough())
+	s.mu.Lock()
+	s.eventAck = max(s.eventAck, ack.GetThrough())
+	var took time.Duration
+	if s.probe != 0 && ack.GetThrough() >= s.probe {
+		took, s.probe = time.Since(s.probedAt), 0
+	}
+	s.mu.Unlock()
+	if took > 0 {
+		s.c.setRoundTrip(took)
+	}
+	s.poke(nil)
+}
+
+func (s *session) drainAfter(d time.Duration) {
+	select {
+	case <-s.drain:
+		return
+	default:
+	}
+	d = min(d, 5*time.Minute)
+	if d <= 0 {
+		close(s.drain)
+		return
+	}
+	// A timer of the session's, not a goroutine: thousands of sessions may drain at once.
+	var once sync.Once
+	t := time.AfterFunc(d, func() { once.Do(func() { close(s.drain) }) })
+	context.AfterFunc(s.ctx, func() { t.Stop() })
+}
+
+func (s *session) offer(r *fleetbanv1.OfferRequest) error {
+	if s.deaf {
+		return nil // asked again once it is back
+	}
+	put := func(o *fleetbanv1.RecordOffer) error {
+		select {
+		case s.out <- fleetbanv1.ConnectRequest_builder{Offer: o}.Build():
+			return nil
+		case <-s.ctx.Done():
+			return context.Cause(s.ctx)
+		}
+	}
+	err := s.cfg.Sink.Held(s.ctx, r.GetSet(), r.GetAboveVersion(), func(records []*fleetbanv1.Record) error {
+		return put(fleetbanv1.RecordOffer_builder{Set: r.GetSet(), Records: records}.Build())
+	})
+	if err != nil {
+		if s.ctx.Err() == nil {
+			s.deaf = true
+		}
+		return nil
+	}
+	return put(fleetbanv1.RecordOffer_builder{Set: r.GetSet(), Last: true}.Build())
+}
