@@ -221,7 +221,8 @@ type AllowInput struct {
 	Reason   string
 }
 
-// AllowResult answers Allow. Suppresses are bans in force that are exempted now, at most 100.
+// AllowResult answers Allow. Suppresses are bans in force that are exempted now, at most 100; none
+// where they couldn't be read.
 type AllowResult struct {
 	Cursor     Cursor
 	Expires    int64
@@ -234,7 +235,8 @@ type DisallowInput struct {
 	Actor    string
 }
 
-// DisallowResult answers Disallow. Reinstates are bans in force again, at most 100.
+// DisallowResult answers Disallow. Reinstates are bans in force again, at most 100; none where they
+// couldn't be read.
 type DisallowResult struct {
 	Cursor     Cursor
 	Reinstates []netip.Prefix

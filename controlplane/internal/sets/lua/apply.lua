@@ -1,0 +1,300 @@
+-- Applies a batch of mutations of one organisation: each whole or not at all, one version a set for all of them.
+--
+-- KEYS[1]  fb:{ORG}:meta
+-- ARGV[1]  clock skew, ARGV[2] rebuild window (see prelude.lua)
+-- ARGV[3]  how many mutations follow; each is its name and a fixed number of arguments, see ops.
+-- Returns  the head (see flush.lua), then a list of results: {'ok', …} or {'err', code, …} each.
+-- Cost     O(prefixes · lengths in use); about 20 to 40 µs a prefix.
+--
+-- Prefixes come as one string: a byte of length, the packed prefix, and so on.
+local at_arg = 3
+local function arg()
+  at_arg = at_arg + 1
+  return ARGV[at_arg]
+end
+
+local function each_prefix(blob)
+  local list, pos = {}, 1
+  while pos <= #blob do
+    local n = string.byte(blob, pos)
+    list[#list + 1] = string.sub(blob, pos + 1, pos + n)
+    pos = pos + 1 + n
+  end
+  return list
+end
+
+local function add_reason(fields, reason)
+  if reason ~= '' then
+    fields[#fields + 1] = 'r'
+    fields[#fields + 1] = reason
+  end
+end
+
+local function stale_policy(version) return version ~= '0' and version ~= policy end
+
+-- What retracting left behind in a set: flush writes a RETRACTED record with it where the set has nothing more to say.
+local function note_retraction(c, set, at, expires)
+  local t = c.tombs[set]
+  if t then
+    t.since, t.expires = math.max(t.since, at), math.max(t.expires, expires)
+  else
+    c.tombs[set] = {since = at, expires = expires}
+  end
+end
+
+local TOMB_LEAST = 600000 -- an unban refuses what is under way for ten minutes even where nothing stood
+local TOMB_MOST = 400 * 86400000
+
+local ops = {}
+
+-- ban: policy, set, actor, reason, duration (0: for ever), prefixes. Also allow, which is a claim in the set "allow".
+-- ok: expires, then for each prefix its effect and what suppresses it.
+function ops.ban()
+  local version, name, actor, reason, duration, blob = arg(), arg(), arg(), arg(), tonumber(arg()), arg()
+  if stale_policy(version) then return {'err', 'policy'} end
+  local list = each_prefix(blob)
+  local no = set_no(name)
+  local s = load_set(no)
+  if s.kind == BAN then
+    for _, p in ipairs(list) do
+      local by = protected(p)
+      if by then return {'err', 'protected', p, by} end
+    end
+  end
+  local expires = duration == 0 and NEVER or now + duration
+  local who = intern('a', actor)
+  local result = {'ok', expires}
+  for _, p in ipairs(list) do
+    local c = cell(p)
+    touch(c)
+    local was = views(c.claims, true)[no]
+    local claim = find(c, PERSON, who, nil, no)
+    local why = intern('r', reason)
+    if why ~= 0 then ref[why] = ref[why] or 0 end
+    if claim then
+      if expires > claim.expires then
+        claim.expires = expires
+        if claim.slot ~= why then
+          if claim.slot ~= 0 then ref[claim.slot] = (ref[claim.slot] or 0) - 1 end
+          if why ~= 0 then ref[why] = ref[why] + 1 end
+          claim.slot = why
+        end
+        c.dirty = true
+      end
+    else
+      local since = now
+      for _, t in ipairs(c.claims) do
+        if t.source == TOMB and t.since > since then since = t.since end
+      end
+      if why ~= 0 then ref[why] = ref[why] + 1 end
+      c.claims[#c.claims + 1] = {source = PERSON, set = no, why = 0, host = who, slot = why, since = since, expires = expires, failures = 0}
+      c.dirty = true
+      note_len(no, p)
+    end
+    local effect = 3
+    if not was then effect = 1 elseif expires > was.expires then effect = 2 end
+    local by = ''
+    if s.kind == BAN then
+      local cover = covers(p, ALLOW_NO, false)[1]
+      if cover then effect, by = 4, cover[1] end
+    end
+    if effect ~= 3 then
+      local fields = {'p', p, 'a', actor, 'e', num(expires), 's', name}
+      add_reason(fields, reason)
+      tell(s.kind == BAN and 4 or 6, fields)
+    end
+    result[#result + 1] = effect
+    result[#result + 1] = by
+  end
+  return result
+end
+
+-- unban: actor, reason, prefixes.
+-- ok: for each prefix a list of retracted claims {packed, host or actor, jail or reason, set} and one of covers {prefix, set, expires}.
+function ops.unban()
+  local actor, reason, blob = arg(), arg(), arg()
+  local who = intern('a', actor)
+  local result = {'ok'}
+  load_lens()
+  load_set(ALL_NO)
+  for _, p in ipairs(each_prefix(blob)) do
+    local c = cell(p)
+    touch(c)
+    local gone, at, till = {}, now, now + TOMB_LEAST
+    for i = #c.claims, 1, -1 do
+      local claim = c.claims[i]
+      if claim.source < TOMB_SOURCE and kind_of(claim.set) == BAN then
+        at = math.max(at, claim.since + 1)
+        till = math.max(till, claim.expires)
+        local class = claim.source == PERSON and 'a' or 'h'
+        gone[#gone + 1] = {pack_claim(claim), text_of(class, claim.host), text_of(class == 'a' and 'r' or 'j', claim.slot), set_name(claim.set), claim.set, claim.why}
+      end
+    end
+    till = math.min(till, now + TOMB_MOST)
+    for i = #c.claims, 1, -1 do
+      if c.claims[i].source < TOMB_SOURCE and kind_of(c.claims[i].set) == BAN then drop(c, i) end
+    end
+    tombstone(c, {source = TOMB, set = 0, host = who, slot = 0, since = at, expires = till})
+    c.dirty = true
+    for _, g in ipairs(gone) do
+      if g[5] ~= 0 then
+        load_set(g[5])
+        if g[6] == 0 then note_retraction(c, g[5], at, till) end
+      end
+      g[5], g[6] = nil, nil
+    end
+    local cover = {}
+    for no in pairs(lens) do
+      if kind_of(no) == BAN then
+        for _, w in ipairs(covers(p, no, true)) do cover[#cover + 1] = {w[1], set_name(no), w[3]} end
+      end
+    end
+    if #gone > 0 then
+      local fields = {'p', p, 'a', actor}
+      add_reason(fields, reason)
+      tell(5, fields)
+    end
+    result[#result + 1] = gone
+    result[#result + 1] = cover
+  end
+  return result
+end
+
+-- disallow: actor, prefixes. ok: for each prefix 1 where it was on the list.
+function ops.disallow()
+  local actor, blob = arg(), arg()
+  local who = intern('a', actor)
+  local result = {'ok'}
+  load_set(ALLOW_NO)
+  for _, p in ipairs(each_prefix(blob)) do
+    local c = cell(p)
+    touch(c)
+    local at, till, gone = now, 0, 0
+    for i = #c.claims, 1, -1 do
+      local claim = c.claims[i]
+      if claim.source < TOMB_SOURCE and claim.set == ALLOW_NO then
+        at, till, gone = math.max(at, claim.since + 1), math.max(till, claim.expires), 1
+        drop(c, i)
+      end
+    end
+    if gone == 1 then
+      till = math.min(till, now + TOMB_MOST)
+      tombstone(c, {source = TOMB, set = ALLOW_NO, host = who, slot = 0, since = at, expires = till})
+      note_retraction(c, ALLOW_NO, at, till)
+      c.dirty = true
+      tell(7, {'p', p, 'a', actor})
+    end
+    result[#result + 1] = gone
+  end
+  return result
+end
+
+-- addresses: host, prefixes (sorted by the caller, so that the same list is the same string).
+function ops.addresses()
+  local host, blob = arg(), arg()
+  local no = intern('h', host)
+  local was = redis.call('HGET', key('addresses'), host) or ''
+  load_set(HOSTS_NO)
+  if was == blob then return {'ok'} end
+  local wanted = {}
+  for _, p in ipairs(each_prefix(blob)) do wanted[p] = true end
+  for _, p in ipairs(each_prefix(was)) do
+    if not wanted[p] then
+      local c = cell(p)
+      touch(c)
+      local _, i = find(c, RULE, no, nil, HOSTS_NO)
+      if i then
+        local claim = drop(c, i)
+        local at, till = math.max(now, claim.since + 1), now + 30 * 86400000
+        note_retraction(c, HOSTS_NO, at, till)
+        if not views(c.claims, true)[HOSTS_NO] then
+          tombstone(c, {source = TOMB, set = HOSTS_NO, host = 0, slot = 0, since = at, expires = till})
+        end
+        c.dirty = true
+      end
+    end
+  end
+  for p in pairs(wanted) do
+    local c = cell(p)
+    touch(c)
+    if not find(c, RULE, no, nil, HOSTS_NO) then
+      local since = now
+      for _, t in ipairs(c.claims) do
+        if t.source == TOMB and t.since > since then since = t.since end
+      end
+      c.claims[#c.claims + 1] = {source = RULE, set = HOSTS_NO, why = 0, host = no, slot = 0, since = since, expires = NEVER, failures = 0}
+      c.dirty = true
+      note_len(HOSTS_NO, p)
+    end
+  end
+  if blob == '' then
+    later[#later + 1] = {'HDEL', key('addresses'), host}
+  else
+    later[#later + 1] = {'HSET', key('addresses'), host, blob}
+  end
+  return {'ok'}
+end
+
+-- close: ends the rebuild.
+function ops.close()
+  if rebuild_until > now then
+    rebuild_until = 0
+    later[#later + 1] = {'HSET', KEYS[1], 'rebuild_until', '0'}
+    later[#later + 1] = {'SPUBLISH', key('bell'), 'epoch ' .. num(epoch)}
+  end
+  return {'ok'}
+end
+
+-- offer: set, packed records (as in the log). ok: how many were taken.
+function ops.offer()
+  local name, blob = arg(), arg()
+  if rebuild_until <= now then return {'err', 'closed'} end
+  local no = set_no(name)
+  local s = load_set(no)
+  local present, taken, pos = {}, 0, 1
+  while pos <= #blob do
+    local n = string.byte(blob, pos)
+    local p = string.sub(blob, pos + 1, pos + n)
+    local kind, since, expires, after = struct.unpack('>BI6I6', blob, pos + 1 + n)
+    pos = after
+    if expires > now and kind == PRESENT then
+      present[#present + 1] = {p, since, expires}
+    elseif expires > now and kind == RETRACTED then
+      expires = math.min(expires, now + TOMB_MOST)
+      local c = cell(p)
+      if not refused(c, no, since) then
+        touch(c)
+        for i = #c.claims, 1, -1 do
+          local claim = c.claims[i]
+          if claim.source < TOMB_SOURCE and claim.set == no and claim.since < since then
+            drop(c, i)
+            note_retraction(c, no, since, expires)
+          end
+        end
+        tombstone(c, {source = TOMB, set = no, host = 0, slot = 0, since = since, expires = expires})
+        c.dirty = true
+        taken = taken + 1
+      end
+    end
+  end
+  for _, r in ipairs(present) do
+    local p, since, expires = r[1], r[2], r[3]
+    -- Hosts say their own addresses again when they connect: what is recovered only bridges the time until then.
+    if s.kind == PROTECT then expires = math.min(expires, now + 86400000) end
+    local c = cell(p)
+    local was = views(c.claims, true)[no]
+    if not refused(c, no, since) and (not was or was.expires < expires) then
+      touch(c)
+      local claim = find(c, RECOVERED, nil, nil, no)
+      if claim then
+        claim.since, claim.expires = math.min(claim.since, since), math.max(claim.expires, expires)
+      else
+        c.claims[#c.claims + 1] = {source = RECOVERED, set = no, why = 0, host = 0, slot = 0, since = since, expires = expires, failures = 0}
+      end
+      c.dirty = true
+      note_len(no, p)
+      taken = taken + 1
+    end
+  end
+  return {'ok', taken}
+end

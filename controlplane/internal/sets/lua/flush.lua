@@ -1,0 +1,142 @@
+-- Writes what was staged: views before and after, records, versions, logs, names, indexes, events, doorbell. From here
+-- on nothing is decided and nothing may fail.
+
+local later = {} -- commands to run as they are
+local due = {} -- bucket → earliest end of a claim written to it
+
+local function hash_into(s, p, expires)
+  local h = redis.sha1hex(p .. struct.pack('>I8', expires))
+  s.d1 = bit.bxor(s.d1, tonumber(string.sub(h, 1, 8), 16))
+  s.d2 = bit.bxor(s.d2, tonumber(string.sub(h, 9, 16), 16))
+end
+
+local function flush_cell(c, len_change)
+  local parts = {}
+  local after = views(c.claims, false)
+  for no, was in pairs(c.before) do
+    local is = after[no]
+    local s = load_set(no)
+    local record
+    if is then
+      if is.expires ~= was.expires then
+        hash_into(s, c.p, was.expires)
+        hash_into(s, c.p, is.expires)
+        record = struct.pack('>BI6I6', PRESENT, is.since, is.expires)
+      end
+    else
+      hash_into(s, c.p, was.expires)
+      s.n = s.n - 1
+      local t = c.tombs[no]
+      if t and was.expires > now then
+        record = struct.pack('>BI6I6', RETRACTED, t.since, t.expires)
+      else
+        record = struct.pack('>BI6I6', EXPIRED, was.since, was.expires)
+      end
+      local field = no .. ':' .. (#c.p - 1) .. ':' .. string.byte(c.p, -1)
+      len_change[field] = (len_change[field] or 0) - 1
+      if s.kind ~= BAN then later[#later + 1] = {'ZREM', key('idx:' .. s.name), index_member(c.p)} end
+    end
+    if record then s.records[#s.records + 1] = string.char(#c.p) .. c.p .. record end
+  end
+  for no, is in pairs(after) do
+    if not c.before[no] then
+      local s = load_set(no)
+      hash_into(s, c.p, is.expires)
+      s.n = s.n + 1
+      s.records[#s.records + 1] = string.char(#c.p) .. c.p .. struct.pack('>BI6I6', PRESENT, is.since, is.expires)
+      local field = no .. ':' .. (#c.p - 1) .. ':' .. string.byte(c.p, -1)
+      len_change[field] = (len_change[field] or 0) + 1
+      if s.kind ~= BAN then later[#later + 1] = {'ZADD', key('idx:' .. s.name), 0, index_member(c.p)} end
+    end
+  end
+  local earliest
+  for _, claim in ipairs(c.claims) do
+    parts[#parts + 1] = pack_claim(claim)
+    local ends = life(claim)
+    if not earliest or ends < earliest then earliest = ends end
+  end
+  local bucket = BASE .. 'c:' .. c.bucket
+  if #parts == 0 then
+    redis.call('HDEL', bucket, c.p)
+  else
+    redis.call('HSET', bucket, c.p, table.concat(parts))
+    if not c.swept and earliest < NEVER and earliest < (due[c.bucket] or NEVER) then due[c.bucket] = earliest end
+  end
+end
+
+local function flush_set(s)
+  s.v = s.v + 1
+  s.rc = s.rc + #s.records
+  local digest, blob = digest_of(s), table.concat(s.records)
+  local state = key('set:' .. s.name)
+  if s.v == 1 or redis.call('HEXISTS', key('sets'), s.name) == 0 then redis.call('HSET', key('sets'), s.name, s.kind) end
+  redis.call('HSET', state, 'v', num(s.v), 'd', digest, 'n', num(s.n), 'rc', num(s.rc))
+  local log = key('log:' .. s.name)
+  redis.call('XADD', log, 'MAXLEN', '~', LOG_LEN, num(s.v) .. '-0', 'd', digest, 'c', num(s.rc), 'r', blob)
+  -- The log is bounded by entries above and by records here.
+  if s.v % 64 == 0 then
+    local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+    if oldest and s.rc - tonumber(oldest[2][4]) > LOG_RECORDS then
+      redis.call('XTRIM', log, 'MAXLEN', math.floor(redis.call('XLEN', log) / 2))
+    end
+  end
+  if #blob > RING_MOST then blob = '' end
+  redis.call('SPUBLISH', key('bell'), 'delta ' .. s.name .. ' ' .. s.kind .. ' ' .. num(epoch) .. ' ' .. num(s.v) .. ' ' .. digest .. '\n' .. blob)
+end
+
+local function flush_names()
+  for _, name in ipairs(fresh_names) do
+    redis.call('HSET', key('names'), name[1] .. name[3], num(name[2]), string.upper(name[1]) .. num(name[2]), name[3])
+  end
+  for class, n in pairs(next_name) do redis.call('HSET', key('names'), '#' .. class, num(n)) end
+  -- A reason is forgotten with the last claim that gives it.
+  for n, change in pairs(ref) do
+    if redis.call('HINCRBY', key('refs'), num(n), change) <= 0 then
+      redis.call('HDEL', key('refs'), num(n))
+      redis.call('HDEL', key('names'), 'r' .. text_of('r', n), 'R' .. num(n))
+    end
+  end
+end
+
+local function flush()
+  local wrote = false
+  local len_change = {}
+  for _, c in ipairs(cell_order) do
+    if c.dirty then
+      wrote = true
+      flush_cell(c, len_change)
+    end
+  end
+  for _, command in ipairs(later) do
+    wrote = true
+    redis.call(unpack(command))
+  end
+  for bucket, at in pairs(due) do redis.call('ZADD', key('due'), 'LT', num(at), bucket) end
+  for field, change in pairs(len_change) do
+    if change ~= 0 and redis.call('HINCRBY', key('lens'), field, change) <= 0 then redis.call('HDEL', key('lens'), field) end
+  end
+  flush_names()
+  for _, s in ipairs(set_order) do
+    if #s.records > 0 then flush_set(s) end
+  end
+  for _, fields in ipairs(people) do
+    wrote = true
+    redis.call('XADD', key('events'), 'MAXLEN', '~', EVENTS_LEN, '*', 't', num(now), unpack(fields))
+  end
+  if #people > 0 then redis.call('SPUBLISH', key('bell'), 'events') end
+  if wrote then redis.call('HSET', KEYS[1], 'clock', num(now)) end
+end
+
+-- What every reply begins with: clock, epoch, old epoch, end of the rebuild, policy, then the sets that were looked at,
+-- five values each: name, kind, version, digest, records.
+local function head()
+  local states = {}
+  for _, s in ipairs(set_order) do
+    states[#states + 1] = s.name
+    states[#states + 1] = s.kind
+    states[#states + 1] = num(s.v)
+    states[#states + 1] = digest_of(s)
+    states[#states + 1] = num(s.n)
+  end
+  return {now, epoch, old_epoch, rebuild_until > now and rebuild_until or 0, policy, states}
+end
