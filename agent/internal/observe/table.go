@@ -1,0 +1,227 @@
+package observe
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/fleetban/fleetban/agent/internal/fail2ban"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// ban is what is known of one ban.
+type ban struct {
+	// since is when it began by fail2ban's record, provisional until exact: then when the line was written.
+	since    time.Time
+	duration time.Duration // or fail2ban.Forever
+	// exact: since and duration were read from fail2ban.
+	exact bool
+	// seen is when it was taken down here.
+	seen time.Time
+}
+
+func (b ban) end() (end time.Time, forever bool) {
+	if b.duration < 0 {
+		return time.Time{}, true
+	}
+	return b.since.Add(b.duration), false
+}
+
+// over reports whether at is the ban's end or later. fail2ban counts in whole seconds and looks for ends once a second at
+// best, so an unban a little early is still one.
+func (b ban) over(at time.Time) bool {
+	end, forever := b.end()
+	return !forever && !at.Before(end.Add(-slack))
+}
+
+const slack = 2 * time.Second
+
+// jail is what is known of one jail. All of it belongs to the observer's own goroutine.
+type jail struct {
+	name string
+	bans map[netip.Prefix]ban
+	// extra counts what fail2ban bans and the table can't hold: entries that are no address, and the same one twice.
+	extra  uint64
+	counts fail2ban.Counts
+	// told is what TotalBanned should be by what was seen.
+	told uint64
+	// unequal counts the looks in a row at which the counters weren't what they should be.
+	unequal int
+	// inexact: some ban's times are provisional, or may have changed.
+	inexact bool
+	known   bool // bans were read in full since the jail was first seen
+
+	banTime, findTime time.Duration
+	maxRetry          int64
+	settingsAt        time.Time
+
+	// Settling: the jail has just started and reads its bans back. Ends when its counters stand still.
+	settling      bool
+	settlingSince time.Time
+	stillSince    time.Time
+	bornAt        time.Time // bans from before this moment are restored ones
+
+	// A full read blocks fail2ban: how long the last took, and when the next may be.
+	readCost time.Duration
+	nextRead time.Time
+}
+
+func (j *jail) settle(now, born time.Time) {
+	if !j.settling {
+		j.settling, j.settlingSince = true, now
+	}
+	j.stillSince, j.bornAt = now, born
+}
+
+// expected counts the bans that should come back after a start.
+func (j *jail) expected(now time.Time) (n uint64) {
+	for _, b := range j.bans {
+		if !b.over(now) {
+			n++
+		}
+	}
+	return n
+}
+
+// reserved jails are the fleet's own: what they ban came from the fleet.
+func reserved(name string) bool { return strings.HasPrefix(name, "fleet") }
+
+// difference is what a full read of a jail changes.
+type difference struct {
+	news    []found
+	changed []found // the same ban, with another end
+	gone    []netip.Prefix
+}
+
+type found struct {
+	prefix netip.Prefix
+	ban    ban
+}
+
+// compare takes a full read over into the table and tells what it changed. Removed bans are still in the table: why they
+// went is the caller's to find out.
+func (j *jail) compare(listing fail2ban.Listing, clock *zone, now time.Time) difference {
+	var d difference
+	read := make(map[netip.Prefix]ban, len(listing.Entries))
+	for _, e := range listing.Entries {
+		b := ban{since: now, duration: j.banTime, seen: now}
+		if listing.Times {
+			b.since, b.duration, b.exact = clock.utc(e.BannedAt), e.Duration, true
+			if b.since.After(now) {
+				b.since = now
+			}
+		}
+		read[e.Addr] = b
+	}
+	j.extra = uint64(listing.Unparsable + len(listing.Entries) - len(read))
+	for p, b := range read {
+		old, ok := j.bans[p]
+		switch {
+		case !ok:
+			d.news = append(d.news, found{p, b})
+		case !listing.Times:
+			continue
+		case old.exact && b.since.Sub(old.since) > slack && b.since.After(old.seen):
+			d.news = append(d.news, found{p, b}) // lifted and banned again in between
+		case !sameEnd(old, b):
+			b.seen = old.seen
+			d.changed = append(d.changed, found{p, b})
+		default:
+			b.seen = old.seen
+		}
+		j.bans[p] = b
+	}
+	for p := range j.bans {
+		if _, ok := read[p]; !ok {
+			d.gone = append(d.gone, p)
+		}
+	}
+	j.inexact, j.known = false, true
+	return d
+}
+
+func sameEnd(a, b ban) bool {
+	x, forever := a.end()
+	y, alsoForever := b.end()
+	if forever || alsoForever {
+		return forever == alsoForever
+	}
+	return x.Sub(y).Abs() <= slack
+}
+
+// expectation is a ban or unban that a command has ordered.
+type expectation struct {
+	command string
+	until   time.Time
+}
+
+const (
+	expectFor       = 30 * time.Second
+	maxExpectations = 10_000
+)
+
+// ExpectUnban says that commandID is about to unban prefix, in any jail: its unbans within the next 30 s are told as that
+// command's. Call it before fail2ban is told.
+func (o *Observer) ExpectUnban(commandID string, prefix netip.Prefix) {
+	o.expect(expectKey{prefix: prefix.Masked()}, commandID)
+}
+
+// ExpectBan says that commandID is about to ban prefix in a jail: its ban within the next 30 s is told as that command's.
+// Call it before fail2ban is told.
+func (o *Observer) ExpectBan(commandID, jail string, prefix netip.Prefix) {
+	o.expect(expectKey{jail: jail, prefix: prefix.Masked()}, commandID)
+}
+
+// expectKey is a ban in a jail, or an unban if the jail is "".
+type expectKey struct {
+	jail   string
+	prefix netip.Prefix
+}
+
+func (o *Observer) expect(key expectKey, command string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := o.now()
+	if len(o.expected) >= maxExpectations {
+		for k, e := range o.expected {
+			if now.After(e.until) {
+				delete(o.expected, k)
+			}
+		}
+		if len(o.expected) >= maxExpectations {
+			return // told as a person's, which is what it then looks like
+		}
+	}
+	o.expected[key] = expectation{command, now.Add(expectFor)}
+}
+
+// ordered returns the command that ordered a ban (jail given) or an unban, "" if none did.
+func (o *Observer) ordered(jail string, p netip.Prefix) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := o.now()
+	if e, ok := o.expected[expectKey{jail, p}]; ok && now.Before(e.until) {
+		return e.command
+	}
+	if jail != "" {
+		return ""
+	}
+	// To unban a prefix lifts each ban within it.
+	for bits := p.Bits() - 1; bits >= 0 && len(o.expected) > 0; bits-- {
+		wide, err := p.Addr().Prefix(bits)
+		if err != nil {
+			break
+		}
+		if e, ok := o.expected[expectKey{"", wide}]; ok && now.Before(e.until) {
+			return e.command
+		}
+	}
+	return ""
+}
+
+func sourceDelay(source fleetbanv1.EventSource, poll, cost time.Duration) uint32 {
+	if source == fleetbanv1.EventSource_EVENT_SOURCE_LOG {
+		return 10
+	}
+	return uint32((poll + cost).Milliseconds())
+}
