@@ -1,0 +1,175 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/fleetban/fleetban/controlplane/internal/promotion"
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/store"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/prefix"
+)
+
+// record decides on a batch of events, stores it, and acknowledges it.
+func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) error {
+	s, org, host := st.service, st.grant.OrganisationID, st.grant.HostID
+	if batch.GetSpool() != st.spool {
+		// A new spool was made under the stream: its numbers are its own.
+		st.spool = batch.GetSpool()
+	}
+	received := time.Now()
+	last := batch.GetEvents()[len(batch.GetEvents())-1].GetSeq()
+	var result sets.EventsResult
+	var events []sets.Event
+	policy := uint64(0)
+	decided := false
+	err := st.untilStored(ctx, func() error {
+		if !decided {
+			p, err := st.tenant.policy(ctx)
+			if err != nil {
+				return err
+			}
+			if events, err = st.decide(ctx, batch, p); err != nil {
+				return err
+			}
+			policy, decided = p.version, true
+		}
+		if len(events) == 0 {
+			result.Through = last
+			return nil
+		}
+		// Waiting for Redis made them older.
+		waited := time.Since(received)
+		aged := make([]sets.Event, len(events))
+		for i, e := range events {
+			e.Age += waited
+			aged[i] = e
+		}
+		var err error
+		result, err = s.Sets.RecordEvents(ctx, org, sets.EventsInput{
+			HostID: host, Fence: st.currentFence().N, Spool: batch.GetSpool(), Events: aged, PolicyVersion: policy,
+		})
+		switch {
+		case errors.Is(err, sets.ErrPolicyChanged):
+			decided = false
+			st.tenant.forgetPolicy()
+			return errAgain
+		case errors.Is(err, sets.ErrStaleFence):
+			return st.tenant.recheck(ctx, st)
+		case errors.Is(err, sets.ErrFull):
+			// It stays in the agent's spool until there is room.
+			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+		}
+		return err
+	})
+	if err != nil || result.Through == 0 {
+		return err
+	}
+	s.count(func(c *Counts) {
+		c.EventBatches++
+		c.Events += uint64(len(events))
+		c.Promotions += uint64(result.Promoted) //nolint:gosec // a count
+	})
+	st.note(func(m *mailbox) { m.events, m.eventsThrough = true, max(m.eventsThrough, result.Through, last) })
+	return nil
+}
+
+// decide turns a batch into what sets records. Events that can't be understood are left out, and acknowledged with
+// their batch: sending them again would not help.
+func (st *stream) decide(ctx context.Context, batch *fleetbanv1.EventBatch, p policy) ([]sets.Event, error) {
+	events := make([]sets.Event, 0, len(batch.GetEvents()))
+	decisions := make([]promotion.Decision, 0, len(batch.GetEvents()))
+	wanted := 0
+	for _, e := range batch.GetEvents() {
+		event, decision, err := decideOne(e, p.mode)
+		if err != nil {
+			st.service.Logger.WarnContext(ctx, "event can't be understood, leaving it out",
+				slog.String("host", st.grant.HostID), slog.Uint64("seq", e.GetSeq()), slog.Any("error", err))
+			continue
+		}
+		if event.Kind == sets.EventBan && decision.Counts() {
+			wanted++
+		}
+		events, decisions = append(events, event), append(decisions, decision)
+	}
+	grant, err := st.service.Rates.Take(ctx, st.grant.OrganisationID, st.grant.HostID, wanted)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	left := grant.Allowed
+	for i := range events {
+		d := decisions[i]
+		if events[i].Kind == sets.EventBan && d.Counts() {
+			if left == 0 {
+				d = d.Refuse(grant.Why)
+			} else {
+				left--
+			}
+		}
+		events[i].Set, events[i].Unpromoted, events[i].Window, events[i].Cap = d.Set, d.Unpromoted, d.Window, d.Cap
+	}
+	if wanted > grant.Allowed {
+		st.tellRate(ctx, wanted-grant.Allowed, grant.Why)
+	}
+	return events, nil
+}
+
+func decideOne(e *fleetbanv1.Event, mode fleetbanv1.Mode) (sets.Event, promotion.Decision, error) {
+	p, err := prefix.Unpack(e.GetPrefix())
+	if err != nil {
+		return sets.Event{}, promotion.Decision{}, err
+	}
+	out := sets.Event{Seq: e.GetSeq(), Jail: e.GetJail(), Prefix: p, Age: max(milliseconds(min(e.GetAgeMs(), maxAge)), 0)}
+	decision := promotion.Decision{Cap: promotion.CapOf(e.GetJail())}
+	switch e.WhichChange() {
+	case fleetbanv1.Event_Ban_case:
+		b := e.GetBan()
+		out.Kind, out.Duration, out.Failures = sets.EventBan, milliseconds(b.GetDurationMs()), b.GetFailures()
+		decision = promotion.Decide(mode, promotion.Observed{
+			Jail: e.GetJail(), Prefix: p, Restored: b.GetRestored(), Preexisting: b.GetPreexisting(), Commanded: b.GetCommandId() != "",
+		})
+	case fleetbanv1.Event_Extension_case:
+		out.Kind, out.Duration = sets.EventExtension, milliseconds(e.GetExtension().GetDurationMs())
+	case fleetbanv1.Event_Unban_case:
+		out.Kind, out.Cause = sets.EventUnban, e.GetUnban().GetCause()
+	default:
+		return sets.Event{}, promotion.Decision{}, errors.New("a change of a kind that this release doesn't know")
+	}
+	return out, decision, nil
+}
+
+// maxAge is longer than any ban that could still stand, milliseconds.
+const maxAge = int64(10 * 366 * 24 * time.Hour / time.Millisecond)
+
+// milliseconds converts, and keeps -1 (for ever) and what is too long for a Duration negative: for ever.
+func milliseconds(n int64) time.Duration {
+	if n < 0 || n > math.MaxInt64/int64(time.Millisecond) {
+		return -1
+	}
+	return time.Duration(n) * time.Millisecond
+}
+
+// tellRate tells people, once a minute and organisation, that bans stay local because there are too many.
+func (st *stream) tellRate(ctx context.Context, excess int, why operatorv1.Unpromoted) {
+	s, org := st.service, st.grant.OrganisationID
+	first, err := s.Store.Client().SetNX(ctx, store.Key(org, "notice", "rate"), "", time.Minute).Result()
+	if err != nil || !first {
+		return
+	}
+	reason := "this host has more bans than it may promote in a minute; the excess stays local"
+	if why == operatorv1.Unpromoted_UNPROMOTED_ORGANISATION_RATE {
+		reason = "all hosts together have more bans than may be promoted in a minute; the excess stays local"
+	}
+	s.Logger.WarnContext(ctx, "promotions exceed their rate", slog.String("organisation", org), slog.String("host", st.grant.HostID), slog.Int("excess", excess))
+	if err := s.Sets.AppendEvent(ctx, org, sets.FleetEvent{
+		Kind: operatorv1.FleetEventKind_FLEET_EVENT_KIND_NOTICE, HostID: st.grant.HostID, Reason: reason,
+	}); err != nil {
+		s.Logger.WarnContext(ctx, "event not recorded", slog.Any("error", err))
+	}
+}

@@ -1,0 +1,124 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/hostauth"
+)
+
+type grantKey struct{}
+
+// AuthenticateHost verifies a host's grant and assertion and takes the assertion's one use. It implements
+// auth.HostAuthenticator. Whether the host was deleted or quarantined is found when its stream attaches.
+func (s *Service) AuthenticateHost(ctx context.Context, header http.Header) (context.Context, error) {
+	if s.isDraining() {
+		return ctx, errDraining
+	}
+	scheme, token, _ := strings.Cut(header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") || token == "" || header.Get(hostauth.GrantHeader) == "" {
+		return ctx, apierr.New(connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
+			"no host credential was sent", "agents send `authorization: Bearer ASSERTION` and `fleetban-grant: GRANT`")
+	}
+	grant, err := hostauth.VerifyGrant(header.Get(hostauth.GrantHeader), s.Keys.GrantPublicKey(), s.Keys.Audience())
+	if err != nil {
+		return ctx, apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
+			"the host's grant was not made by this control plane", "enrol the host here: fleetban-agent enroll --force")
+	}
+	assertion, err := hostauth.VerifyAssertion(token, grant.PublicKey, grant.HostID, s.Keys.Audience(), s.Now())
+	if err != nil {
+		return ctx, assertionError(err)
+	}
+	life := assertion.Expires.Sub(s.Now()) + 2*hostauth.ClockLeeway
+	if err := s.Hosts.UseAssertion(ctx, grant.OrganisationID, grant.HostID, assertion.ID, life); err != nil {
+		if errors.Is(err, hosts.ErrReplayed) {
+			return ctx, apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_ASSERTION_REPLAYED, "",
+				"this assertion was presented before", "sign a new one for each connection")
+		}
+		return ctx, err
+	}
+	return context.WithValue(ctx, grantKey{}, grant), nil
+}
+
+func assertionError(err error) error {
+	reason, message, fix := fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "the host's assertion is malformed", "enrol the host again: fleetban-agent enroll --force"
+	switch {
+	case errors.Is(err, hostauth.ErrTime):
+		reason, message = fleetbanv1.Reason_REASON_CLOCK_SKEW, "the assertion's times don't fit the server's clock"
+		fix = "sign one with the time in server_unix_ms, and set the host's clock"
+	case errors.Is(err, hostauth.ErrSignature):
+		reason, message = fleetbanv1.Reason_REASON_WRONG_KEY, "the assertion is signed with another key than the host was enrolled with"
+	case errors.Is(err, hostauth.ErrAudience):
+		message = "the assertion is for another host or another control plane"
+	}
+	return apierr.Wrap(err, connect.CodeUnauthenticated, reason, "", message, fix)
+}
+
+func (s *Service) isDraining() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining
+}
+
+// Enroll implements AgentService. The rate of failures is limited by the auth interceptor.
+func (s *Service) Enroll(ctx context.Context, r *connect.Request[fleetbanv1.EnrollRequest]) (*connect.Response[fleetbanv1.EnrollResponse], error) {
+	if s.isDraining() {
+		return nil, errDraining
+	}
+	m := r.Msg
+	join, err := s.Orgs.UseJoinToken(ctx, m.GetJoinToken(), m.GetPublicKey())
+	if err != nil {
+		return nil, joinError(err)
+	}
+	org, err := s.Orgs.Get(ctx, join.Org)
+	if err != nil {
+		return nil, fmt.Errorf("enrol: %w", err)
+	}
+	id, err := s.Hosts.Enrol(ctx, join.Org, m.GetName(), m.GetPublicKey(), join.Tags, m.GetFacts())
+	if err != nil {
+		return nil, fmt.Errorf("enrol: %w", err)
+	}
+	tags := join.Tags
+	if join.Again {
+		// The host may stand since longer than this token, with tags of its own.
+		if tags, err = s.Hosts.Tags(ctx, join.Org, id.ID); err != nil {
+			return nil, fmt.Errorf("enrol: %w", err)
+		}
+	}
+	grant, err := hostauth.SignGrant(s.Keys.GrantKey(), s.Keys.Audience(), hostauth.Grant{
+		HostID: id.ID, OrganisationID: join.Org, Name: id.Name, PublicKey: m.GetPublicKey(), Tags: tags, IssuedAt: s.Now(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("enrol: %w", err)
+	}
+	return connect.NewResponse(fleetbanv1.EnrollResponse_builder{
+		HostId: id.ID, Name: id.Name, OrganisationId: join.Org, OrganisationName: org.Name, Grant: grant,
+		Audience: s.Keys.Audience(), ServerUnixMs: s.Now().UnixMilli(), Mode: org.Mode,
+	}.Build()), nil
+}
+
+func joinError(err error) error {
+	reason, message := fleetbanv1.Reason_REASON_UNSPECIFIED, ""
+	switch {
+	case errors.Is(err, orgs.ErrTokenExpired):
+		reason, message = fleetbanv1.Reason_REASON_JOIN_TOKEN_EXPIRED, "the join token expired"
+	case errors.Is(err, orgs.ErrTokenUsedUp):
+		reason, message = fleetbanv1.Reason_REASON_JOIN_TOKEN_USED_UP, "the join token has enrolled as many hosts as it may"
+	case errors.Is(err, orgs.ErrMalformed):
+		reason, message = fleetbanv1.Reason_REASON_JOIN_TOKEN_UNKNOWN, "this is not a whole join token: it begins with fbj_"
+	case errors.Is(err, orgs.ErrUnknownToken):
+		reason, message = fleetbanv1.Reason_REASON_JOIN_TOKEN_UNKNOWN, "the join token is unknown here, or was revoked"
+	default:
+		return fmt.Errorf("enrol: %w", err)
+	}
+	return apierr.Wrap(err, connect.CodeUnauthenticated, reason, "join_token", message, "make one with: fleetban join-token create")
+}

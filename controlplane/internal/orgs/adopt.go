@@ -1,0 +1,36 @@
+package orgs
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/fleetban/fleetban/controlplane/internal/store"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// Adopt puts back an organisation that Redis lost and that hosts with good grants still belong to: a shell that only
+// watches, until a person sets its mode. Its tokens are gone; `fleetban-controlplane token create` makes new ones. One
+// that stands is left as it is.
+func (o *Orgs) Adopt(ctx context.Context, id string) (Organisation, error) {
+	org, err := o.create(ctx, id, "recovered", fleetbanv1.Mode_MODE_WATCH)
+	if err != nil {
+		return Organisation{}, fmt.Errorf("adopt organisation: %w", err)
+	}
+	client := o.store.Client()
+	if org.SettingsVersion == 1 && org.Name == "recovered" {
+		// Hosts ignore settings older than those they know: go on above whatever version was lost.
+		now, err := client.Time(ctx).Result()
+		if err != nil {
+			return Organisation{}, fmt.Errorf("adopt organisation: %w", store.Classify(err))
+		}
+		if err := client.HSet(ctx, metaKey(id), "settings_version", now.UnixMilli()).Err(); err != nil {
+			return Organisation{}, fmt.Errorf("adopt organisation: %w", store.Classify(err))
+		}
+		org.SettingsVersion = uint64(now.UnixMilli()) //nolint:gosec // after 1970
+	}
+	// A first start after the loss finds this one instead of making another.
+	if err := client.SetNX(ctx, firstKey, id, 0).Err(); err != nil {
+		return Organisation{}, fmt.Errorf("adopt organisation: %w", store.Classify(err))
+	}
+	return org, nil
+}
