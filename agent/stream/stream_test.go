@@ -41,12 +41,12 @@ type peer struct {
 }
 
 type call struct {
-	t      *testing.T
-	stream *connect.BidiStream[fleetbanv1.ConnectRequest, fleetbanv1.ConnectResponse]
-	hello  *fleetbanv1.Hello
-	in     chan *fleetbanv1.ConnectRequest
-	end    chan error    // closes or fails the stream
-	gone   chan struct{} // the agent closed it
+	t     *testing.T
+	hello *fleetbanv1.Hello
+	in    chan *fleetbanv1.ConnectRequest
+	out   chan *fleetbanv1.ConnectResponse
+	end   chan error    // closes or fails the stream
+	gone  chan struct{} // the agent closed it
 }
 
 func newPeer(t *testing.T) *peer {
@@ -76,7 +76,7 @@ func (p *peer) Connect(ctx context.Context, s *connect.BidiStream[fleetbanv1.Con
 	if err != nil {
 		return err
 	}
-	c := &call{t: p.t, stream: s, hello: m.GetHello(), in: make(chan *fleetbanv1.ConnectRequest, 10_000), end: make(chan error), gone: make(chan struct{})}
+	c := &call{t: p.t, hello: m.GetHello(), out: make(chan *fleetbanv1.ConnectResponse), in: make(chan *fleetbanv1.ConnectRequest, 10_000), end: make(chan error), gone: make(chan struct{})}
 	go func() {
 		defer close(c.gone)
 		for {
@@ -88,13 +88,19 @@ func (p *peer) Connect(ctx context.Context, s *connect.BidiStream[fleetbanv1.Con
 		}
 	}()
 	p.streams <- c
-	select {
-	case err := <-c.end:
-		return err
-	case <-c.gone:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		select {
+		case m := <-c.out:
+			if err := s.Send(m); err != nil {
+				return err
+			}
+		case err := <-c.end:
+			return err
+		case <-c.gone:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
@@ -124,8 +130,12 @@ func (c *call) welcome(w fleetbanv1.Welcome_builder) *call {
 
 func (c *call) send(m *fleetbanv1.ConnectResponse) {
 	c.t.Helper()
-	if err := c.stream.Send(m); err != nil {
-		c.t.Fatal(err)
+	select {
+	case c.out <- m:
+	case <-c.gone:
+		c.t.Fatal("the agent closed the stream")
+	case <-time.After(patience):
+		c.t.Fatal("the agent doesn't read")
 	}
 }
 
