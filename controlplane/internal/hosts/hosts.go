@@ -19,7 +19,7 @@
 //	hostkeys         hash  public key → host, so that enrolment can be repeated
 //	hostgone         hash  deleted host → when: tombstones
 //	hostsver         when names or tags last changed: replicas cache them
-//	h:HOST           hash  fence: that of its last stream
+//	fences           hash  host → fence of its last stream (package sets checks it too)
 //	routes           hash  host → state, instance, replica, since, cause (JSON)
 //	facts            hash  host → HostFacts, as it said last
 //	live             zset  host with a stream → last heard, ms

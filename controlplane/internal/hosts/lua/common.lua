@@ -30,13 +30,13 @@ local function save_route(id, route)
 end
 
 local function fence_of(id)
-  return redis.call('HGET', key('h:' .. id), 'fence')
+  return redis.call('HGET', key('fences'), id)
 end
 
 -- Greater than every fence before it, also than those that a loss of Redis made it forget: it is a time.
 local function next_fence(id)
   local n = math.max(now_us(), tonumber(fence_of(id) or '0') + 1)
-  redis.call('HSET', key('h:' .. id), 'fence', text(n))
+  redis.call('HSET', key('fences'), id, text(n))
   return n
 end
 
