@@ -1,0 +1,275 @@
+package operatorapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/prefix"
+)
+
+// Ban implements BanService.
+func (a *API) Ban(ctx context.Context, req *connect.Request[operatorv1.BanRequest]) (*connect.Response[operatorv1.BanResponse], error) {
+	p, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	parsed, where, err := parsePrefixes(req.Msg.GetPrefixes())
+	if err != nil {
+		return nil, err
+	}
+	if err := checkBannable(parsed, where); err != nil {
+		return nil, err
+	}
+	set, k, v, err := parseTag(req.Msg.GetTag())
+	if err != nil {
+		return nil, err
+	}
+	if k != "" {
+		known, err := a.o.Hosts.HasTag(ctx, p.Org, k, v)
+		if err != nil {
+			return nil, mapped(err)
+		}
+		if !known {
+			return nil, apierr.NotFound("tag", fmt.Sprintf("no host has the tag %s=%s", k, v), "fleetban hosts shows the tags that there are")
+		}
+	}
+	result, err := a.o.Sets.Ban(ctx, p.Org, sets.BanInput{
+		Prefixes: parsed, Set: set, Duration: time.Duration(req.Msg.GetDurationS()) * time.Second, Actor: p.Name, Reason: req.Msg.GetReason(),
+	})
+	if protected := (*sets.ProtectedError)(nil); errors.As(err, &protected) {
+		return nil, a.protected(ctx, p.Org, protected, where)
+	}
+	if err != nil {
+		return nil, mapped(err)
+	}
+	answer := make([]*operatorv1.BannedPrefix, 0, len(result.Prefixes))
+	for _, b := range result.Prefixes {
+		answer = append(answer, operatorv1.BannedPrefix_builder{
+			Prefix: prefix.Format(b.Prefix), Effect: b.Effect, SuppressedBy: formatValid(b.SuppressedBy),
+		}.Build())
+	}
+	return connect.NewResponse(operatorv1.BanResponse_builder{
+		Cursor: result.Cursor.Proto(), ExpiresUnixMs: result.Expires, Prefixes: answer,
+	}.Build()), nil
+}
+
+// protected names the host whose address a ban would hit.
+func (a *API) protected(ctx context.Context, org string, e *sets.ProtectedError, where map[netip.Prefix]int) error {
+	whose := "one of the fleet's own addresses"
+	if owners, err := a.owners(ctx, org, e.By); err != nil {
+		a.o.Logger.WarnContext(ctx, "owner of a protected address not found", slog.Any("error", err))
+	} else if len(owners) > 0 {
+		whose = "an address of " + strings.Join(owners, " and ")
+	}
+	return apierr.Wrap(e, connect.CodeInvalidArgument, fleetbanv1.Reason_REASON_PREFIX_PROTECTED, field(where[e.Prefix]),
+		fmt.Sprintf("%s covers %s, %s", prefix.Format(e.Prefix), prefix.Format(e.By), whose), "leave it out, or ban the narrower prefixes beside it")
+}
+
+// owners are the names of the hosts that have an address.
+func (a *API) owners(ctx context.Context, org string, address netip.Prefix) ([]string, error) {
+	n, err := a.o.Hosts.Names(ctx, org)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for token := ""; ; {
+		page, err := a.o.Sets.List(ctx, org, sets.ListInput{PageSize: 5000, PageToken: token, Kind: fleetbanv1.SetKind_SET_KIND_PROTECT})
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range page.Entries {
+			if e.Prefix == address {
+				for _, c := range e.Claims {
+					out = append(out, n[c.HostID])
+				}
+			}
+		}
+		if token = page.NextPageToken; token == "" {
+			return slices.DeleteFunc(out, func(s string) bool { return s == "" }), nil
+		}
+	}
+}
+
+// Unban implements BanService.
+func (a *API) Unban(ctx context.Context, req *connect.Request[operatorv1.UnbanRequest]) (*connect.Response[operatorv1.UnbanResponse], error) {
+	p, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	parsed, _, err := parsePrefixes(req.Msg.GetPrefixes())
+	if err != nil {
+		return nil, err
+	}
+	result, err := a.o.Sets.Unban(ctx, p.Org, sets.UnbanInput{Prefixes: parsed, Actor: p.Name, Reason: req.Msg.GetReason()})
+	if err != nil {
+		return nil, mapped(err)
+	}
+	ordered, err := a.orderUnbans(ctx, p.Org, p.Name, result)
+	if err != nil {
+		return nil, err
+	}
+	known, err := a.o.Hosts.Names(ctx, p.Org)
+	if err != nil {
+		return nil, mapped(err)
+	}
+	n := names(known)
+	answer := operatorv1.UnbanResponse_builder{}
+	for _, c := range result.Cursors {
+		answer.Cursors = append(answer.Cursors, c.Proto())
+	}
+	for _, u := range result.Prefixes {
+		b := operatorv1.UnbannedPrefix_builder{Prefix: prefix.Format(u.Prefix), Retracted: n.claims(u.Retracted)}
+		for _, id := range claimingHosts(u.Retracted) {
+			if ordered[id] {
+				b.OrderedHosts = append(b.OrderedHosts, n[id])
+			}
+		}
+		for _, c := range u.StillCoveredBy {
+			b.StillCoveredBy = append(b.StillCoveredBy, operatorv1.Cover_builder{Prefix: prefix.Format(c.Prefix), Set: c.Set, ExpiresUnixMs: c.Expires}.Build())
+		}
+		answer.Prefixes = append(answer.Prefixes, b.Build())
+	}
+	return connect.NewResponse(answer.Build()), nil
+}
+
+// claimingHosts are the hosts whose jails claimed, each once.
+func claimingHosts(claims []sets.Claim) []string {
+	var out []string
+	for _, c := range claims {
+		if c.Source == operatorv1.ClaimSource_CLAIM_SOURCE_JAIL && c.HostID != "" && !slices.Contains(out, c.HostID) {
+			out = append(out, c.HostID)
+		}
+	}
+	return out
+}
+
+// orderUnbans orders the hosts whose jails claimed to unban there too: one command a host. The retraction stands by
+// now and a repeated call would find nothing to order, so it tries for a while, also when the caller has left.
+func (a *API) orderUnbans(ctx context.Context, org, actor string, result sets.UnbanResult) (ordered map[string]bool, err error) {
+	byHost := map[string][]netip.Prefix{}
+	for _, u := range result.Prefixes {
+		for _, id := range claimingHosts(u.Retracted) {
+			byHost[id] = append(byHost[id], u.Prefix)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
+	defer cancel()
+	ordered = make(map[string]bool, len(byHost))
+	var failed []string
+	for id, prefixes := range byHost {
+		switch err := a.order(ctx, org, id, actor, prefixes); {
+		case err == nil:
+			ordered[id] = true
+		case errors.Is(err, hosts.ErrNotFound):
+			// It was deleted; its claims were the last of it.
+		default:
+			failed = append(failed, id)
+			a.o.Logger.ErrorContext(ctx, "unban not ordered", slog.String("organisation", org), slog.String("host", id), slog.Any("error", err))
+		}
+	}
+	if len(failed) == 0 {
+		return ordered, nil
+	}
+	slices.Sort(failed)
+	if known, err := a.o.Hosts.Names(ctx, org); err == nil {
+		for i, id := range failed {
+			if known[id] != "" {
+				failed[i] = known[id]
+			}
+		}
+	}
+	return nil, apierr.New(connect.CodeUnavailable, fleetbanv1.Reason_REASON_OUTCOME_UNKNOWN, "",
+		"the fleet's bans are retracted, but these hosts could not be told to unban in their own jails: "+strings.Join(failed, ", "),
+		"on each of them: fail2ban-client unban ADDRESS")
+}
+
+func (a *API) order(ctx context.Context, org, host, actor string, prefixes []netip.Prefix) error {
+	const attempts = 4
+	for attempt := 1; ; attempt++ {
+		_, err := a.o.Hosts.QueueCommand(ctx, org, host, fleetbanv1.Command_builder{
+			UnbanInJails: fleetbanv1.UnbanInJails_builder{Prefixes: packAll(prefixes)}.Build(),
+		}.Build(), actor)
+		// Ordering twice is harmless.
+		if err == nil || errors.Is(err, hosts.ErrNotFound) || errors.Is(err, hosts.ErrTooManyCommands) || attempt == attempts || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(attempt) * 250 * time.Millisecond):
+		}
+	}
+}
+
+// ListBans implements BanService.
+func (a *API) ListBans(ctx context.Context, req *connect.Request[operatorv1.ListBansRequest]) (*connect.Response[operatorv1.ListBansResponse], error) {
+	p, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in := sets.ListInput{
+		PageSize: int(req.Msg.GetPageSize()), PageToken: req.Msg.GetPageToken(), Kind: fleetbanv1.SetKind_SET_KIND_BAN,
+		IncludeUnpromoted: req.Msg.GetIncludeUnpromoted(), Jail: req.Msg.GetJail(),
+	}
+	if req.Msg.GetHost() != "" {
+		host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
+		if err != nil {
+			return nil, mapped(err)
+		}
+		in.HostID = host.ID
+	}
+	result, err := a.o.Sets.List(ctx, p.Org, in)
+	if err != nil {
+		return nil, mapped(err)
+	}
+	known, err := a.o.Hosts.Names(ctx, p.Org)
+	if err != nil {
+		return nil, mapped(err)
+	}
+	bans := make([]*operatorv1.FleetBan, 0, len(result.Entries))
+	for _, e := range result.Entries {
+		bans = append(bans, names(known).ban(e))
+	}
+	return connect.NewResponse(operatorv1.ListBansResponse_builder{Bans: bans, NextPageToken: result.NextPageToken, Total: result.Total}.Build()), nil
+}
+
+// WatchReceipts implements BanService.
+func (a *API) WatchReceipts(
+	ctx context.Context, req *connect.Request[operatorv1.WatchReceiptsRequest], stream *connect.ServerStream[operatorv1.WatchReceiptsResponse],
+) error {
+	p, err := caller(ctx)
+	if err != nil {
+		return err
+	}
+	parsed, _, err := parsePrefixes(req.Msg.GetPrefixes())
+	if err != nil {
+		return err
+	}
+	states, err := a.o.Sets.States(ctx, p.Org)
+	if err != nil {
+		return mapped(err)
+	}
+	// No host can ever acknowledge a version that isn't: waiting for it would not end.
+	cursor := req.Msg.GetCursor()
+	if state := states.Set(cursor.GetSet()); cursor.GetEpoch() > states.Epoch || cursor.GetEpoch() == states.Epoch && cursor.GetVersion() > state.Cursor.Version {
+		return apierr.Invalid("cursor", fmt.Sprintf("the set %q has no version %d", cursor.GetSet(), cursor.GetVersion()),
+			"pass the cursor that Ban, Unban or Allow answered, as it is")
+	}
+	ctx, cancel := a.streaming(ctx)
+	defer cancel()
+	bell, release := a.bell(p.Org)
+	defer release()
+	return ended(ctx, a.o.Hosts.WatchReceipts(ctx, p.Org, cursor, packAll(parsed), bell, stream.Send))
+}
