@@ -1,0 +1,528 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/scripts/lab/internal/await"
+	"github.com/fleetban/fleetban/scripts/lab/internal/lab"
+	"github.com/fleetban/fleetban/scripts/lab/internal/node"
+)
+
+// Faults: the agent says so, keeps enforcing, converges by itself, and the events of that time arrive once each.
+
+func TestFail2banFaults(t *testing.T) {
+	f := newFleet(t, lab.Options{Name: "f2b", Hosts: 2})
+	a, b := f.Node("a"), f.Node("b")
+
+	// works checks that a ban made now on a is enforced on both and told once.
+	works := func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		f := &fleet{Lab: f.Lab, t: t, api: f.api}
+		from := source(t)
+		f.jailBan(ctx, a, from)
+		f.enforced(ctx, from, a, b)
+		f.observedOnce(ctx, from, "a")
+	}
+	// stands checks that a ban from before is enforced on b, all the while, and that its claim is one.
+	stands := func(t *testing.T, ctx context.Context, during func()) {
+		t.Helper()
+		f := &fleet{Lab: f.Lab, t: t, api: f.api}
+		from := source(t)
+		f.jailBan(ctx, a, from)
+		f.enforced(ctx, from, a, b)
+		during()
+		works(t, ctx)
+		if !f.bans(ctx, b, from) {
+			t.Errorf("b doesn't ban %s any more", from)
+		}
+		f.observedOnce(ctx, from, "a")
+		answer := f.explain(ctx, from.String())
+		if len(answer.GetBans()) != 1 || len(answer.GetBans()[0].GetClaims()) != 1 {
+			t.Errorf("its claims are now: %v", answer.GetBans())
+		}
+	}
+	restarted := func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		// A socket that answers and the jail that is up: what reading the log can't tell twice.
+		err := await.Until(ctx, "fail2ban's sshd jail to be up again", func() error {
+			_, err := a.Fail2ban(ctx, "status", "sshd")
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	t.Run("stopped and started", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		stands(t, ctx, func() {
+			if err := a.Stop(ctx, lab.ServiceFail2ban, syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			f.awaitHost(ctx, "a", "fail2ban down", func(h *operatorv1.Host) bool {
+				return h.GetHealth().GetFail2Ban().GetState() == fleetbanv1.Fail2BanHealth_STATE_DOWN
+			})
+			if err := a.StartAgain(ctx, lab.ServiceFail2ban); err != nil {
+				t.Fatal(err)
+			}
+			restarted(t, ctx)
+		})
+	})
+	t.Run("killed", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		stands(t, ctx, func() {
+			before, err := a.Service(ctx, lab.ServiceFail2ban)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Signal(ctx, lab.ServiceFail2ban, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			awaitRestart(t, ctx, a, lab.ServiceFail2ban, before.Starts)
+			restarted(t, ctx)
+		})
+	})
+	t.Run("reloaded", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		stands(t, ctx, func() {
+			if _, err := a.Fail2ban(ctx, "reload"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("restarted in place", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		stands(t, ctx, func() {
+			if _, err := a.Fail2ban(ctx, "reload", "--restart"); err != nil {
+				t.Fatal(err)
+			}
+			restarted(t, ctx)
+		})
+	})
+	t.Run("its socket answers garbage", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		stands(t, ctx, func() {
+			if err := a.Stop(ctx, lab.ServiceFail2ban, syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Start(ctx, node.Service{
+				Name: "garbage", Path: "/proc/self/exe", Argv: []string{node.WebArg0, "garbage=/run/fail2ban/fail2ban.sock"},
+			}); err != nil {
+				t.Fatal(err)
+			}
+			f.awaitHost(ctx, "a", "fail2ban not up", func(h *operatorv1.Host) bool {
+				health := h.GetHealth().GetFail2Ban()
+				return health.GetState() == fleetbanv1.Fail2BanHealth_STATE_BROKEN && health.GetProblem() != ""
+			})
+			if err := a.Stop(ctx, "garbage", syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(a.Path("/run/fail2ban/fail2ban.sock")); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.StartAgain(ctx, lab.ServiceFail2ban); err != nil {
+				t.Fatal(err)
+			}
+			restarted(t, ctx)
+		})
+	})
+	t.Run("its log is rotated", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		stands(t, ctx, func() {
+			if err := os.Rename(a.Fail2banLog(), a.Fail2banLog()+".1"); err != nil {
+				t.Fatal(err)
+			}
+			works(t, ctx) // into the old file
+			if _, err := a.Fail2ban(ctx, "flushlogs"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("its log is truncated", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		stands(t, ctx, func() {
+			if err := os.Truncate(a.Fail2banLog(), 0); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("a person unbans on the host", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		f := &fleet{Lab: f.Lab, t: t, api: f.api}
+		from := source(t)
+		f.jailBan(ctx, a, from)
+		f.enforced(ctx, from, a, b)
+		if _, err := a.Fail2ban(ctx, "set", "sshd", "unbanip", from.String()); err != nil {
+			t.Fatal(err)
+		}
+		f.lifted(ctx, from, a, b)
+	})
+}
+
+func awaitRestart(t *testing.T, ctx context.Context, n *lab.Node, service string, starts int) {
+	t.Helper()
+	err := await.Until(ctx, fmt.Sprintf("%s on %s to be started again", service, n.Name), func() error {
+		state, err := n.Service(ctx, service)
+		if err == nil && (state.Starts <= starts || state.PID == 0) {
+			err = fmt.Errorf("it is %+v", state)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAgentFaults(t *testing.T) {
+	f := newFleet(t, lab.Options{Name: "agent", Hosts: 2})
+	a, b := f.Node("a"), f.Node("b")
+	attacker := f.Node(lab.Attacker)
+
+	t.Run("either half killed while bans are made", func(t *testing.T) {
+		ctx := limited(t, 3*limit)
+		var addrs []string
+		for round := range 4 {
+			victim := []string{lab.ServiceAgent, lab.ServiceHelper}[round%2]
+			for _, host := range []*lab.Node{a, b} {
+				if err := host.Signal(ctx, victim, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}
+			from := source(t)
+			f.jailBan(ctx, a, from)
+			addrs = append(addrs, from.String())
+			f.enforced(ctx, from, a, b)
+			f.observedOnce(ctx, from, "a")
+		}
+		for _, addr := range addrs {
+			if !f.explain(ctx, addr).GetBanned() {
+				t.Errorf("the ban of %s was lost", addr)
+			}
+		}
+	})
+
+	t.Run("both halves down: the kernel goes on", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		from := source(t)
+		f.ban(ctx, 5*time.Second, from.String())
+		f.enforced(ctx, from, a, b)
+		for _, service := range []string{lab.ServiceAgent, lab.ServiceHelper} {
+			if err := b.Stop(ctx, service, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := lab.Reach(ctx, attacker, from, f.Targets()[1]); !errors.Is(err, lab.ErrUnreachable) {
+			t.Errorf("b with its agent dead: %v", err)
+		}
+		f.lifted(ctx, from, b) // its end comes with nobody there
+		missed := source(t)
+		f.ban(ctx, time.Hour, missed.String())
+		for _, service := range []string{lab.ServiceHelper, lab.ServiceAgent} {
+			if err := b.StartAgain(ctx, service); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.enforced(ctx, missed, b)
+	})
+
+	t.Run("a foreign flush of all rules", func(t *testing.T) {
+		ctx := limited(t, limit)
+		from := source(t)
+		f.ban(ctx, time.Hour, from.String())
+		f.enforced(ctx, from, a, b)
+		if _, err := b.Exec(ctx, "nft", "flush", "ruleset"); err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, from, b)
+		if err := lab.AwaitUnreachable(ctx, attacker, from, f.Targets()[1]); err != nil {
+			t.Error(err)
+		}
+	})
+
+	t.Run("saved sets are enforced at start, before any network", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		from := source(t)
+		f.ban(ctx, time.Hour, from.String())
+		f.enforced(ctx, from, a, b)
+		for _, service := range []string{lab.ServiceAgent, lab.ServiceHelper} {
+			if err := b.Stop(ctx, service, syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// A reboot leaves an empty kernel, and the network is not there yet.
+		if _, err := b.Exec(ctx, "nft", "flush", "ruleset"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Exec(ctx, "ip", "link", "set", "eth0", "down"); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.StartAgain(ctx, lab.ServiceHelper); err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, from, b)
+		if _, err := b.Exec(ctx, "sh", "-c", "ip link set eth0 up && ip route add default via 203.0.113.1"); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.StartAgain(ctx, lab.ServiceAgent); err != nil {
+			t.Fatal(err)
+		}
+		f.awaitHost(ctx, "b", "online", func(h *operatorv1.Host) bool {
+			return h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE
+		})
+	})
+
+	t.Run("its disk is full", func(t *testing.T) {
+		ctx := limited(t, 3*limit)
+		for _, host := range []*lab.Node{a} {
+			if _, err := host.Exec(ctx, "sh", "-c", `
+				set -e
+				mkdir -p /run/small && cp -a /var/lib/fleetban /run/small/keep
+				mount -t tmpfs -o size=1m,mode=700,uid=2002,gid=2002 small /var/lib/fleetban
+				cp -a /run/small/keep/. /var/lib/fleetban/`); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The agent is restarted so that it is on the small disk; then that fills up.
+		before, err := a.Service(ctx, lab.ServiceAgent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Signal(ctx, lab.ServiceAgent, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		awaitRestart(t, ctx, a, lab.ServiceAgent, before.Starts)
+		f.awaitHost(ctx, "a", "online", func(h *operatorv1.Host) bool {
+			return h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE
+		})
+		_, _ = a.Exec(ctx, "dd", "if=/dev/zero", "of=/var/lib/fleetban/fill", "bs=4k") // it fails when the disk is full
+		seen, own := source(t), source(t)
+		f.ban(ctx, time.Hour, seen.String())
+		f.enforced(ctx, seen, a, b)
+		f.jailBan(ctx, a, own)
+		f.awaitStatus(ctx, a, "space")
+		if _, err := a.Exec(ctx, "rm", "/var/lib/fleetban/fill"); err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, own, b)
+		f.observedOnce(ctx, own, "a")
+	})
+}
+
+func TestControlPlaneFaults(t *testing.T) {
+	f := newFleet(t, lab.Options{Name: "cp", Hosts: 3})
+	cp, a, b := f.Node(lab.ControlPlane), f.Node("a"), f.Node("b")
+	attacker := f.Node(lab.Attacker)
+	replicas := []string{lab.ServiceReplica(1), lab.ServiceReplica(2)}
+
+	t.Run("the replica that holds a stream is killed", func(t *testing.T) {
+		ctx := limited(t, 3*limit)
+		for range 2 {
+			before, err := f.HostState(ctx, "b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			victim, err := f.ReplicaOf(before.GetReplica())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cp.Stop(ctx, victim, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			from := source(t)
+			f.jailBan(ctx, a, from)
+			f.enforced(ctx, from, f.Hosts()...)
+			f.observedOnce(ctx, from, "a")
+			if err := cp.StartAgain(ctx, victim); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+
+	t.Run("a replica is drained", func(t *testing.T) {
+		ctx := limited(t, 2*limit)
+		if err := f.AwaitOnline(ctx); err != nil {
+			t.Fatal(err)
+		}
+		state, err := f.HostState(ctx, "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		victim, err := f.ReplicaOf(state.GetReplica())
+		if err != nil {
+			t.Fatal(err)
+		}
+		stopped := make(chan error, 1)
+		go func() { stopped <- cp.Stop(ctx, victim, syscall.SIGTERM) }()
+		// Make before break: at no moment is b offline.
+		err = await.Until(ctx, "b on another replica", func() error {
+			now, err := f.HostState(ctx, "b")
+			if err != nil {
+				return err
+			}
+			if now.GetPresence() != operatorv1.Presence_PRESENCE_ONLINE {
+				t.Errorf("b is %s: %s", now.GetPresence(), now.GetCause())
+			}
+			if now.GetReplica() == state.GetReplica() {
+				return fmt.Errorf("it is on %s", now.GetReplica())
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-stopped; err != nil {
+			t.Fatal(err)
+		}
+		if err := cp.StartAgain(ctx, victim); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	t.Run("all of it away", func(t *testing.T) {
+		ctx := limited(t, 3*limit)
+		standing, during := source(t), source(t)
+		f.ban(ctx, time.Hour, standing.String())
+		f.enforced(ctx, standing, f.Hosts()...)
+		for _, r := range replicas {
+			if err := cp.Stop(ctx, r, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.jailBan(ctx, a, during)
+		f.awaitStatus(ctx, b, `"connected": false`)
+		if err := lab.Reach(ctx, attacker, standing, f.Targets()[1]); !errors.Is(err, lab.ErrUnreachable) {
+			t.Errorf("b without a control plane: %v", err)
+		}
+		for _, r := range replicas {
+			if err := cp.StartAgain(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.enforced(ctx, during, f.Hosts()...)
+		f.observedOnce(ctx, during, "a")
+	})
+
+	t.Run("Redis killed and started", func(t *testing.T) {
+		ctx := limited(t, 3*limit)
+		acknowledged, during := source(t), source(t)
+		f.ban(ctx, time.Hour, acknowledged.String())
+		if err := cp.Stop(ctx, lab.ServiceRedis, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		f.jailBan(ctx, a, during)
+		_, err := f.api.Bans.Ban(ctx, connect.NewRequest(operatorv1.BanRequest_builder{Prefixes: []string{source(t).String()}, DurationS: 60}.Build()))
+		if err == nil {
+			t.Error("a ban without Redis was acknowledged")
+		}
+		if err := cp.StartAgain(ctx, lab.ServiceRedis); err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, acknowledged, f.Hosts()...)
+		f.enforced(ctx, during, f.Hosts()...)
+		f.observedOnce(ctx, during, "a")
+		if !f.explain(ctx, acknowledged.String()).GetBanned() {
+			t.Error("an acknowledged ban was lost")
+		}
+	})
+
+	t.Run("Redis lost the latest bans", func(t *testing.T) {
+		ctx := limited(t, 4*limit)
+		kept, lost := source(t), source(t)
+		f.ban(ctx, time.Hour, kept.String())
+		f.enforced(ctx, kept, f.Hosts()...)
+		copyRedis := func(from, to string) {
+			t.Helper()
+			if _, err := cp.Exec(ctx, "sh", "-c", fmt.Sprintf("rm -rf %s && cp -a %s %s", to, from, to)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := cp.Stop(ctx, lab.ServiceRedis, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		copyRedis("/var/lib/redis", "/var/lib/backup")
+		if err := cp.StartAgain(ctx, lab.ServiceRedis); err != nil {
+			t.Fatal(err)
+		}
+		err := await.Until(ctx, "a ban after Redis is back", func() error {
+			_, err := f.api.Bans.Ban(ctx, connect.NewRequest(operatorv1.BanRequest_builder{Prefixes: []string{lost.String()}, DurationS: 3600}.Build()))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, lost, f.Hosts()...)
+		if err := cp.Stop(ctx, lab.ServiceRedis, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		copyRedis("/var/lib/backup", "/var/lib/redis")
+		if err := cp.StartAgain(ctx, lab.ServiceRedis); err != nil {
+			t.Fatal(err)
+		}
+		// What only hosts hold any more is rebuilt from them, and meanwhile nothing is dropped.
+		err = await.Until(ctx, "the lost ban to be rebuilt from what hosts hold", func() error {
+			for _, addr := range []string{kept.String(), lost.String()} {
+				answer, err := f.api.Bans.Explain(ctx, connect.NewRequest(operatorv1.ExplainRequest_builder{Address: addr}.Build()))
+				if err != nil {
+					return err
+				}
+				if !answer.Msg.GetBanned() {
+					return fmt.Errorf("%s is not banned", addr)
+				}
+			}
+			for _, h := range f.Hosts() {
+				if !f.bans(ctx, h, lost) {
+					t.Errorf("%s dropped %s", h.Name, lost)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, lost, f.Hosts()...)
+		f.enforced(ctx, kept, f.Hosts()...)
+	})
+
+	t.Run("a host cut off from the network", func(t *testing.T) {
+		ctx := limited(t, 4*limit)
+		during := source(t)
+		if _, err := f.Node(lab.Switch).Exec(ctx, "ip", "link", "set", "dev", "b", "down"); err != nil {
+			t.Fatal(err)
+		}
+		f.ban(ctx, time.Hour, during.String())
+		f.enforced(ctx, during, a)
+		if f.bans(ctx, b, during) {
+			t.Error("b has heard of a ban though it is cut off")
+		}
+		if _, err := f.Node(lab.Switch).Exec(ctx, "ip", "link", "set", "dev", "b", "up"); err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, during, b)
+	})
+
+	t.Run("no secrets in any log", func(t *testing.T) {
+		token := strings.TrimPrefix(f.OperatorEnv()[1], "FLEETBAN_TOKEN=")
+		for _, n := range f.Nodes() {
+			services, err := n.Services(limited(t, limit))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range services {
+				if log := read(t, n.Path(node.LogDir+"/"+s.Name+".log")); strings.Contains(log, token) || strings.Contains(log, "fbj_") {
+					t.Errorf("the log of %s on %s has a secret in it", s.Name, n.Name)
+				}
+			}
+		}
+	})
+}
