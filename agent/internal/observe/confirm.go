@@ -18,7 +18,7 @@ type answers struct {
 	banned    map[expectKey]bool
 	confirmed time.Time
 	skip      map[string]bool // jails that were read in full, are gone, or are no business of ours
-	checked   map[string]bool // jails that weren't restarted since they were last looked at, or were
+	restarted map[string]bool // jails that began anew since they were last looked at
 }
 
 // confirm asks fail2ban about what lines say, and tells what turns out true.
@@ -119,9 +119,15 @@ func (o *Observer) announcements(lines []line) []line {
 
 // ask asks each jail once about all of its addresses.
 func (o *Observer) ask(lines []line) (answers, error) {
-	a := answers{banned: map[expectKey]bool{}, skip: map[string]bool{}, checked: map[string]bool{}}
+	a := answers{banned: map[expectKey]bool{}, skip: map[string]bool{}, restarted: map[string]bool{}}
 	questions := map[string][]netip.Prefix{}
+	early := map[string]bool{} // jails with bans lifted before their end
 	for _, l := range lines {
+		if j := o.jails[l.jail]; j != nil && l.kind == kindUnban {
+			if b, ok := j.bans[l.prefix]; ok && !b.over(o.now()) {
+				early[l.jail] = true
+			}
+		}
 		key := expectKey{l.jail, l.prefix}
 		if _, ok := a.banned[key]; !ok {
 			a.banned[key] = false
@@ -130,6 +136,11 @@ func (o *Observer) ask(lines []line) (answers, error) {
 	}
 	for name, prefixes := range questions {
 		j := o.jails[name]
+		if early[name] {
+			if err := o.askRestarted(j, &a); err != nil {
+				return a, err
+			}
+		}
 		if len(prefixes) > confirmAtMost && j != nil && o.state == stateUp && !j.settling {
 			a.skip[name] = true
 			if err := o.read(j, true, false); isDown(err) {
@@ -222,8 +233,8 @@ func (o *Observer) unbanLine(l line, a answers) {
 	if !usable {
 		at = o.now()
 	}
-	if !b.over(at) && o.ordered("", l.prefix) == "" && !o.unrestarted(j, a) {
-		return
+	if a.restarted[j.name] {
+		return // found out when it has settled
 	}
 	delete(j.bans, l.prefix)
 	c := change(j.name, l.prefix)
@@ -232,20 +243,25 @@ func (o *Observer) unbanLine(l line, a answers) {
 	o.emit(c, at)
 }
 
-// unrestarted makes sure that a jail still is the one that was looked at last: a restart lifts its bans and reads them back.
-func (o *Observer) unrestarted(j *jail, a answers) bool {
-	same, ok := a.checked[j.name]
-	if !ok {
-		ctx, cancel := o.call()
-		defer cancel()
-		counts, err := o.client.JailCounts(ctx, j.name)
-		same = err == nil && counts.TotalBanned >= j.counts.TotalBanned
-		if err == nil && !same {
-			o.restarted(j, counts)
-		}
-		a.checked[j.name] = same
+// askRestarted finds out whether a jail still is the one that was looked at last: a restart lifts its bans and reads them
+// back. It must be asked before the bans are: a jail that has read all of them back between the two looks would seem to be
+// the old one that bans no more. fail2ban restarts a jail within one command, so no answer comes from in between.
+func (o *Observer) askRestarted(j *jail, a *answers) error {
+	ctx, cancel := o.call()
+	defer cancel()
+	counts, err := o.client.JailCounts(ctx, j.name)
+	switch {
+	case errors.Is(err, fail2ban.ErrUnknownJail):
+		return nil // the next question finds out, and drops it
+	case isDown(err):
+		return err
+	case err != nil:
+		a.restarted[j.name] = true
+	case counts.TotalBanned < max(j.told, j.counts.TotalBanned):
+		a.restarted[j.name] = true
+		o.restarted(j, counts)
 	}
-	return same
+	return nil
 }
 
 // unban finds out why a ban went, at a moment. settled: its jail was restarted in between.

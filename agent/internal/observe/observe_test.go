@@ -593,3 +593,37 @@ func TestComesUpLater(t *testing.T) {
 		t.Errorf("health: %v", h)
 	}
 }
+
+// BenchmarkBanToChange measures from the moment fail2ban stamped its Ban line to the change in a subscriber's hand. The
+// stamp has whole milliseconds, cut off: half of one on average is the stamp's.
+func BenchmarkBanToChange(b *testing.B) {
+	s := fail2bantest.Start(b, fail2bantest.Options{})
+	w := start(b, observe.Config{Client: s.Client(), Logger: slog.New(slog.DiscardHandler)})
+	w.ready()
+	other := s.Client() // as a person's fail2ban-client has: a connection of its own
+	var all, read, confirmed []float64
+	for i := range b.N {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 32)
+		if _, err := other.BanIP(b.Context(), "sshd", p); err != nil {
+			b.Fatal(err)
+		}
+		c := w.ban("sshd", p.Addr().String())
+		if c.GetLoggedUnixMs() == 0 {
+			continue // the counters were faster
+		}
+		all = append(all, float64(time.Now().UnixMicro())/1000-c.GetLoggedUnixMs())
+		read = append(read, c.GetReadUnixMs()-c.GetLoggedUnixMs())
+		confirmed = append(confirmed, c.GetConfirmedUnixMs()-c.GetReadUnixMs())
+	}
+	for name, x := range map[string][]float64{"ms_p50": all, "read_ms_p50": read, "confirm_ms_p50": confirmed} {
+		slices.Sort(x)
+		if len(x) > 0 {
+			b.ReportMetric(x[len(x)/2], name)
+		}
+	}
+	slices.Sort(all)
+	if len(all) > 0 {
+		b.ReportMetric(all[len(all)*99/100], "ms_p99")
+	}
+	b.ReportMetric(0, "ns/op")
+}

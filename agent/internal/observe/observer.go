@@ -354,7 +354,7 @@ func (o *Observer) openLog() {
 		if o.tail.file == nil {
 			// A log that appears while fail2ban runs is read from its start, one that was there is history.
 			atEnd := !o.synced || o.source == sourceLog || !fresh(path, o.now())
-			o.watch.follow(path, false)
+			o.watch.follow(path)
 			if err := o.tail.open(atEnd); err == nil {
 				o.log.Info("reading fail2ban's log", slog.String("path", path))
 				if at, written, ok := o.tail.lastLine(); ok && !o.clock.known {
@@ -362,7 +362,7 @@ func (o *Observer) openLog() {
 				}
 			}
 		}
-		o.watch.follow(path, false)
+		o.watch.follow(path)
 		readable = o.tail.file != nil
 	}
 	switch o.level {
@@ -415,7 +415,7 @@ func (o *Observer) drain() {
 		})
 		if o.tail.swapped {
 			o.tail.swapped = false
-			o.watch.follow(o.tail.path, true)
+			o.watch.follow(o.tail.path)
 		}
 		if o.tail.lost {
 			o.tail.lost = false

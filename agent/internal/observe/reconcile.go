@@ -41,7 +41,12 @@ func (o *Observer) compareCounters() error {
 	}
 	o.noteJails(names)
 
-	looked := map[*jail]fail2ban.Counts{}
+	type look struct {
+		counts fail2ban.Counts
+		told   uint64
+		banned uint64
+	}
+	looked := map[*jail]look{}
 	for _, j := range o.jails {
 		ctx, cancel := o.call()
 		counts, err := o.client.JailCounts(ctx, j.name)
@@ -52,7 +57,7 @@ func (o *Observer) compareCounters() error {
 		if err != nil {
 			return err
 		}
-		looked[j] = counts
+		looked[j] = look{counts, j.told, j.banned()}
 		if o.now().Sub(j.settingsAt) > settingsEvery {
 			if err := o.readSettings(j); isDown(err) {
 				return err
@@ -61,14 +66,14 @@ func (o *Observer) compareCounters() error {
 	}
 	// What was counted may have been logged in the meantime.
 	o.drain()
-	for j, counts := range looked {
+	for j, l := range looked {
 		if o.state != stateUp && o.state != stateStarting {
 			return nil
 		}
 		if o.jails[j.name] != j {
 			continue
 		}
-		if err := o.check(j, counts); err != nil && !errors.Is(err, fail2ban.ErrUnknownJail) {
+		if err := o.check(j, l.counts, l.told, l.banned); err != nil && !errors.Is(err, fail2ban.ErrUnknownJail) {
 			return err
 		}
 	}
@@ -132,11 +137,12 @@ func (o *Observer) restarted(j *jail, counts fail2ban.Counts) {
 	j.settingsAt = time.Time{}
 }
 
-// check compares a jail's counters with what is known of it.
-func (o *Observer) check(j *jail, counts fail2ban.Counts) error {
+// check compares a jail's counters with what is known of it. told and banned are what was known just before they were
+// read: since then, the log may have told more.
+func (o *Observer) check(j *jail, counts fail2ban.Counts, told, banned uint64) error {
 	now := o.now()
 	before := j.counts
-	if counts.TotalBanned < before.TotalBanned {
+	if counts.TotalBanned < max(told, before.TotalBanned) {
 		o.restarted(j, counts)
 		return nil
 	}
@@ -154,7 +160,7 @@ func (o *Observer) check(j *jail, counts fail2ban.Counts) error {
 	if !o.synced || o.resync || o.state != stateUp {
 		return nil // all is read in a moment
 	}
-	unequal := counts.Banned != uint64(len(j.bans))+j.extra || counts.TotalBanned != j.told
+	unequal := !between(counts.Banned, banned, j.banned()) || !between(counts.TotalBanned, told, j.told)
 	if !unequal {
 		j.unequal = 0
 		if j.inexact || !j.known {
@@ -168,6 +174,8 @@ func (o *Observer) check(j *jail, counts fail2ban.Counts) error {
 	}
 	return nil
 }
+
+func between(n, a, b uint64) bool { return n >= min(a, b) && n <= max(a, b) }
 
 // still reports whether a jail that started has read its bans back.
 func (j *jail) still(now time.Time) bool {
@@ -262,7 +270,7 @@ func (o *Observer) read(j *jail, now, settled bool) error {
 	if err != nil {
 		return err
 	}
-	if counts.TotalBanned < j.counts.TotalBanned && !settled {
+	if counts.TotalBanned < max(j.told, j.counts.TotalBanned) && !settled {
 		o.restarted(j, counts)
 		return nil
 	}

@@ -66,6 +66,9 @@ type jail struct {
 	nextRead time.Time
 }
 
+// banned is what fail2ban should count as banned.
+func (j *jail) banned() uint64 { return uint64(len(j.bans)) + j.extra }
+
 func (j *jail) settle(now, born time.Time) {
 	if !j.settling {
 		j.settling, j.settlingSince = true, now

@@ -27,8 +27,10 @@ type tail struct {
 	skip bool   // in a line that is too long
 	// lost is set when lines may have been missed. The reader clears it.
 	lost bool
-	// swapped is set when another file was opened. The reader clears it.
+	// swapped is set when another file is to be watched. The reader clears it.
 	swapped bool
+	// waiting is a file that has the log's name and nothing in it yet: what is to be watched.
+	waiting fs.FileInfo
 }
 
 // open opens the log. At its end on the first look, when what it holds is history.
@@ -47,7 +49,7 @@ func (t *tail) open(atEnd bool) error {
 	}
 	t.close()
 	t.file, t.info, t.swapped = file, info, true
-	t.at, t.rest, t.skip = 0, nil, false
+	t.at, t.rest, t.skip, t.waiting = 0, nil, false, nil
 	if atEnd || info.Size() > tailBacklog {
 		t.at = info.Size()
 		t.skip = t.at > 0 && !t.endsLine()
@@ -139,8 +141,15 @@ func (t *tail) split(b []byte, each func([]byte)) {
 // just before, but fail2ban may have written since: it is read once more first.
 func (t *tail) follow() (more bool) {
 	info, err := os.Stat(t.path)
-	if err != nil || os.SameFile(info, t.info) || info.Size() == 0 {
+	if err != nil || os.SameFile(info, t.info) {
 		return false
+	}
+	if info.Size() == 0 {
+		if t.waiting != nil && os.SameFile(info, t.waiting) {
+			return false
+		}
+		t.waiting, t.swapped = info, true
+		return true // once it is watched, look again
 	}
 	if old, err := t.file.Stat(); err == nil && old.Size() > t.at {
 		return true

@@ -13,12 +13,13 @@ type watch struct {
 	file *os.File
 	bell chan struct{}
 	done chan struct{}
-	log  int
+	// Of the log now, and of the file that had its name before.
+	log, before int
 }
 
 // newWatch never fails: where inotify has no more to give, the bell stays silent.
 func newWatch() *watch {
-	w := &watch{bell: make(chan struct{}, 1), done: make(chan struct{}), log: -1}
+	w := &watch{bell: make(chan struct{}, 1), done: make(chan struct{}), log: -1, before: -1}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		close(w.done)
@@ -67,19 +68,20 @@ func (w *watch) socket(path string) {
 	w.add(filepath.Dir(path), unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_ONLYDIR)
 }
 
-// follow watches the file that has the log's name now, and its folder for another to take it. The one before is watched no
-// more once another was opened.
-func (w *watch) follow(path string, opened bool) {
+// follow watches the file that has the log's name now, and its folder for another to take it. The file before stays
+// watched, for fail2ban may still write to it; the one before that doesn't.
+func (w *watch) follow(path string) {
 	w.add(filepath.Dir(path), unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
 	wd := w.add(path, unix.IN_MODIFY|unix.IN_MOVE_SELF|unix.IN_DELETE_SELF|unix.IN_ATTRIB)
-	if opened && wd != w.log {
-		if w.log >= 0 {
-			if raw, err := w.file.SyscallConn(); err == nil {
-				_ = raw.Control(func(fd uintptr) { _, _ = unix.InotifyRmWatch(int(fd), uint32(w.log)) })
-			}
-		}
-		w.log = wd
+	if wd < 0 || wd == w.log {
+		return
 	}
+	if w.before >= 0 && w.before != wd {
+		if raw, err := w.file.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) { _, _ = unix.InotifyRmWatch(int(fd), uint32(w.before)) })
+		}
+	}
+	w.log, w.before = wd, w.log
 }
 
 func (w *watch) close() {
