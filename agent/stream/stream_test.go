@@ -180,6 +180,7 @@ type sink struct {
 	mu         sync.Mutex
 	versions   map[string]uint64
 	away       bool
+	refused    int
 	exceptions stream.Exceptions
 	executed   []string
 	begun      chan *fleetbanv1.Welcome
@@ -220,6 +221,7 @@ func (s *sink) Apply(_ context.Context, u stream.Update, _ int64) (stream.Applie
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.away {
+		s.refused++
 		return stream.Applied{}, errAway
 	}
 	switch {
@@ -522,6 +524,11 @@ func TestSinkAway(t *testing.T) {
 			t.Errorf("acknowledged %v", m)
 		}
 		return m.HasEvents()
+	})
+	eventually(t, "the delta is tried", func() bool {
+		sink.mu.Lock()
+		defer sink.mu.Unlock()
+		return sink.refused > 0
 	})
 	sink.mu.Lock()
 	sink.away = false
