@@ -1,0 +1,75 @@
+package protect
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+type entry struct {
+	prefix  netip.Prefix
+	refusal fleetbanv1.Refusal
+}
+
+// table answers which entry overlaps a prefix in a handful of look-ups, however many entries there are: two prefixes
+// overlap if one's first address is in the other.
+type table struct {
+	sorted []entry // by first address
+	exact  map[netip.Prefix]fleetbanv1.Refusal
+	bits4  []int // lengths in use
+	bits6  []int
+}
+
+func newTable(entries []entry) table {
+	t := table{exact: make(map[netip.Prefix]fleetbanv1.Refusal, len(entries))}
+	for _, e := range entries {
+		e.prefix = e.prefix.Masked()
+		if !e.prefix.IsValid() {
+			continue
+		}
+		if old, ok := t.exact[e.prefix]; ok && old <= e.refusal {
+			continue // the weightier reason has the lower number
+		}
+		t.exact[e.prefix] = e.refusal
+	}
+	for p, r := range t.exact {
+		t.sorted = append(t.sorted, entry{p, r})
+		bits := &t.bits6
+		if p.Addr().Is4() {
+			bits = &t.bits4
+		}
+		if !slices.Contains(*bits, p.Bits()) {
+			*bits = append(*bits, p.Bits())
+		}
+	}
+	slices.SortFunc(t.sorted, func(a, b entry) int {
+		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()))
+	})
+	return t
+}
+
+func (t table) overlapping(p netip.Prefix) (fleetbanv1.Refusal, bool) {
+	bits := t.bits6
+	if p.Addr().Is4() {
+		bits = t.bits4
+	}
+	for _, n := range bits {
+		if n > p.Bits() {
+			continue
+		}
+		wider, err := p.Addr().Prefix(n)
+		if err != nil {
+			continue
+		}
+		if r, ok := t.exact[wider]; ok {
+			return r, true
+		}
+	}
+	i, _ := slices.BinarySearchFunc(t.sorted, p.Masked().Addr(), func(e entry, a netip.Addr) int { return e.prefix.Addr().Compare(a) })
+	if i < len(t.sorted) && p.Contains(t.sorted[i].prefix.Addr()) {
+		return t.sorted[i].refusal, true
+	}
+	return fleetbanv1.Refusal_REFUSAL_UNSPECIFIED, false
+}
