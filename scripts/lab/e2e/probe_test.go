@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -57,6 +58,51 @@ func TestProbesTellTheTruth(t *testing.T) {
 	for _, target := range l.Targets() {
 		if _, err := lab.AwaitReach(ctx, attacker, lab.AttackerAddr, target); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// What the benchmark measures with: fail2ban's line and the kernel's element, seen as they come.
+func TestWatchesSeeBansAsTheyCome(t *testing.T) {
+	l := up(t, lab.Options{Name: "watch", Hosts: 1, Fail2ban: map[string]lab.Fail2ban{"a": {MaxRetry: 1}}})
+	ctx := limited(t, 30*time.Second)
+	host := l.Node("a")
+	kernel, err := host.WatchKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	lines, err := host.WatchBanLines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lines.Close()
+	socket, err := host.DialFail2ban(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	if err := socket.Command("set", "nosuchjail", "attempt", "192.0.2.1"); err == nil {
+		t.Error("fail2ban takes an order for a jail it doesn't have")
+	}
+	for _, addr := range []netip.Addr{lab.SourceAddr(0), lab.SourceAddr(1), lab.SourceAddr6(0)} {
+		kernel.Expect(addr)
+		if err := socket.Command("set", "sshd", "attempt", addr.String()); err != nil {
+			t.Fatal(err)
+		}
+		// fail2ban's own action puts it into the kernel of its own host.
+		arrived, err := kernel.Await(ctx, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		line, ok := lines.At(addr)
+		if !ok {
+			t.Fatalf("%s is in the kernel and its line in the log was not seen", addr)
+		}
+		if took := arrived.Sub(line); took <= 0 || took > 5*time.Second {
+			t.Errorf("fail2ban's action for %s took %s after its line", addr, took)
+		} else {
+			t.Logf("fail2ban's action for %s: %s after its line", addr, took)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/fleetban/fleetban/scripts/lab/internal/bench"
 	"github.com/fleetban/fleetban/scripts/lab/internal/demo"
 	"github.com/fleetban/fleetban/scripts/lab/internal/lab"
 	"github.com/fleetban/fleetban/scripts/lab/internal/node"
@@ -27,6 +28,7 @@ const usage = `fleetban-lab makes hosts in network namespaces: real sshd, fail2b
   fleetban-lab attack HOST               try SSH passwords on a host until its fail2ban bans the attacker
   fleetban-lab down    take a lab down; leaves nothing, also of one that crashed
   fleetban-lab demo    watch a ban on one host be enforced on all
+  fleetban-lab bench   measure one ban's way from host to host, and what the processes weigh
 
 Flags come after the verb; -h after a verb lists them.
 `
@@ -55,7 +57,7 @@ func run(ctx context.Context, args []string) error {
 		return flag.ErrHelp
 	}
 	verbs := map[string]func(context.Context, []string) error{
-		"up": up, "down": down, "status": status, "exec": execute, "attack": attack, "demo": show,
+		"up": up, "down": down, "status": status, "exec": execute, "attack": attack, "demo": show, "bench": measure,
 	}
 	verb, ok := verbs[args[0]]
 	if !ok {
@@ -246,4 +248,14 @@ func show(ctx context.Context, args []string) error {
 		return flag.ErrHelp
 	}
 	return demo.Run(ctx, demo.Options{Lab: lab.Options{Name: *name}, Keep: *keep, Out: os.Stdout, In: os.Stdin})
+}
+
+func measure(ctx context.Context, args []string) error {
+	set, name := flags("bench")
+	bans := set.Int("bans", 200, "how many bans are measured, at most 200")
+	idle := set.Duration("idle", 10*time.Second, "for how long the processes are watched at rest")
+	if err := set.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	return bench.Run(ctx, bench.Options{Lab: lab.Options{Name: *name}, Bans: *bans, Idle: *idle, Out: os.Stdout})
 }

@@ -414,6 +414,9 @@ func (l *Lab) Hosts() (hosts []*Node) {
 // Name is the lab's name.
 func (l *Lab) Name() string { return l.options.Name }
 
+// BinDir is where the Fleetban programs are.
+func (l *Lab) BinDir() string { return l.options.BinDir }
+
 // Dir is the lab's folder.
 func (l *Lab) Dir() string { return l.dir }
 
