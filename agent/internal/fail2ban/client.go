@@ -12,8 +12,9 @@ import (
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
-// maxBatch is how many addresses one command carries. fail2ban answers nobody else while it runs a command.
-const maxBatch = 500
+// maxBatch is how many addresses one command carries. fail2ban answers nobody else while it runs a command: at 7 ms a ban
+// for an nftables action, 0.7 s.
+const maxBatch = 100
 
 // Counts are the counters of a jail. The totals count from the jail's start: fewer than before means that it was restarted.
 type Counts struct {
@@ -115,7 +116,7 @@ func (c *Client) Banned(ctx context.Context, jail string, prefixes ...netip.Pref
 	if err != nil || len(texts) == 0 {
 		return nil, err
 	}
-	if !c.lacks(&c.noBannedQuery) {
+	if !c.noBannedQuery.Load() {
 		v, err := c.jailCall(ctx, true, append([]string{"get", jail, "banned"}, texts...)...)
 		switch {
 		case err == nil:
@@ -123,7 +124,7 @@ func (c *Client) Banned(ctx context.Context, jail string, prefixes ...netip.Pref
 		case !errors.Is(err, ErrUnsupported):
 			return nil, fmt.Errorf("ask whether jail %q bans %s: %w", jail, texts[0], err)
 		}
-		c.setLacks(&c.noBannedQuery)
+		c.noBannedQuery.Store(true)
 	}
 	listing, err := c.list(ctx, jail)
 	if err != nil {
@@ -166,7 +167,7 @@ func bannedAnswer(v any, want int) ([]bool, error) {
 // BannedWithTime lists what the jail bans, with times where the version knows them (from 0.11.1). It blocks the server
 // for 0.005 ms an entry.
 func (c *Client) BannedWithTime(ctx context.Context, jail string) (Listing, error) {
-	if !c.lacks(&c.noTimes) {
+	if !c.noTimes.Load() {
 		v, err := c.jailCall(ctx, true, "get", jail, "banip", "--with-time")
 		switch {
 		case err == nil:
@@ -178,7 +179,7 @@ func (c *Client) BannedWithTime(ctx context.Context, jail string) (Listing, erro
 		case !errors.Is(err, ErrUnsupported):
 			return Listing{}, fmt.Errorf("list what jail %q bans: %w", jail, err)
 		}
-		c.setLacks(&c.noTimes)
+		c.noTimes.Store(true)
 	}
 	return c.list(ctx, jail)
 }
@@ -189,18 +190,6 @@ func (c *Client) list(ctx context.Context, jail string) (Listing, error) {
 		return Listing{}, err
 	}
 	return parseListing(items, false), nil
-}
-
-func (c *Client) lacks(what *bool) bool {
-	c.busy <- struct{}{}
-	defer c.release()
-	return *what
-}
-
-func (c *Client) setLacks(what *bool) {
-	c.busy <- struct{}{}
-	defer c.release()
-	*what = true
 }
 
 // BanTime returns the jail's ban time. -1 s and less, for ever, is Forever.
@@ -258,7 +247,9 @@ func (c *Client) setNumber(ctx context.Context, jail, key string, n int64) error
 }
 
 // LogTarget returns where the server logs: a path as the server sees it, or SYSLOG, STDOUT, STDERR, SYSOUT, SYSTEMD-JOURNAL.
-func (c *Client) LogTarget(ctx context.Context) (string, error) { return c.text(ctx, "get", "logtarget") }
+func (c *Client) LogTarget(ctx context.Context) (string, error) {
+	return c.text(ctx, "get", "logtarget")
+}
 
 // LogLevel returns the server's log level: CRITICAL, ERROR, WARNING, NOTICE, INFO, DEBUG, …
 func (c *Client) LogLevel(ctx context.Context) (string, error) { return c.text(ctx, "get", "loglevel") }

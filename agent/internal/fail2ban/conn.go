@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,8 +41,8 @@ type Client struct {
 	peer Peer          // under busy, of the last connection
 	in   []byte        // under busy: what was read and not consumed
 
-	// Learned by asking, under busy: versions differ.
-	noBannedQuery, noTimes bool
+	// Learned by asking: versions differ.
+	noBannedQuery, noTimes atomic.Bool
 }
 
 // New makes a Client for the socket at path. It doesn't dial.
@@ -81,7 +82,7 @@ func (c *Client) acquire(ctx context.Context) error {
 	case c.busy <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for fail2ban's socket: %w", context.Cause(ctx))
+		return fmt.Errorf("%w: %w", ErrBusy, context.Cause(ctx))
 	}
 }
 
@@ -153,7 +154,8 @@ func (c *Client) dial(ctx context.Context) error {
 			c.conn = conn.(*net.UnixConn)
 			c.in = nil
 			c.peer = identify(c.conn, c.path)
-			c.noBannedQuery, c.noTimes = false, false
+			c.noBannedQuery.Store(false)
+			c.noTimes.Store(false)
 			return nil
 		}
 		if !errors.Is(err, syscall.EAGAIN) {

@@ -22,6 +22,8 @@ var (
 	ErrGarbage = errors.New("what answers on the socket isn't fail2ban")
 	// ErrUnknownJail: fail2ban has no such jail now.
 	ErrUnknownJail = errors.New("no such jail")
+	// ErrBusy: another call of the same Client took too long. Nothing was sent.
+	ErrBusy = errors.New("another command to fail2ban is still running")
 	// ErrArgument: refused here, before anything was sent.
 	ErrArgument = errors.New("refused argument")
 	// ErrUnsupported: this version of fail2ban doesn't know the command.

@@ -330,6 +330,66 @@ func TestRestartRestores(t *testing.T) {
 	}
 }
 
+func TestRestartWithoutDatabaseLosesBans(t *testing.T) {
+	s := fail2bantest.Start(t, fail2bantest.Options{NoDatabase: true})
+	w := start(t, observe.Config{Client: s.Client()})
+	w.ready()
+	s.Command("set", "sshd", "banip", "192.0.2.1", "not-an-address")
+	w.ban("sshd", "192.0.2.1")
+	s.Stop()
+	s.Launch()
+	w.unban("sshd", "192.0.2.1", stopped)
+	w.until("an empty baseline after the start", func() bool { return w.baselines[len(w.baselines)-1].GetAfterStart() && len(w.state) == 0 })
+}
+
+func TestBanTimeChangedAtRuntime(t *testing.T) {
+	s := fail2bantest.Start(t, fail2bantest.Options{})
+	w := start(t, observe.Config{Client: s.Client()})
+	w.ready()
+	s.Command("set", "sshd", "banip", "192.0.2.1")
+	w.ban("sshd", "192.0.2.1")
+	s.Command("set", "sshd", "bantime", "-1")
+	w.until("it is for ever", func() bool {
+		c := w.find("sshd", "192.0.2.1", "extension")
+		return c != nil && c.GetExtension().GetDurationMs() == -1
+	})
+}
+
+// A slow log makes a ban begin before its line: the end told at first is put right.
+func TestLateBanIsCorrected(t *testing.T) {
+	s := fail2bantest.Start(t, fail2bantest.Options{})
+	w := start(t, observe.Config{Client: s.Client()})
+	w.ready()
+	f, err := os.OpenFile(s.JailLog("sshd"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := fmt.Fprintf(f, "%d failure from 192.0.2.1\n", time.Now().Add(-5*time.Minute).Unix()); err != nil {
+		t.Fatal(err)
+	}
+	w.ban("sshd", "192.0.2.1")
+	w.until("a shorter length from the line on", func() bool {
+		d := w.find("sshd", "192.0.2.1", "extension").GetExtension().GetDurationMs()
+		return d > 290_000 && d <= 301_000
+	})
+	again := w.o.Subscribe() // w's own ends; the baseline has what was put right
+	fail2bantest.Eventually(t, patience, "the right age", func() bool {
+		again.Close()
+		again = w.o.Subscribe()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		msg, err := again.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range msg.GetBaseline().GetBanned() {
+			return b.GetAgeMs() > 299_000 && b.GetAgeMs() < 330_000 && b.GetDurationMs() == 600_000
+		}
+		return false
+	})
+}
+
 func TestReloadAndJailRestart(t *testing.T) {
 	s := fail2bantest.Start(t, fail2bantest.Options{Jails: []fail2bantest.Jail{{Name: "sshd"}, {Name: "web"}}})
 	w := start(t, observe.Config{Client: s.Client()})

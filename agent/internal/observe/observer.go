@@ -46,7 +46,7 @@ const (
 	maxPending     = 1000
 	maxJails       = 512 // what health can tell
 	confirmAtMost  = 200 // more at once are read in full
-	readsLog       = 10  // a full read may take this fraction of fail2ban's time
+	readsLog       = 20  // a full read may take one part in so many of fail2ban's time
 	readsPoll      = 4
 	blindAfter     = 2
 	liveLine       = 5 * time.Second
@@ -84,6 +84,7 @@ type Observer struct {
 	jails    map[string]*jail
 	pending  []line // bans whose lines came while fail2ban couldn't be asked
 	sawDown  bool
+	broke    bool // the connection was lost, not merely slow
 	synced   bool // all was read at least once
 	begunAt  time.Time
 	stopping time.Time
@@ -218,6 +219,7 @@ func (o *Observer) look() bool {
 		}
 	}
 	o.openLog()
+	o.confirmPending()
 	o.drain()
 	if o.state == stateDown || o.state == stateBroken {
 		return false
@@ -266,9 +268,10 @@ func (o *Observer) connect() error {
 // begin takes note of a server. Unless it is the one before, or the first one and it was up already, it has just started.
 func (o *Observer) begin(peer fail2ban.Peer) {
 	now := o.now()
-	again := peer == o.peer
+	// Under socket activation the socket outlives the server: a broken connection then is all that tells.
+	again := peer == o.peer && !o.broke
 	first := o.peer == fail2ban.Peer{}
-	o.peer, o.problem = peer, ""
+	o.peer, o.problem, o.broke = peer, "", false
 	switch {
 	case again || (first && !o.sawDown):
 		o.state, o.resync = stateUp, true
@@ -280,6 +283,10 @@ func (o *Observer) begin(peer fail2ban.Peer) {
 		}
 	}
 	o.log.Info("fail2ban answers", slog.String("version", o.version), slog.Bool("just_started", o.state == stateStarting))
+	o.confirmPending()
+}
+
+func (o *Observer) confirmPending() {
 	if pending := o.pending; len(pending) > 0 {
 		o.pending = nil
 		o.confirm(pending)
@@ -309,6 +316,13 @@ func (o *Observer) readMeta(ctx context.Context) (err error) {
 func (o *Observer) fail(err error) {
 	if o.ctx.Err() != nil {
 		return
+	}
+	if errors.Is(err, fail2ban.ErrBusy) {
+		o.log.Debug("fail2ban carries out another command of ours")
+		return // whatever wasn't asked now, the counters ask again
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		o.broke = true
 	}
 	before := o.state
 	o.state, o.problem = explain(err, o.client.Path())
@@ -391,10 +405,14 @@ func (o *Observer) relearn(shift time.Duration) {
 	o.resync = true
 	for _, j := range o.jails {
 		for p, b := range j.bans {
-			if b.exact {
-				b.since = b.since.Add(shift)
-				j.bans[p] = b
+			if b.start.IsZero() {
+				continue
 			}
+			if b.since.Equal(b.start) {
+				b.since = b.since.Add(shift)
+			}
+			b.start = b.start.Add(shift)
+			j.bans[p] = b
 		}
 	}
 }
@@ -434,6 +452,7 @@ func (o *Observer) offerIfWanted() {
 	}
 }
 
+// snapshot copies what is banned. The subscriber gets fail2ban's own record of when each ban began.
 func (o *Observer) snapshot(afterStart bool) *baseline {
 	b := &baseline{afterStart: afterStart}
 	n := 0
@@ -444,6 +463,8 @@ func (o *Observer) snapshot(afterStart bool) *baseline {
 	for name, j := range o.jails {
 		b.jails = append(b.jails, name)
 		for p, x := range j.bans {
+			x = x.rebase()
+			j.bans[p] = x
 			b.entries = append(b.entries, entry{name, p, x.since, x.duration})
 		}
 	}

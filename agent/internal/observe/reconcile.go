@@ -294,6 +294,10 @@ func (o *Observer) read(j *jail, now, settled bool) error {
 			}
 		}
 	}
+	if listing.Unparsable != j.unparsable {
+		j.unparsable = listing.Unparsable
+		o.log.Warn("a jail bans what is no address; the fleet can't", slog.String("jail", j.name), slog.Int("entries", j.unparsable))
+	}
 	missed := j.unequal > 1 && o.source == sourceLog && !settled
 	j.counts, j.told, j.unequal = counts, counts.TotalBanned, 0
 	d := j.compare(listing, &o.clock, end)

@@ -11,13 +11,26 @@ import (
 
 // ban is what is known of one ban.
 type ban struct {
-	// since is when it began by fail2ban's record, provisional until exact: then when the line was written.
+	// since is when it began, as the subscriber was told: at first when its line was written. duration counts from there, or
+	// is fail2ban.Forever.
 	since    time.Time
-	duration time.Duration // or fail2ban.Forever
-	// exact: since and duration were read from fail2ban.
-	exact bool
+	duration time.Duration
+	// start is when it began by fail2ban's own record, zero until that was read: the last failure, which may be older than
+	// the line.
+	start time.Time
 	// seen is when it was taken down here.
 	seen time.Time
+}
+
+// rebase makes fail2ban's record the beginning. Only where the subscriber is told so.
+func (b ban) rebase() ban {
+	if !b.start.IsZero() {
+		if b.duration >= 0 {
+			b.duration += b.since.Sub(b.start)
+		}
+		b.since = b.start
+	}
+	return b
 }
 
 func (b ban) end() (end time.Time, forever bool) {
@@ -41,8 +54,9 @@ type jail struct {
 	name string
 	bans map[netip.Prefix]ban
 	// extra counts what fail2ban bans and the table can't hold: entries that are no address, and the same one twice.
-	extra  uint64
-	counts fail2ban.Counts
+	extra      uint64
+	unparsable int
+	counts     fail2ban.Counts
 	// told is what TotalBanned should be by what was seen.
 	told uint64
 	// unequal counts the looks in a row at which the counters weren't what they should be.
@@ -109,10 +123,8 @@ func (j *jail) compare(listing fail2ban.Listing, clock *zone, now time.Time) dif
 	for _, e := range listing.Entries {
 		b := ban{since: now, duration: j.banTime, seen: now}
 		if listing.Times {
-			b.since, b.duration, b.exact = clock.utc(e.BannedAt), e.Duration, true
-			if b.since.After(now) {
-				b.since = now
-			}
+			b.start, b.duration = clock.utc(e.BannedAt), e.Duration
+			b.since = b.start
 		}
 		read[e.Addr] = b
 	}
@@ -124,13 +136,18 @@ func (j *jail) compare(listing fail2ban.Listing, clock *zone, now time.Time) dif
 			d.news = append(d.news, found{p, b})
 		case !listing.Times:
 			continue
-		case old.exact && b.since.Sub(old.since) > slack && b.since.After(old.seen):
+		case !old.start.IsZero() && b.start.Sub(old.start) > slack && b.start.After(old.seen):
 			d.news = append(d.news, found{p, b}) // lifted and banned again in between
-		case !sameEnd(old, b):
-			b.seen = old.seen
-			d.changed = append(d.changed, found{p, b})
 		default:
-			b.seen = old.seen
+			end, forever := b.end()
+			same := sameEnd(old, b)
+			b.since, b.seen = old.since, old.seen
+			if !forever {
+				b.duration = max(end.Sub(b.since), time.Second)
+			}
+			if !same {
+				d.changed = append(d.changed, found{p, b})
+			}
 		}
 		j.bans[p] = b
 	}
