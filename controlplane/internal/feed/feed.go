@@ -3,31 +3,33 @@
 // There is one reader a replica and organisation, however many streams hang on it. It listens to the doorbell, reads
 // the logs where the doorbell left something out, and encodes each delta once: every stream sends the same bytes.
 //
-//	doorbell ─▶ reader ─▶ set "all":   [d7]▶[d8]▶[d9]▶…      a linked list of encoded frames
-//	   logs ──▶           set "allow": [d2]▶…                 a stream holds a position in each
+//	doorbell ─▶ reader ─▶ line "all":   [v7]▶[v8]▶[v9]▶…      a linked list of encoded frames a set
+//	   logs ──▶           line "allow": [v2]▶…                 a stream holds a position in each
 //
-// A stream never blocks the reader and the reader holds no queue a stream: one that lags behind what is kept is told
-// to start from a snapshot again.
+// A stream never blocks the reader and the reader holds no queue a stream: one that lags behind what is kept resumes
+// from Redis's log, or from a snapshot. A stream's way in each set:
+//
+//	  ┌────────────── dropped from the line, or a new epoch ◀──────────────┐
+//	  ▼                                                                     │
+//	resume ──current──────────────────────────────▶ SetSync ──▶ tail ───────┤
+//	  │ ├─────deltas─────────────────────────────────────────▶ tail         │
+//	  │ └─────snapshot──▶ pages ────────────────────────────▶ tail ─────────┘
+//	offer ─▶ OfferRequest ─▶ (Offered) ─▶ pages, partial ─▶ tail; when the rebuild is over: pages again
 package feed
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
-	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
-// Frame is one encoded fleetbanv1.ConnectResponse, shared by all streams that send it: never to be changed.
-type Frame struct {
-	// Message is what Bytes encode, for transports that encode themselves. Shared and never to be changed.
-	Message *fleetbanv1.ConnectResponse
-	// Bytes is Message in protobuf's binary form.
-	Bytes []byte
-	// Cursor is what a holder has when it has applied the frame (of a snapshot: the last page).
-	Cursor sets.Cursor
-}
+// ErrClosed is what Next returns once the feed is released or closed.
+var ErrClosed = errors.New("the feed is closed")
 
 // Options of New.
 type Options struct {
@@ -37,51 +39,176 @@ type Options struct {
 	Sign func(org, set string, r sets.Record) []byte
 	// Logger; default slog.Default().
 	Logger *slog.Logger
+	// Probe is how often a silent doorbell is rung to hear whether it is heard. Default 2 s. Unheard twice, the reader
+	// subscribes anew.
+	Probe time.Duration
 }
 
-// Feeds holds the feeds of all organisations that have streams here.
-type Feeds struct{}
+// Feeds holds the feeds of all organisations that have streams here. It also sweeps their sets (see sets.Sweep).
+type Feeds struct {
+	o Options
+
+	mu     sync.Mutex
+	feeds  map[string]*Feed
+	closed bool
+}
 
 // New makes a Feeds.
-func New(o Options) *Feeds { return &Feeds{} }
+func New(o Options) *Feeds {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Probe <= 0 {
+		o.Probe = 2 * time.Second
+	}
+	return &Feeds{o: o, feeds: map[string]*Feed{}}
+}
 
-// Close ends all feeds and waits for their readers.
-func (f *Feeds) Close() {}
+// Close ends all feeds and waits for their goroutines. Streams that still hold one get nothing more.
+func (f *Feeds) Close() {
+	f.mu.Lock()
+	f.closed = true
+	all := make([]*Feed, 0, len(f.feeds))
+	for _, feed := range f.feeds {
+		all = append(all, feed)
+	}
+	f.mu.Unlock()
+	for _, feed := range all {
+		feed.stop()
+	}
+}
 
 // Acquire returns the organisation's feed, started if it is the first; release it when the stream ends.
-func (f *Feeds) Acquire(org string) (feed *Feed, release func()) { return &Feed{}, func() {} }
+func (f *Feeds) Acquire(org string) (feed *Feed, release func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	feed = f.feeds[org]
+	if feed == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		feed = &Feed{
+			feeds: f, org: org, ctx: ctx, cancel: cancel, lines: map[string]*line{}, subs: map[*Subscription]struct{}{},
+			listeners: map[int]func(store.Bell){}, wake: make(chan struct{}, 1), resumes: map[sets.Cursor]*shared[sets.Resume]{},
+		}
+		f.feeds[org] = feed
+		if f.closed {
+			cancel()
+		}
+		feed.start()
+	}
+	feed.users++
+	var once sync.Once
+	return feed, func() {
+		once.Do(func() {
+			f.mu.Lock()
+			feed.users--
+			last := feed.users == 0
+			if last && f.feeds[org] == feed {
+				delete(f.feeds, org)
+			}
+			f.mu.Unlock()
+			if last {
+				feed.stop()
+			}
+		})
+	}
+}
 
 // Feed is one organisation's.
-type Feed struct{}
+type Feed struct {
+	feeds  *Feeds
+	org    string
+	users  int // guarded by feeds.mu
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+	wake   chan struct{} // to the catcher
 
-// Listen calls back with doorbells that aren't deltas or probes (command, kick, settings, acks, events, epoch), from
-// the reader's goroutine: the callback must not block. Rings may be missed while Redis is away; after each
-// (re)subscription the callback gets a Bell of kind BellEpoch, which means "look at everything again". stop ends it.
-func (f *Feed) Listen(callback func(store.Bell)) (stop func()) { return func() {} }
+	mu        sync.Mutex
+	closing   bool
+	lines     map[string]*line
+	subs      map[*Subscription]struct{}
+	listeners map[int]func(store.Bell)
+	listener  int
+	// reload: read every set's state again.
+	reload bool
+	// rebuildUntil is when the rebuild ends, by this machine's clock; zero when none is open.
+	rebuildUntil time.Time
+	resumes      map[sets.Cursor]*shared[sets.Resume]
+}
 
-// Subscription is one stream's position in some sets. Not safe for concurrent use, but for Ready.
-type Subscription struct{}
+func (f *Feed) start() {
+	f.done.Add(3)
+	go f.receive()
+	go f.catch()
+	go f.sweep()
+}
 
-// Subscribe begins at what the stream holds: a cursor with epoch 0 holds nothing. Next then gives what is to be sent.
-func (f *Feed) Subscribe(cursors []sets.Cursor) *Subscription { return &Subscription{} }
+func (f *Feed) stop() {
+	f.mu.Lock()
+	f.closing = true
+	f.mu.Unlock()
+	f.cancel()
+	f.done.Wait()
+}
 
-// Ready is closed-over channel that receives when Next may have something. One element, never blocks the sender.
-func (s *Subscription) Ready() <-chan struct{} { return nil }
+// spawn runs work that stop waits for; not any more once the feed is closing. The caller holds f.mu.
+func (f *Feed) spawn(work func()) bool {
+	if f.closing {
+		return false
+	}
+	f.done.Go(work)
+	return true
+}
 
-// Next returns the next frames to send, in order, at most max; none when the stream is current. It may read from Redis
-// (a resume, a snapshot, an offer). An error is of the store: the stream stays open, call again after a while.
-//
-// A frame is a Delta, a SnapshotPage, a SetSync, or an OfferRequest. After an OfferRequest the set waits until Offered.
-func (s *Subscription) Next(ctx context.Context, max int) ([]*Frame, error) { return nil, nil }
+// Listen calls back with doorbells that aren't deltas or probes (command, result, kick, settings, acks, events, epoch),
+// from the reader's goroutine: the callback must not block. Rings may be missed while Redis is away; after each
+// (re)subscription the callback gets a Bell of kind BellEpoch with Epoch 0, which means "look at everything again". stop
+// ends it; a call that is under way may still come.
+func (f *Feed) Listen(callback func(store.Bell)) (stop func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listener++
+	id := f.listener
+	f.listeners[id] = callback
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.listeners, id)
+	}
+}
 
-// Offered tells that the answer to an OfferRequest of the set is complete: its snapshot follows.
-func (s *Subscription) Offered(set string) {}
+func (f *Feed) tell(b store.Bell) {
+	f.mu.Lock()
+	callbacks := make([]func(store.Bell), 0, len(f.listeners))
+	for _, c := range f.listeners {
+		callbacks = append(callbacks, c)
+	}
+	f.mu.Unlock()
+	for _, c := range callbacks {
+		c(b)
+	}
+}
 
-// Cursor is where the stream is in a set: what was returned by Next last.
-func (s *Subscription) Cursor(set string) sets.Cursor { return sets.Cursor{} }
+// notify wakes the streams that follow a set; all where set is "". The caller holds f.mu.
+func (f *Feed) notify(set string) {
+	for s := range f.subs {
+		if set == "" || s.follows[set] {
+			s.ring()
+		}
+	}
+}
 
-// Resync makes the stream start from a cursor again: what the host says it holds differs from what it was sent.
-func (s *Subscription) Resync(cursor sets.Cursor) {}
+func (f *Feed) kick() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
 
-// Close ends the subscription.
-func (s *Subscription) Close() {}
+// shared is a result that several streams wait for and use for a while.
+type shared[T any] struct {
+	done  chan struct{}
+	made  time.Time
+	value T
+	err   error
+}

@@ -330,7 +330,7 @@ func TestEvents(t *testing.T) {
 	}
 	f.check(t)
 
-	if err := f.store.Client().HSet(ctx, store.Key(org, "fences"), "H1", 7).Err(); err != nil {
+	if err := f.store.Client().HSet(ctx, store.Key(org, "h", "H1"), "fence", 7).Err(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.RecordEvents(ctx, org, sets.EventsInput{HostID: "H1", Fence: 6, Spool: "s1", Events: []sets.Event{jailBan(6, "sshd", p, time.Hour)}}); !errors.Is(err, sets.ErrStaleFence) {

@@ -15,6 +15,7 @@ import (
 //	delta SET KIND EPOCH VERSION DIGEST\n<records>   a set went to VERSION (records may be left out when they are many)
 //	epoch EPOCH                                      Redis was restarted or lost; read every set's state again
 //	command HOST                                     the host's command log grew
+//	result HOST                                      a command of the host has its result
 //	kick HOST FENCE                                  streams of the host with a smaller fence must end
 //	settings                                         mode, pause or policy changed
 //	acks HOST                                        the host's acknowledged cursors or exceptions changed
@@ -29,6 +30,7 @@ const (
 	BellDelta    BellKind = "delta"
 	BellEpoch    BellKind = "epoch"
 	BellCommand  BellKind = "command"
+	BellResult   BellKind = "result"
 	BellKick     BellKind = "kick"
 	BellSettings BellKind = "settings"
 	BellAcks     BellKind = "acks"
@@ -39,7 +41,7 @@ const (
 // Bell is one ring of the doorbell.
 type Bell struct {
 	Kind BellKind
-	// Host is the host id of command, kick and acks.
+	// Host is the host id of command, result, kick and acks ("*" there: of several hosts).
 	Host string
 	// Fence, of kick: streams with a smaller one must end.
 	Fence uint64
@@ -64,7 +66,7 @@ var ErrMalformedBell = errors.New("malformed doorbell message")
 // Encode makes the message, for a script to SPUBLISH.
 func (b Bell) Encode() string {
 	switch b.Kind {
-	case BellCommand, BellAcks:
+	case BellCommand, BellResult, BellAcks:
 		return string(b.Kind) + " " + b.Host
 	case BellKick:
 		return "kick " + b.Host + " " + strconv.FormatUint(b.Fence, 10)
@@ -87,7 +89,7 @@ func ParseBell(message string) (Bell, error) {
 	bad := func() (Bell, error) {
 		return Bell{}, fmt.Errorf("%w: %.80q", ErrMalformedBell, line)
 	}
-	want := map[BellKind]int{BellDelta: 6, BellEpoch: 2, BellCommand: 2, BellAcks: 2, BellKick: 3, BellProbe: 2}[b.Kind]
+	want := map[BellKind]int{BellDelta: 6, BellEpoch: 2, BellCommand: 2, BellResult: 2, BellAcks: 2, BellKick: 3, BellProbe: 2}[b.Kind]
 	if want != 0 && len(words) != want {
 		return bad()
 	}
@@ -107,7 +109,7 @@ func ParseBell(message string) (Bell, error) {
 		}
 	case BellEpoch:
 		b.Epoch = number(words[1], 10, 64)
-	case BellCommand, BellAcks:
+	case BellCommand, BellResult, BellAcks:
 		b.Host = words[1]
 	case BellKick:
 		b.Host, b.Fence = words[1], number(words[2], 10, 64)

@@ -86,13 +86,24 @@ func Key(org string, parts ...string) string {
 // Global names a key that belongs to no organisation. Commands on such keys touch one key each.
 func Global(parts ...string) string { return "fb:" + strings.Join(parts, ":") }
 
-// Classify wraps a failure of go-redis in ErrUnavailable or ErrOutcomeUnknown; replies of Redis itself (redis.Error)
-// and nil pass unchanged.
+// refusals begin replies of a Redis that can't serve now and did nothing: it loads its data, is a replica, can't write its
+// append-only file, has too few replicas, is part of a cluster that is down or moves the slot, or runs a long script.
+var refusals = []string{"LOADING ", "MASTERDOWN ", "READONLY ", "MISCONF ", "NOREPLICAS ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY "}
+
+// Classify wraps a failure of go-redis in ErrUnavailable or ErrOutcomeUnknown; nil and other replies of Redis itself
+// (redis.Error) pass unchanged.
 func Classify(err error) error {
 	var reply redis.Error
 	var op *net.OpError
 	switch {
-	case err == nil, errors.As(err, &reply):
+	case err == nil, errors.Is(err, ErrUnavailable), errors.Is(err, ErrOutcomeUnknown):
+		return err
+	case errors.As(err, &reply):
+		for _, refusal := range refusals {
+			if strings.HasPrefix(reply.Error(), refusal) {
+				return fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+		}
 		return err
 	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, redis.ErrPoolTimeout):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -141,7 +141,7 @@ end
 
 function ops.events()
   local version, host, fence, spool, blob = arg(), arg(), tonumber(arg()), arg(), arg()
-  if tonumber(redis.call('HGET', key('fences'), host) or '0') > fence then return {'err', 'fence'} end
+  if tonumber(redis.call('HGET', key('h:' .. host), 'fence') or '0') > fence then return {'err', 'fence'} end
   if stale_policy(version) then return {'err', 'policy'} end
   local mark = mark_of(host)
   local last = mark[1] == spool and mark[2] or 0
