@@ -37,10 +37,14 @@ func main() {
 	node.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
+	interrupted := ctx.Err() != nil
 	stop()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
+	case interrupted:
+		fmt.Fprintln(os.Stderr, "fleetban-lab: interrupted")
+		os.Exit(1)
 	case errors.Is(err, flag.ErrHelp):
 		os.Exit(2)
 	case errors.As(err, &exit):

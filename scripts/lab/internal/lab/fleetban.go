@@ -62,7 +62,9 @@ func (l *Lab) programs(r role) map[string]string {
 	add(programCLI)
 	switch r {
 	case roleHost:
-		add(programAgent)
+		if !l.options.Bare {
+			add(programAgent)
+		}
 	case roleControlPlane:
 		add(programControlPlane)
 	default:
@@ -90,6 +92,9 @@ func (l *Lab) startFleetban(ctx context.Context) error {
 	}
 	if err := l.awaitControlPlane(ctx); err != nil {
 		return cp.explain(err, ServiceReplica(1))
+	}
+	if l.options.Bare {
+		return nil
 	}
 	if err := l.enrol(ctx); err != nil {
 		return err
@@ -150,6 +155,11 @@ func (l *Lab) Enrol(ctx context.Context, n *Node, joinToken string) error {
 	if err := os.Remove(n.Path(tokenPath)); err != nil {
 		return err
 	}
+	return n.StartAgent(ctx)
+}
+
+// StartAgent starts the agent's two halves on a host.
+func (n *Node) StartAgent(ctx context.Context) error {
 	for _, service := range agentServices() {
 		if err := n.Start(ctx, service); err != nil {
 			return err

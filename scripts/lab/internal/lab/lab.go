@@ -34,6 +34,8 @@ type Options struct {
 	// Fleetban starts the control plane and an agent on each host, enrolled and connected. Else the lab has hosts,
 	// Redis and haproxy only.
 	Fleetban bool
+	// Bare leaves the hosts without an agent: its program, user and folders are the installer's to bring.
+	Bare bool
 	// Mode is the organisation's promotion mode: enforce or watch. enforce.
 	Mode string
 	// Policy is the agents' /etc/fleetban/policy.toml; empty leaves the agent's defaults.

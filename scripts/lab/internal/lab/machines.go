@@ -14,6 +14,7 @@ const (
 	// passwordHash is crypt(5) of Password.
 	passwordHash = "$6$fleetbanlab$PVLCpervKsFCpEBFDIFJL5EwDzdUL7pHGLjD9JxuCEtwj2KEEBq1tGnaGsgro1I7.HnNWFCkT1Lp3SffsE5VR."
 	agentUser    = "fleetban"
+	agentUID     = 2002
 )
 
 // Fail2ban is how a host's fail2ban is set up; the zero value is Debian's way with nftables.
@@ -174,16 +175,11 @@ func (l *Lab) config(n *Node) node.Config {
 		cfg.Users = []node.User{
 			{Name: SSHUser, UID: 2000, Home: "/home/" + SSHUser, PasswordHash: passwordHash, Shell: "/bin/sh"},
 			{Name: "sshd", UID: 2001, Home: "/run/sshd"},
-			{Name: agentUser, UID: 2002, Home: "/var/lib/fleetban"},
 		}
 		cfg.Dirs = []node.Dir{
 			{Path: "/run/sshd", Mode: 0o755},
 			{Path: "/run/fail2ban", Mode: 0o755},
 			{Path: "/var/lib/fail2ban", Mode: 0o755},
-			// What systemd makes for the units: RuntimeDirectory and StateDirectory.
-			{Path: "/run/fleetban", Mode: 0o755, Owner: agentUser},
-			{Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser},
-			{Path: "/var/lib/fleetban-helper", Mode: 0o700},
 		}
 		cfg.Files = append(cfg.Files,
 			node.File{Path: "/etc/ssh/sshd_config", Mode: 0o644, Content: sshdConfig + l.sshdExtra},
@@ -192,6 +188,14 @@ func (l *Lab) config(n *Node) node.Config {
 			node.File{Path: "/var/log/auth.log", Mode: 0o640},
 		)
 		cfg.Files = append(cfg.Files, n.fail2ban.files()...)
+		if !l.options.Bare {
+			cfg.Users = append(cfg.Users, node.User{Name: agentUser, UID: agentUID, Home: "/var/lib/fleetban"})
+			// What the installer makes, and systemd for the units.
+			cfg.Dirs = append(
+				cfg.Dirs, node.Dir{Path: "/run/fleetban", Mode: 0o755, Owner: agentUser},
+				node.Dir{Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser}, node.Dir{Path: "/var/lib/fleetban-helper", Mode: 0o700},
+			)
+		}
 		if l.options.Policy != "" {
 			cfg.Files = append(cfg.Files, node.File{Path: policyPath, Mode: 0o644, Content: l.options.Policy})
 		}
@@ -207,7 +211,7 @@ func (l *Lab) config(n *Node) node.Config {
 		cfg.Sysctls["net/ipv6/ip_nonlocal_bind"] = "1"
 		cfg.Files = append(cfg.Files, node.File{Path: askpassPath, Mode: 0o755, Content: askpass})
 	case roleControlPlane:
-		cfg.Users = []node.User{{Name: agentUser, UID: 2002, Home: "/var/lib/fleetban"}}
+		cfg.Users = []node.User{{Name: agentUser, UID: agentUID, Home: "/var/lib/fleetban"}}
 		cfg.Dirs = []node.Dir{{Path: "/var/lib/redis", Mode: 0o755}, {Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser}}
 		var proxy strings.Builder
 		proxy.WriteString(haproxyConfig)
