@@ -1,0 +1,181 @@
+// Package run is the agent's unprivileged half: it joins the stream to the control plane, the spool of events and the
+// helper, and answers `fleetban-agent status`.
+//
+//	fail2ban ◀─▶ helper ── Observe, WatchHealth ──▶ link ──▶ spool ──▶ stream ──▶ control plane
+//	                ▲                                                    │
+//	                └───── Apply, SetSession, Execute, Held ◀── link ◀───┘
+//
+// Each part may be away for as long as it likes: without the helper the stream stays up and says so; without the control
+// plane the helper goes on enforcing and the spool goes on filling.
+package run
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/fleetban/fleetban/agent/internal/identity"
+	"github.com/fleetban/fleetban/agent/internal/localrpc"
+	"github.com/fleetban/fleetban/agent/internal/spool"
+	"github.com/fleetban/fleetban/agent/internal/version"
+	"github.com/fleetban/fleetban/agent/stream"
+	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
+	"github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1/hostv1connect"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// Config is what `run` is started with.
+type Config struct {
+	// StateDir holds the identity and the spool.
+	StateDir string
+	// HelperSocket is where HelperService is served, Socket where RunService will be.
+	HelperSocket, Socket string
+	Log                  *slog.Logger
+}
+
+// firstHelper is how long the first Hello waits for the helper, so that it can say what is held.
+const firstHelper = 5 * time.Second
+
+// Runner is the running process.
+type Runner struct {
+	log    *slog.Logger
+	id     *identity.Identity
+	spool  *spool.Spool
+	client *stream.Client
+	link   *link
+}
+
+// Run runs until ctx ends. ready, if not nil, is called once it answers on its socket.
+func Run(ctx context.Context, cfg Config, ready func()) error {
+	LimitMemory()
+	id, err := identity.Load(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	tlsConfig, err := id.TLS()
+	if err != nil {
+		return err
+	}
+	u, err := identity.ParseURL(id.URL)
+	if err != nil {
+		return err
+	}
+	r := &Runner{log: cfg.Log, id: id}
+	if r.spool, err = spool.Open(cfg.StateDir, spool.Options{}); err != nil {
+		return err
+	}
+	defer r.spool.Close() //nolint:errcheck // each event was synced when it was written
+	r.link = newLink(cfg.HelperSocket, r.spool, cfg.Log)
+	r.client = stream.New(stream.Config{
+		URL: u, TLS: tlsConfig, Proxy: http.ProxyFromEnvironment, Key: id.Key, HostID: id.HostID, Audience: id.Audience, Grant: id.Grant,
+		Instance: instance(), Facts: identity.Facts, Health: r.health, Sink: r.link, Source: r.spool, Log: cfg.Log,
+	})
+	r.link.healthChanged, r.link.exceptionsChanged, r.link.back = r.client.HealthChanged, r.client.ExceptionsChanged, r.client.Resync
+
+	server, err := localrpc.Listen(ctx, cfg.Socket, localrpc.SocketOptions{Mode: 0o660, UID: -1, GID: -1}, cfg.Log,
+		localrpc.Unary(hostv1connect.RunServiceStatusProcedure, localrpc.Allow{0, uint32(os.Getuid())}, r.status)) //nolint:gosec // a uid
+	if err != nil {
+		return err
+	}
+	if ready != nil {
+		ready()
+	}
+	r.log.Info("agent is up", "host", id.HostName, "organisation", id.Organisation, "url", id.URL)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	parts := []func(context.Context) error{server.Serve, r.link.run, r.keepStream}
+	errs := make([]error, len(parts))
+	for i, part := range parts {
+		wg.Go(func() {
+			defer cancel()
+			if err := part(ctx); err != nil && !errors.Is(err, context.Canceled) {
+				errs[i] = err
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// keepStream waits a little for the helper, then keeps the stream whether it is there or not.
+func (r *Runner) keepStream(ctx context.Context) error {
+	select {
+	case <-r.link.first:
+	case <-time.After(firstHelper):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return r.client.Run(ctx)
+}
+
+// health is what the control plane is told.
+func (r *Runner) health() *fleetbanv1.Health {
+	b := fleetbanv1.Health_builder{Spool: r.spool.Health()}
+	h, problem := r.link.health()
+	if h != nil {
+		b.Fail2Ban, b.Enforcer, b.PolicyLevel, b.Findings = h.GetFail2Ban(), h.GetEnforcer(), h.GetPolicyLevel(), h.GetFindings()
+	}
+	if problem != "" {
+		b.Findings = append(b.Findings[:len(b.Findings):len(b.Findings)], fleetbanv1.Finding_builder{
+			Severity: fleetbanv1.Finding_SEVERITY_ERROR, Code: "helper-away", Problem: problem,
+			Fix: "See what it says and start it: journalctl -u fleetban-helper; systemctl restart fleetban-helper.",
+		}.Build())
+	}
+	return b.Build()
+}
+
+func (r *Runner) status(context.Context, *hostv1.RunStatusRequest) (*hostv1.RunStatusResponse, error) {
+	s := r.client.Status()
+	acked, last := r.spool.Positions()
+	_, problem := r.link.health()
+	b := hostv1.RunStatusResponse_builder{
+		Version: version.Version, HostId: r.id.HostID, HostName: r.id.HostName, OrganisationName: r.id.Organisation, Url: r.id.URL,
+		Stream: hostv1.StreamStatus_builder{
+			Connected: s.Connected, Replica: s.Replica, SinceUnixMs: s.Since.UnixMilli(), Problem: s.Problem,
+			Reconnects: s.Reconnects, RoundTripUs: uint32(s.RoundTrip.Microseconds()), //nolint:gosec // seconds at most
+		}.Build(),
+		Spool: r.spool.Health(), HelperConnected: problem == "", HelperProblem: problem,
+		EventsThrough: acked, EventsLast: last, ClockOffsetMs: s.Offset.Milliseconds(), Cursors: s.Cursors,
+	}
+	if s.HostName != "" {
+		b.HostName, b.OrganisationName = s.HostName, s.Organisation
+	}
+	if !s.Retry.IsZero() {
+		b.Stream.SetRetryUnixMs(s.Retry.UnixMilli())
+	}
+	return b.Build(), nil
+}
+
+// LimitMemory keeps a small process small, unless whoever starts it says otherwise.
+func LimitMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(48 << 20)
+	}
+}
+
+func instance() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// unreachable says what is wrong with the helper, for a person.
+func unreachable(err error) string {
+	var u *localrpc.UnreachableError
+	if errors.As(err, &u) {
+		return u.Error()
+	}
+	return fmt.Sprintf("the helper: %v", err)
+}
