@@ -4,13 +4,16 @@
 package keys
 
 import (
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"hash"
+	"strconv"
 	"sync"
 
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -52,6 +55,18 @@ func (k *Keys) GrantKey() ed25519.PrivateKey { return k.grant }
 // GrantPublicKey verifies them.
 func (k *Keys) GrantPublicKey() ed25519.PublicKey {
 	return k.grant.Public().(ed25519.PublicKey) //nolint:forcetypeassert // documented by crypto/ed25519
+}
+
+// TLSKey is the key of the certificate that replicas make where none is given: the same for all, so that what hosts pin
+// holds whichever replica they reach.
+func (k *Keys) TLSKey() *ecdsa.PrivateKey {
+	for n := 0; ; n++ {
+		// Not every 32 bytes are a scalar of P-256; about one in 2^32 isn't.
+		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), k.derive("fleetban tls key v1 "+strconv.Itoa(n), 32))
+		if err == nil {
+			return key
+		}
+	}
 }
 
 // SignRecord sets r.Mac: the proof that this control plane issued the record in this set of this organisation.

@@ -34,3 +34,15 @@ func (o *Orgs) Adopt(ctx context.Context, id string) (Organisation, error) {
 	}
 	return org, nil
 }
+
+// allKey lists every organisation's id: what background jobs go through.
+var allKey = store.Global("orgs")
+
+// IDs lists the ids of all organisations, in no order.
+func (o *Orgs) IDs(ctx context.Context) ([]string, error) {
+	ids, err := o.store.Client().SMembers(ctx, allKey).Result()
+	if err != nil {
+		return nil, fmt.Errorf("list organisations: %w", store.Classify(err))
+	}
+	return ids, nil
+}

@@ -161,6 +161,9 @@ func (o *Orgs) create(ctx context.Context, id, name string, mode fleetbanv1.Mode
 	if err := createScript.Run(ctx, o.store, []string{metaKey(id)}, name, int32(mode)).Err(); err != nil {
 		return Organisation{}, fmt.Errorf("create organisation: %w", err)
 	}
+	if err := o.store.Client().SAdd(ctx, allKey, id).Err(); err != nil {
+		return Organisation{}, fmt.Errorf("list organisation: %w", store.Classify(err))
+	}
 	return o.Get(ctx, id)
 }
 
