@@ -13,10 +13,12 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"hash"
+	"net/netip"
 	"strconv"
 	"sync"
 
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
 // Lengths in bytes.
@@ -77,8 +79,18 @@ func (k *Keys) VerifyRecord(org, set string, r *fleetbanv1.Record) bool {
 	return hmac.Equal(r.GetMac(), k.mac(org, set, r))
 }
 
-// mac encodes so that no two records read the same: what varies in length is preceded by its length.
+// Sign is SignRecord for a record in its parts.
+func (k *Keys) Sign(org, set string, p netip.Prefix, kind fleetbanv1.RecordKind, sinceUnixMS, expiresUnixMS int64) []byte {
+	var packed [prefix.PackedLen6]byte
+	return k.macOf(org, set, prefix.AppendPacked(packed[:0], p), kind, sinceUnixMS, expiresUnixMS)
+}
+
 func (k *Keys) mac(org, set string, r *fleetbanv1.Record) []byte {
+	return k.macOf(org, set, r.GetPrefix(), r.GetKind(), r.GetSinceUnixMs(), r.GetExpiresUnixMs())
+}
+
+// macOf encodes so that no two records read the same: what varies in length is preceded by its length.
+func (k *Keys) macOf(org, set string, packed []byte, kind fleetbanv1.RecordKind, since, expires int64) []byte {
 	pool, ok := k.macs.Load(org)
 	if !ok {
 		key := k.derive("fleetban record mac v1 "+org, sha256.Size)
@@ -91,11 +103,11 @@ func (k *Keys) mac(org, set string, r *fleetbanv1.Record) []byte {
 	buf := make([]byte, 0, 256)
 	buf = binary.BigEndian.AppendUint16(buf, uint16(min(len(set), 1<<16-1))) //nolint:gosec // bounded
 	buf = append(buf, set...)
-	buf = append(buf, byte(min(len(r.GetPrefix()), 255)))
-	buf = append(buf, r.GetPrefix()...)
-	buf = binary.BigEndian.AppendUint32(buf, uint32(r.GetKind()))          //nolint:gosec // bits, not a number
-	buf = binary.BigEndian.AppendUint64(buf, uint64(r.GetSinceUnixMs()))   //nolint:gosec // bits
-	buf = binary.BigEndian.AppendUint64(buf, uint64(r.GetExpiresUnixMs())) //nolint:gosec // bits
+	buf = append(buf, byte(min(len(packed), 255)))
+	buf = append(buf, packed...)
+	buf = binary.BigEndian.AppendUint32(buf, uint32(kind))    //nolint:gosec // bits, not a number
+	buf = binary.BigEndian.AppendUint64(buf, uint64(since))   //nolint:gosec // bits
+	buf = binary.BigEndian.AppendUint64(buf, uint64(expires)) //nolint:gosec // bits
 	mac.Write(buf)
 	return mac.Sum(make([]byte, 0, sha256.Size))[:MACLen]
 }

@@ -1,0 +1,122 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/version"
+)
+
+// SetupOptions are what `setup` is told.
+type SetupOptions struct {
+	Backend
+
+	Organisation string `name:"organisation" env:"FLEETBAN_ORGANISATION" default:"default" placeholder:"NAME" help:"Name of the organisation."`
+	Mode         string `name:"mode" env:"FLEETBAN_MODE" enum:"enforce,watch" required:"" help:"enforce: what one host bans is banned on all. watch: only record what would be banned."`
+}
+
+// Setup makes the first organisation and prints its administrator's token to out. Run again, it changes nothing and says so.
+func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, out io.Writer) error {
+	mode, err := modeOf(o.Mode)
+	if err != nil {
+		return err
+	}
+	return o.with(ctx, logger, func(b *base) error {
+		if err := b.keys.Agree(ctx, b.store); err != nil {
+			return err
+		}
+		made, err := b.orgs.First(ctx, o.Organisation, mode)
+		if err != nil {
+			return err
+		}
+		if made.AdminToken == "" {
+			_, _ = fmt.Fprintf(out, "The organisation %q stands already; nothing was changed. Another token: fleetban-controlplane token create\n", made.Organisation.Name)
+			return nil
+		}
+		showToken(out, fmt.Sprintf("Made the organisation %q; its mode is %s.", made.Organisation.Name, o.Mode), made.AdminToken, o.PublicURL, "")
+		return nil
+	})
+}
+
+// TokenOptions are what `token create` is told.
+type TokenOptions struct {
+	Backend
+
+	Organisation string `name:"organisation-id" placeholder:"ID" help:"The organisation's id. Without it: the one that the first start made."`
+	Name         string `name:"name" default:"administrator" placeholder:"NAME" help:"What it is for: shown in lists and beside what is done with it."`
+}
+
+// CreateToken makes an administrator's token and prints it to out: the way back in for who has lost theirs.
+func CreateToken(ctx context.Context, o TokenOptions, logger *slog.Logger, out io.Writer) error {
+	return o.with(ctx, logger, func(b *base) error {
+		id := o.Organisation
+		if id == "" {
+			var err error
+			if id, err = b.orgs.FirstID(ctx); err != nil {
+				if errors.Is(err, orgs.ErrNotFound) {
+					return errors.New("there is no organisation yet: run fleetban-controlplane setup, or serve")
+				}
+				return err
+			}
+		}
+		org, err := b.orgs.Get(ctx, id)
+		if err != nil {
+			return err
+		}
+		token, err := b.orgs.CreateToken(ctx, id, o.Name, orgs.AllPermissions())
+		if err != nil {
+			return err
+		}
+		showToken(out, fmt.Sprintf("Made a token of the organisation %q.", org.Name), token.Secret, o.PublicURL, "")
+		return nil
+	})
+}
+
+// CheckOptions are what `check` is told.
+type CheckOptions struct {
+	Backend
+
+	AcceptDurability []string `name:"accept-durability" env:"FLEETBAN_ACCEPT_DURABILITY" placeholder:"CLASS" help:"As serve takes it."`
+}
+
+// ErrNotReady is returned by Check when a replica with these settings would not be ready.
+var ErrNotReady = errors.New("a replica with these settings would not be ready")
+
+// Check says whether a replica with these settings would be ready, and what mends it if not, as JSON to out.
+func Check(ctx context.Context, o CheckOptions, logger *slog.Logger, out io.Writer) error {
+	return o.with(ctx, logger, func(b *base) error {
+		r := &readiness{
+			store: b.store, keys: b.keys, clock: &clock{}, accept: o.AcceptDurability, version: version.Version, begun: func() string { return "" },
+		}
+		report := r.check(ctx)
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		if err := encoder.Encode(report); err != nil {
+			return fmt.Errorf("write the report: %w", err)
+		}
+		if !report.Ready {
+			return ErrNotReady
+		}
+		return nil
+	})
+}
+
+// with opens the backend for one command.
+func (b *Backend) with(ctx context.Context, logger *slog.Logger, f func(*base) error) error {
+	if err := b.complete(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	opened, err := b.open(ctx, logger)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(opened), opened.close())
+}

@@ -1,0 +1,178 @@
+package server
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// Backend says where state is kept. Every command takes it.
+type Backend struct {
+	RedisURL   string `name:"redis-url" env:"FLEETBAN_REDIS_URL" placeholder:"URL" help:"Redis or Valkey: redis://[user:password@]host:6379/0, rediss://… for TLS, unix:///path. Without it the control plane runs a redis-server of its own in --data-dir."`
+	DataDir    string `name:"data-dir" env:"FLEETBAN_DATA_DIR" default:"/var/lib/fleetban" placeholder:"DIR" help:"Folder of this process alone: the secret where --secret-file isn't given, and the data of its own redis-server."`
+	SecretFile string `name:"secret-file" env:"FLEETBAN_SECRET_FILE" placeholder:"FILE" help:"The fleet's secret, 32 bytes or 64 hex digits, the same for every replica. Without it: DATA-DIR/secret, made at the first start."`
+	PublicURL  string `name:"public-url" env:"FLEETBAN_PUBLIC_URL" placeholder:"URL" help:"How hosts and people reach the control plane: https://fleet.example.com. Without it: the host's name and the port of --listen."`
+	LogLevel   string `name:"log-level" env:"FLEETBAN_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
+	LogFormat  string `name:"log-format" env:"FLEETBAN_LOG_FORMAT" enum:"auto,json,text" default:"auto" help:"json, text, or auto: text on a terminal."`
+}
+
+// Config is everything that `serve` can be told.
+type Config struct {
+	Backend
+
+	Listen           string        `name:"listen" env:"FLEETBAN_LISTEN" default:":8443" placeholder:"ADDR" help:"Address for agents, people and the installer."`
+	TLSCert          string        `name:"tls-cert" env:"FLEETBAN_TLS_CERT" placeholder:"FILE" help:"Certificate with its chain, PEM; read again when it changes. Without it one is made, which hosts pin."`
+	TLSKey           string        `name:"tls-key" env:"FLEETBAN_TLS_KEY" placeholder:"FILE" help:"Its private key, PEM."`
+	TLSOff           bool          `name:"tls-off" env:"FLEETBAN_TLS_OFF" help:"Speak HTTP/1.1 and h2c without TLS: behind a proxy that ends TLS, or in a lab."`
+	Pin              string        `name:"pin" env:"FLEETBAN_PUBLIC_PIN" placeholder:"sha256//…" help:"The key that hosts shall pin, where a proxy ends TLS with a certificate that is not publicly trusted."`
+	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client."`
+	MetricsListen    string        `name:"metrics-listen" env:"FLEETBAN_METRICS_LISTEN" placeholder:"ADDR" help:"Address for /metrics and /debug/pprof; keep it private."`
+	AcceptDurability []string      `name:"accept-durability" env:"FLEETBAN_ACCEPT_DURABILITY" placeholder:"CLASS" help:"Durability of Redis to accept beside always: replicated, everysec, none, unknown. Acknowledged bans may be lost with these."`
+	Organisation     string        `name:"organisation" env:"FLEETBAN_ORGANISATION" default:"default" placeholder:"NAME" help:"Name of the organisation that the first start makes."`
+	Mode             string        `name:"mode" env:"FLEETBAN_MODE" enum:"enforce,watch" default:"enforce" help:"What the first start's organisation does with what hosts ban: enforce it on all, or watch: only record what would be banned."`
+	DrainWindow      time.Duration `name:"drain-window" env:"FLEETBAN_DRAIN_WINDOW" default:"5s" help:"On SIGTERM, agents are sent elsewhere spread over this time."`
+	Replica          string        `name:"replica" env:"FLEETBAN_REPLICA" placeholder:"NAME" help:"Name of this replica, unlike any other's. Without it: the host's name and a random part."`
+}
+
+// ConfigError is a value that can't be used: it names the flag, its variable, what is wrong and what would be right.
+type ConfigError struct {
+	Flag, Env, Problem, Want string
+}
+
+func (e *ConfigError) Error() string {
+	return fmt.Sprintf("--%s (%s): %s; %s", e.Flag, e.Env, e.Problem, e.Want)
+}
+
+// durabilityClasses are what Redis can promise, best first.
+var durabilityClasses = []string{"always", "replicated", "everysec", "none", "unknown"}
+
+// Complete checks the configuration and fills in what follows from the rest.
+func (c *Config) Complete() error {
+	_, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return &ConfigError{"listen", "FLEETBAN_LISTEN", fmt.Sprintf("%q is no address", c.Listen), "write HOST:PORT, [IPV6]:PORT or :PORT"}
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return &ConfigError{"tls-cert", "FLEETBAN_TLS_CERT", "--tls-cert and --tls-key belong together", "give both, or neither to have a certificate made"}
+	}
+	if c.TLSOff && c.TLSCert != "" {
+		return &ConfigError{"tls-off", "FLEETBAN_TLS_OFF", "it contradicts --tls-cert", "leave one of them out"}
+	}
+	for _, class := range c.AcceptDurability {
+		if !slices.Contains(durabilityClasses, class) {
+			return &ConfigError{"accept-durability", "FLEETBAN_ACCEPT_DURABILITY", fmt.Sprintf("there is no class %q", class), "choose from " + strings.Join(durabilityClasses, ", ")}
+		}
+	}
+	for _, p := range c.TrustedProxies {
+		if _, err := netip.ParsePrefix(p); err != nil {
+			return &ConfigError{"trusted-proxy", "FLEETBAN_TRUSTED_PROXIES", fmt.Sprintf("%q is no prefix", p), "write 10.0.0.0/8"}
+		}
+	}
+	if c.DrainWindow < 0 || c.DrainWindow > 10*time.Minute {
+		return &ConfigError{"drain-window", "FLEETBAN_DRAIN_WINDOW", c.DrainWindow.String() + " is out of range", "0s to 10m is possible"}
+	}
+	if c.Replica == "" {
+		c.Replica = replicaName()
+	}
+	if c.PublicURL == "" {
+		c.PublicURL = defaultURL(c.Listen, port, c.TLSOff)
+	}
+	return c.Backend.complete()
+}
+
+func (b *Backend) complete() error {
+	if b.PublicURL != "" {
+		u, err := url.Parse(b.PublicURL)
+		if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") || strings.Trim(u.Path, "/") != "" {
+			return &ConfigError{"public-url", "FLEETBAN_PUBLIC_URL", fmt.Sprintf("%q is no URL of a server", b.PublicURL), "write https://fleet.example.com or https://203.0.113.5:8443"}
+		}
+		b.PublicURL = strings.TrimRight(b.PublicURL, "/")
+	}
+	dir, err := filepath.Abs(b.DataDir)
+	if err != nil || b.DataDir == "" {
+		return &ConfigError{"data-dir", "FLEETBAN_DATA_DIR", "there is none", "name a folder that this user may write to"}
+	}
+	b.DataDir = dir
+	if b.LogLevel == "" {
+		b.LogLevel = "info"
+	}
+	return nil
+}
+
+func defaultURL(listen, port string, off bool) string {
+	host, _, _ := net.SplitHostPort(listen)
+	if a, err := netip.ParseAddr(host); host == "" || (err == nil && a.IsUnspecified()) {
+		host, _ = os.Hostname()
+	} else if err == nil && a.IsLoopback() {
+		host = "localhost"
+	}
+	if host == "" {
+		host = "localhost"
+	}
+	scheme, standard := "https", "443"
+	if off {
+		scheme, standard = "http", "80"
+	}
+	if port == standard {
+		return scheme + "://" + bracket(host)
+	}
+	return scheme + "://" + net.JoinHostPort(host, port)
+}
+
+func bracket(host string) string {
+	if strings.Contains(host, ":") {
+		return "[" + host + "]"
+	}
+	return host
+}
+
+// replicaName is unlike that of any other process, also of this one's last run: streams are fenced by it.
+func replicaName() string {
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		name = "replica"
+	}
+	var random [3]byte
+	_, _ = rand.Read(random[:])
+	return name + "-" + hex.EncodeToString(random[:])
+}
+
+func modeOf(name string) (fleetbanv1.Mode, error) {
+	switch name {
+	case "enforce":
+		return fleetbanv1.Mode_MODE_ENFORCE, nil
+	case "watch":
+		return fleetbanv1.Mode_MODE_WATCH, nil
+	default:
+		return 0, errors.New("a mode is enforce or watch")
+	}
+}
+
+// NewLogger makes the process's logger, to stderr.
+func (b *Backend) NewLogger(stderr *os.File) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(b.LogLevel))
+	options := &slog.HandlerOptions{Level: level}
+	text := b.LogFormat == "text"
+	if b.LogFormat == "auto" || b.LogFormat == "" {
+		info, err := stderr.Stat()
+		text = err == nil && info.Mode()&os.ModeCharDevice != 0
+	}
+	var h slog.Handler = slog.NewJSONHandler(stderr, options)
+	if text {
+		h = slog.NewTextHandler(stderr, options)
+	}
+	return slog.New(requestHandler{h})
+}

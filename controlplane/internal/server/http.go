@@ -1,0 +1,109 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
+	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
+)
+
+const (
+	requestIDHeader = "X-Request-Id"
+	// requestWithin bounds reading and answering a request that is no stream.
+	requestWithin = time.Minute
+)
+
+var goodRequestID = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,64}$`)
+
+type requestIDKey struct{}
+
+// requestHandler puts the request's id into each log line that has one in its context.
+type requestHandler struct{ slog.Handler }
+
+func (h requestHandler) Handle(ctx context.Context, r slog.Record) error {
+	if id, ok := ctx.Value(requestIDKey{}).(string); ok {
+		r.AddAttrs(slog.String("request_id", id))
+	}
+	return h.Handler.Handle(ctx, r) //nolint:wrapcheck // a decorator
+}
+
+func (h requestHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return requestHandler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h requestHandler) WithGroup(name string) slog.Handler {
+	return requestHandler{h.Handler.WithGroup(name)}
+}
+
+// streams live as long as both sides want.
+var streams = map[string]bool{
+	fleetbanv1connect.AgentServiceConnectProcedure:     true,
+	operatorv1connect.BanServiceWatchReceiptsProcedure: true,
+	operatorv1connect.FleetServiceWatchProcedure:       true,
+}
+
+// wrap gives each request an id, and those that are no stream a deadline.
+func wrap(next http.Handler, logger *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get(requestIDHeader)
+		if !goodRequestID.MatchString(id) {
+			var random [8]byte
+			_, _ = rand.Read(random[:])
+			id = hex.EncodeToString(random[:])
+		}
+		w.Header().Set(requestIDHeader, id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
+		if !streams[r.URL.Path] {
+			control := http.NewResponseController(w)
+			deadline := time.Now().Add(requestWithin)
+			_ = control.SetReadDeadline(deadline)
+			_ = control.SetWriteDeadline(deadline)
+		}
+		began := time.Now()
+		next.ServeHTTP(w, r)
+		logger.DebugContext(r.Context(), "request", slog.String("method", r.Method), slog.String("path", r.URL.Path),
+			slog.String("peer", r.RemoteAddr), slog.Duration("took", time.Since(began)))
+	})
+}
+
+// clientAddr finds the caller's address behind trusted proxies: the last hop of X-Forwarded-For that isn't one of them.
+func clientAddr(trusted []netip.Prefix) func(connect.Peer, http.Header) netip.Addr {
+	isTrusted := func(a netip.Addr) bool {
+		for _, p := range trusted {
+			if p.Contains(a) {
+				return true
+			}
+		}
+		return false
+	}
+	return func(peer connect.Peer, header http.Header) netip.Addr {
+		addr := auth.PeerAddr(peer)
+		if !addr.IsValid() || !isTrusted(addr) {
+			return addr
+		}
+		hops := strings.Split(strings.Join(header.Values("X-Forwarded-For"), ","), ",")
+		for i := len(hops) - 1; i >= 0; i-- {
+			hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+			if err != nil {
+				return addr
+			}
+			addr = hop.Unmap()
+			if !isTrusted(addr) {
+				return addr
+			}
+		}
+		return addr
+	}
+}

@@ -1,0 +1,348 @@
+// Package server is the control plane as a process: its configuration, listeners, health, background jobs and drain.
+//
+//	start ─▶ secret ─▶ Redis (given, or a child) ─▶ listeners ─▶ first start's work ─▶ ready
+//	                                                                                     │ SIGTERM
+//	  gone ◀─ child stopped ◀─ store closed ◀─ HTTP closed ◀─ agents sent elsewhere ◀─ unready
+//
+// Nothing is kept in this process that another replica would need.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
+	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/embedded"
+	"github.com/fleetban/fleetban/controlplane/internal/feed"
+	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/installer"
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
+	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/promotion"
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/store"
+	"github.com/fleetban/fleetban/controlplane/internal/version"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+const (
+	// drainGrace is how long after the drain window a stream may stay.
+	drainGrace = 5 * time.Second
+	// maxRequest bounds one message of the operator API.
+	maxRequest = 1 << 20
+)
+
+// Server is one replica.
+type Server struct {
+	config Config
+	logger *slog.Logger
+	// notices is where people read what is shown once and never logged.
+	notices io.Writer
+
+	base   *base
+	sets   *sets.Sets
+	feeds  *feed.Feeds
+	agents *agentapi.Service
+	ready  *readiness
+	jobs   *jobs
+
+	draining chan struct{}
+	main     *http.Server
+	metrics  *http.Server
+	listener net.Listener
+	metricsL net.Listener
+	pin      string
+
+	mu    sync.Mutex
+	begun string // why the first start's work isn't done
+}
+
+// base is what every command needs: the secret and the store.
+type base struct {
+	keys  *keys.Keys
+	child *embedded.Server
+	store *store.Store
+	orgs  *orgs.Orgs
+}
+
+// open opens what b says. The child, where there is one, answers when it returns; a Redis that is given may be away.
+func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) {
+	if err := os.MkdirAll(b.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make --data-dir: %w", err)
+	}
+	out := &base{}
+	var err error
+	if b.SecretFile != "" {
+		out.keys, err = keys.Load(b.SecretFile)
+	} else {
+		path, created := filepath.Join(b.DataDir, "secret"), false
+		if out.keys, created, err = keys.LoadOrCreate(path); created {
+			logger.InfoContext(ctx, "the fleet's secret was made: keep a copy, hosts' identities hang on it", slog.String("path", path))
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	redis.SetLogger(quiet{logger})
+	url := b.RedisURL
+	if url == "" {
+		if out.child, err = embedded.Start(ctx, embedded.Options{Dir: filepath.Join(b.DataDir, "redis"), Logger: logger}); err != nil {
+			return nil, err
+		}
+		url = out.child.URL()
+	}
+	if out.store, err = store.Open(store.Options{URL: url, Logger: logger}); err != nil {
+		return nil, errors.Join(err, out.close())
+	}
+	out.orgs = orgs.New(out.store)
+	return out, nil
+}
+
+func (b *base) close() error {
+	var errs []error
+	if b.store != nil {
+		errs = append(errs, b.store.Close())
+	}
+	if b.child != nil {
+		errs = append(errs, b.child.Stop(context.Background()))
+	}
+	return errors.Join(errs...)
+}
+
+// quiet passes on what go-redis says of its pool, which /readyz says better.
+type quiet struct{ logger *slog.Logger }
+
+func (q quiet) Printf(ctx context.Context, format string, v ...any) {
+	q.logger.DebugContext(ctx, "redis client", slog.String("line", fmt.Sprintf(format, v...)))
+}
+
+// New opens everything and listens. config must be complete.
+func New(ctx context.Context, config Config, logger *slog.Logger, notices io.Writer) (*Server, error) {
+	s := &Server{config: config, logger: logger, notices: notices, draining: make(chan struct{}), begun: "the first look at Redis is to come"}
+	var err error
+	if s.base, err = config.open(ctx, logger); err != nil {
+		return nil, err
+	}
+	if err := s.build(ctx); err != nil {
+		return nil, errors.Join(err, s.base.close())
+	}
+	return s, nil
+}
+
+func (s *Server) build(ctx context.Context) error {
+	c, st, k := s.config, s.base.store, s.base.keys
+	tlsConfig, err := s.tls()
+	if err != nil {
+		return err
+	}
+	clk := &clock{}
+	s.sets = sets.New(st, sets.Options{})
+	s.feeds = feed.New(feed.Options{Store: st, Sets: s.sets, Logger: s.logger, Sign: func(org, set string, r sets.Record) []byte {
+		return k.Sign(org, set, r.Prefix, r.Kind, r.Since, r.Expires)
+	}})
+	h := hosts.New(st, s.sets, s.logger)
+	s.agents = agentapi.New(agentapi.Options{
+		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
+		Rates: promotion.NewRates(st.Client()), Now: clk.now, Logger: s.logger,
+	})
+	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, holder: c.Replica, logger: s.logger}
+	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun}
+	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
+	if err != nil {
+		return err
+	}
+	for _, arch := range install.Missing() {
+		s.logger.WarnContext(ctx, "this build has no agent to serve for an architecture", slog.String("arch", arch))
+	}
+	operators := operatorapi.New(operatorapi.Options{
+		Sets: s.sets, Hosts: h, Orgs: s.base.orgs, Feeds: s.feeds, InstallLine: install.Line(), Draining: s.draining, Logger: s.logger,
+		Durability: func(ctx context.Context) string { return s.ready.check(ctx).Durability },
+	})
+	interceptors, err := s.interceptors(clk)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(s.agents.Handler(interceptors...))
+	operators.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))
+	install.Register(mux)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.Handle("GET /readyz", s.ready)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintf(w, "Fleetban control plane %s.\nOperators use the program `fleetban`; hosts are enrolled with `fleetban join-token create`.\n", version.Version)
+	})
+	return s.listen(mux, tlsConfig)
+}
+
+func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
+	trusted := make([]netip.Prefix, 0, len(s.config.TrustedProxies))
+	for _, p := range s.config.TrustedProxies {
+		parsed, err := netip.ParsePrefix(p)
+		if err != nil {
+			return nil, fmt.Errorf("--trusted-proxy: %w", err)
+		}
+		trusted = append(trusted, parsed)
+	}
+	authn, err := auth.NewInterceptor(auth.Options{
+		Services:   append(operatorapi.Services(), fleetbanv1.File_fleetban_v1_agent_proto.Services().ByName("AgentService")),
+		People:     auth.Tokens{Orgs: s.base.orgs},
+		Hosts:      s.agents,
+		Limiter:    auth.NewLimiter(s.base.store, auth.Limits{}, s.logger),
+		ClientAddr: clientAddr(trusted),
+	})
+	if err != nil {
+		return nil, err
+	}
+	validation, err := auth.NewValidation()
+	if err != nil {
+		return nil, err
+	}
+	return []connect.Interceptor{&apierr.Interceptor{Now: clk.now, Logger: s.logger}, authn, validation}, nil
+}
+
+func (s *Server) tls() (*tls.Config, error) {
+	c := s.config
+	s.pin = c.Pin
+	if c.TLSOff {
+		return nil, nil //nolint:nilnil // no TLS
+	}
+	var certs *certificates
+	var err error
+	if c.TLSCert != "" {
+		certs, err = loadCertificates(c.TLSCert, c.TLSKey, s.logger)
+	} else {
+		certs, err = selfSigned(s.base.keys, c.PublicURL)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.pin == "" {
+		if s.pin, err = certs.pin(c.PublicURL); err != nil {
+			return nil, err
+		}
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}, nil
+}
+
+func (s *Server) listen(handler http.Handler, tlsConfig *tls.Config) error {
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(tlsConfig == nil)
+	s.main = &http.Server{
+		Handler: wrap(handler, s.logger), TLSConfig: tlsConfig, Protocols: protocols,
+		// No ReadTimeout or WriteTimeout: they would end streams. Requests that are none get theirs in wrap.
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250},
+		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	}
+	var err error
+	if s.listener, err = net.Listen("tcp", s.config.Listen); err != nil {
+		return fmt.Errorf("--listen %s: %w", s.config.Listen, err)
+	}
+	if s.config.MetricsListen == "" {
+		return nil
+	}
+	if s.metricsL, err = net.Listen("tcp", s.config.MetricsListen); err != nil {
+		return errors.Join(fmt.Errorf("--metrics-listen %s: %w", s.config.MetricsListen, err), s.listener.Close())
+	}
+	s.metrics = &http.Server{
+		Handler: metricsHandler(s.agents, s.base.store, s.jobs, s.ready), ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	}
+	return nil
+}
+
+// Addr is where the server listens.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Pin is what clients are to pin, "" where the certificate is publicly trusted.
+func (s *Server) Pin() string { return s.pin }
+
+// Run serves until ctx ends, then drains and closes everything.
+func (s *Server) Run(ctx context.Context) error {
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	var background sync.WaitGroup
+	background.Go(func() { s.begin(work) })
+	background.Go(func() { s.jobs.run(work) })
+	failed := make(chan error, 2)
+	serve := func(server *http.Server, l net.Listener, secure bool) {
+		var err error
+		if secure {
+			err = server.ServeTLS(l, "", "")
+		} else {
+			err = server.Serve(l)
+		}
+		if !errors.Is(err, http.ErrServerClosed) {
+			failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
+		}
+	}
+	background.Go(func() { serve(s.main, s.listener, s.main.TLSConfig != nil) })
+	if s.metrics != nil {
+		background.Go(func() { serve(s.metrics, s.metricsL, false) })
+	}
+	s.logger.InfoContext(ctx, "control plane listens", slog.String("address", s.listener.Addr().String()), slog.String("public_url", s.config.PublicURL),
+		slog.String("replica", s.config.Replica), slog.String("version", version.Version), slog.Bool("tls", s.main.TLSConfig != nil),
+		slog.Bool("embedded_redis", s.base.child != nil))
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	return errors.Join(err, s.shutdown(stopWork, &background))
+}
+
+// shutdown goes in the order that loses nothing: unready, agents elsewhere, requests done, jobs, store, child.
+func (s *Server) shutdown(stopWork context.CancelFunc, background *sync.WaitGroup) error {
+	s.logger.Info("shutting down")
+	s.ready.drain()
+	close(s.draining)
+	ctx, cancel := context.WithTimeout(context.Background(), s.config.DrainWindow+drainGrace+10*time.Second)
+	defer cancel()
+	s.agents.Drain(ctx, s.config.DrainWindow, drainGrace)
+	var errs []error
+	if err := s.main.Shutdown(ctx); err != nil {
+		errs = append(errs, s.main.Close())
+	}
+	s.agents.Close()
+	if s.metrics != nil {
+		errs = append(errs, s.metrics.Close())
+	}
+	stopWork()
+	background.Wait()
+	s.sets.Close()
+	s.feeds.Close()
+	errs = append(errs, s.base.close())
+	s.logger.Info("control plane stopped")
+	return errors.Join(errs...)
+}
+
+// Close closes a server that was never run.
+func (s *Server) Close() error {
+	errs := []error{s.listener.Close()}
+	if s.metricsL != nil {
+		errs = append(errs, s.metricsL.Close())
+	}
+	s.agents.Close()
+	s.sets.Close()
+	s.feeds.Close()
+	return errors.Join(append(errs, s.base.close())...)
+}
