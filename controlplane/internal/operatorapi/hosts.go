@@ -2,6 +2,7 @@ package operatorapi
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"connectrpc.com/connect"
@@ -158,7 +159,9 @@ func (a *API) RevokeJoinToken(
 	if err != nil {
 		return nil, err
 	}
-	if err := a.o.Orgs.RevokeJoinToken(ctx, p.Org, req.Msg.GetId()); err != nil {
+	if err := a.o.Orgs.RevokeJoinToken(ctx, p.Org, req.Msg.GetId()); errors.Is(err, orgs.ErrNotFound) {
+		return nil, apierr.NotFound("id", "there is no such join token", "fleetban join-token list shows them")
+	} else if err != nil {
 		return nil, mapped(err)
 	}
 	return connect.NewResponse(&operatorv1.RevokeJoinTokenResponse{}), nil
