@@ -36,8 +36,8 @@ const (
 type Changed struct {
 	Kind   fleetbanv1.SetKind
 	Prefix netip.Prefix
-	// Expires is the latest end over these sets; 0: in none of them any more.
-	Expires int64
+	// Expires is the latest end over these sets; 0: in none of them any more. Before is what it was.
+	Expires, Before int64
 }
 
 // Change is what an Apply did to the unions. Large says that it is too long to list: look at everything.

@@ -29,13 +29,23 @@ type viewed struct {
 
 func (h *Holding) views(kind fleetbanv1.SetKind, records []keyed) []viewed {
 	out := make([]viewed, 0, len(records))
+	var seen map[key]bool
+	if len(records) > 1 {
+		seen = make(map[key]bool, len(records))
+	}
 	for _, kr := range records {
+		if seen[kr.key] {
+			continue
+		}
+		if seen != nil {
+			seen[kr.key] = true
+		}
 		out = append(out, viewed{kr.key, h.view(kind, kr.key)})
 	}
 	return out
 }
 
-// changed compares the unions with what they were. A prefix that is named twice may be listed twice.
+// changed compares the unions with what they were. Each prefix is listed once.
 func (h *Holding) changed(kind fleetbanv1.SetKind, before []viewed) Change {
 	if len(before) > mostChanged {
 		return Change{Large: true}
@@ -43,7 +53,7 @@ func (h *Holding) changed(kind fleetbanv1.SetKind, before []viewed) Change {
 	var c Change
 	for _, b := range before {
 		if now := h.view(kind, b.key); now != b.expires {
-			c.Changed = append(c.Changed, Changed{Kind: kind, Prefix: b.prefix(), Expires: now})
+			c.Changed = append(c.Changed, Changed{Kind: kind, Prefix: b.prefix(), Expires: now, Before: b.expires})
 		}
 	}
 	return c
