@@ -110,33 +110,48 @@ func (c *Client) status(ctx context.Context, jail string, flavour ...string) (Co
 	return counts, banned, nil
 }
 
+// askOneByOne is up to how many addresses are asked for by name. For each, fail2ban compares all that is banned, at about
+// 0.7 µs a comparison (measured: 4 ms at 10,000), so that to list all is cheaper for more.
+const askOneByOne = 8
+
 // Banned reports for each of prefixes whether the jail bans exactly it.
 func (c *Client) Banned(ctx context.Context, jail string, prefixes ...netip.Prefix) ([]bool, error) {
 	texts, err := formatAll(prefixes)
 	if err != nil || len(texts) == 0 {
 		return nil, err
 	}
+	var items []any
+	question := []string{"get", jail, "banned"}
+	if len(texts) <= askOneByOne {
+		question = append(question, texts...)
+	}
 	if !c.noBannedQuery.Load() {
-		v, err := c.jailCall(ctx, true, append([]string{"get", jail, "banned"}, texts...)...)
+		v, err := c.jailCall(ctx, true, question...)
 		switch {
-		case err == nil:
+		case err == nil && len(texts) <= askOneByOne:
 			return bannedAnswer(v, len(texts))
-		case !errors.Is(err, ErrUnsupported):
+		case err == nil:
+			items, err = itemsOf(v)
+		case errors.Is(err, ErrUnsupported):
+			c.noBannedQuery.Store(true)
+			err = nil
+		}
+		if err != nil {
 			return nil, fmt.Errorf("ask whether jail %q bans %s: %w", jail, texts[0], err)
 		}
-		c.noBannedQuery.Store(true)
 	}
-	listing, err := c.list(ctx, jail)
-	if err != nil {
-		return nil, err
+	if c.noBannedQuery.Load() {
+		if _, items, err = c.status(ctx, jail); err != nil {
+			return nil, err
+		}
 	}
-	is := make(map[netip.Prefix]bool, len(listing.Entries))
-	for _, e := range listing.Entries {
+	is := make(map[netip.Prefix]bool, len(items))
+	for _, e := range parseListing(items, false).Entries {
 		is[e.Addr] = true
 	}
 	answer := make([]bool, len(prefixes))
 	for i, p := range prefixes {
-		answer[i] = is[p]
+		answer[i] = is[canonical(p)]
 	}
 	return answer, nil
 }
@@ -422,7 +437,15 @@ func formatAll(prefixes []netip.Prefix) ([]string, error) {
 		if !p.IsValid() || p.Addr().Zone() != "" {
 			return nil, fmt.Errorf("%w: an invalid address", ErrArgument)
 		}
-		texts[i] = prefix.Format(p.Masked())
+		texts[i] = prefix.Format(canonical(p))
 	}
 	return texts, nil
+}
+
+// canonical is the form that replies are parsed into.
+func canonical(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
 }

@@ -3,6 +3,7 @@ package fail2ban_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -70,6 +71,15 @@ func TestClientAgainstRealServer(t *testing.T) {
 	check(t, yes, err, []bool{true})
 	yes, err = c.Banned(ctx, "sshd", pfx("192.0.2.2"), pfx("2001:db8::1"), pfx("198.51.100.0/24"), pfx("198.51.100.9"))
 	check(t, yes, err, []bool{false, true, true, false})
+
+	many := []netip.Prefix{pfx("192.0.2.1"), pfx("2001:db8::1"), pfx("198.51.100.0/24"), pfx("::ffff:192.0.2.1")}
+	for i := range 20 {
+		many = append(many, pfx(fmt.Sprintf("203.0.113.%d", i)))
+	}
+	yes, err = c.Banned(ctx, "sshd", many...)
+	check(t, yes[:5], err, []bool{true, true, true, true, false})
+	yes, err = c.Banned(ctx, "sshd", many[:4]...)
+	check(t, yes, err, []bool{true, true, true, true})
 
 	listing, err := c.BannedWithTime(ctx, "sshd")
 	if err != nil || !listing.Times || listing.Unparsable != 1 || len(listing.Entries) != 3 {

@@ -51,7 +51,8 @@ func parseListing(items []any, times bool) Listing {
 	listing := Listing{Entries: make([]Entry, 0, len(items)), Times: times}
 	for _, item := range items {
 		s, _ := item.(string)
-		e, ok := Entry{}, false
+		var e Entry
+		var ok bool
 		if times {
 			e, ok = parseEntry(s)
 		} else {

@@ -27,6 +27,7 @@ func (o *Observer) confirm(lines []line) {
 		o.keep(lines)
 		return
 	}
+	defer o.readGrown() // after the bans that grew
 	lines = o.announcements(lines)
 	if len(lines) == 0 {
 		return
@@ -52,11 +53,24 @@ func (o *Observer) confirm(lines []line) {
 		if a.skip[l.jail] {
 			continue
 		}
-		switch l.kind {
-		case kindBan:
+		if l.kind == kindBan {
 			o.banLine(l, a)
-		case kindUnban:
+		} else {
 			o.unbanLine(l, a)
+		}
+	}
+}
+
+// readGrown reads the real lengths of bans that were made longer.
+func (o *Observer) readGrown() {
+	for _, j := range o.jails {
+		if !j.grown || o.state != stateUp || j.settling {
+			continue
+		}
+		j.grown = false
+		if err := o.read(j, false, false); isDown(err) {
+			o.fail(err)
+			return
 		}
 	}
 }
@@ -80,6 +94,7 @@ func (o *Observer) announcements(lines []line) []line {
 	for _, l := range lines {
 		j := o.jails[l.jail]
 		switch l.kind {
+		case kindOther:
 		case kindShutdown:
 			o.stop()
 		case kindReload:
@@ -98,11 +113,7 @@ func (o *Observer) announcements(lines []line) []line {
 		case kindIncrease, kindAgain:
 			if j != nil {
 				j.inexact = true
-				if l.kind == kindIncrease && o.state == stateUp && !j.settling {
-					if err := o.read(j, false, false); isDown(err) {
-						o.fail(err)
-					}
-				}
+				j.grown = j.grown || l.kind == kindIncrease
 			}
 		case kindBan:
 			if !reserved(l.jail) {

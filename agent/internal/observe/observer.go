@@ -356,11 +356,10 @@ func (o *Observer) openLog() {
 		}
 	}
 	readable := false
-	switch {
-	case path == "":
+	if path == "" {
 		o.tail.close()
 		o.tail.path = ""
-	default:
+	} else {
 		if path != o.tail.path {
 			o.tail.close()
 			o.tail.path = path

@@ -280,12 +280,11 @@ func (o *Observer) read(j *jail, now, settled bool) error {
 		return err
 	}
 	end := o.now()
-	share := time.Duration(readsLog)
-	if o.source == sourcePoll {
-		share = readsPoll
-	}
 	j.readCost = end.Sub(began)
-	j.nextRead = end.Add(share * j.readCost)
+	j.nextRead = end.Add(j.readCost * readsLog)
+	if o.source == sourcePoll {
+		j.nextRead = end.Add(j.readCost * readsPoll)
+	}
 	first := !j.known
 	if !o.clock.known && !first {
 		for _, e := range listing.Entries {

@@ -63,6 +63,7 @@ type jail struct {
 	unequal int
 	// inexact: some ban's times are provisional, or may have changed.
 	inexact bool
+	grown   bool // a line told that a ban was made longer
 	known   bool // bans were read in full since the jail was first seen
 
 	banTime, findTime time.Duration
