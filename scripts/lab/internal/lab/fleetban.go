@@ -102,10 +102,13 @@ func (l *Lab) startFleetban(ctx context.Context) error {
 	return l.AwaitOnline(ctx)
 }
 
+// replica is a control-plane replica as a service. Its name is new with each start, for streams are fenced by it.
 func (l *Lab) replica(i int) node.Service {
-	return node.Service{Name: ServiceReplica(i), User: agentUser, Restart: true, Argv: []string{
+	name := ServiceReplica(i)
+	return node.Service{Name: name, User: agentUser, Restart: true, Argv: []string{
+		"sh", "-c", `exec "$@" --replica "` + name + `-$$"`, name,
 		programControlPlane, "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", replicaPort(i)), "--public-url", URL,
-		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/" + ServiceReplica(i),
+		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/" + name,
 		"--tls-cert", "/etc/fleetban/tls.crt", "--tls-key", "/etc/fleetban/tls.key",
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort(i)),
 	}, Env: []string{"HOME=/var/lib/fleetban"}}

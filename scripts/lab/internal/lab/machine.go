@@ -38,6 +38,9 @@ func checkMachine(options Options) error {
 		return nil
 	}
 	for _, name := range []string{programAgent, programControlPlane, programCLI} {
+		if name == programAgent && options.Bare {
+			continue
+		}
 		if _, err := os.Stat(filepath.Join(options.BinDir, name)); err != nil {
 			return fmt.Errorf("there is no %s in %s: run `make build`", name, options.BinDir)
 		}
