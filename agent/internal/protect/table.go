@@ -68,8 +68,11 @@ func (t table) overlapping(p netip.Prefix) (fleetbanv1.Refusal, bool) {
 		}
 	}
 	i, _ := slices.BinarySearchFunc(t.sorted, p.Masked().Addr(), func(e entry, a netip.Addr) int { return e.prefix.Addr().Compare(a) })
-	if i < len(t.sorted) && p.Contains(t.sorted[i].prefix.Addr()) {
-		return t.sorted[i].refusal, true
+	weightiest := fleetbanv1.Refusal_REFUSAL_UNSPECIFIED
+	for ; i < len(t.sorted) && p.Contains(t.sorted[i].prefix.Addr()); i++ {
+		if r := t.sorted[i].refusal; weightiest == 0 || r < weightiest {
+			weightiest = r
+		}
 	}
-	return fleetbanv1.Refusal_REFUSAL_UNSPECIFIED, false
+	return weightiest, weightiest != 0
 }
