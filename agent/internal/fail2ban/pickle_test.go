@@ -91,8 +91,10 @@ func TestParseEntry(t *testing.T) {
 	if !ok || e.Duration != Forever || e.Addr.Bits() != 64 {
 		t.Fatalf("got %+v, %v", e, ok)
 	}
-	for _, s := range []string{"", "x", "192.0.2.1", "host \t2026-01-02 03:04:05 + 600 = x", "192.0.2.1 \tnever + 600 = x",
-		"192.0.2.1 \t2026-01-02 03:04:05 + ten = x", "fe80::1%eth0 \t2026-01-02 03:04:05 + 1 = x"} {
+	for _, s := range []string{
+		"", "x", "192.0.2.1", "host \t2026-01-02 03:04:05 + 600 = x", "192.0.2.1 \tnever + 600 = x",
+		"192.0.2.1 \t2026-01-02 03:04:05 + ten = x", "fe80::1%eth0 \t2026-01-02 03:04:05 + 1 = x",
+	} {
 		if e, ok := parseEntry(s); ok {
 			t.Errorf("%q is %+v", s, e)
 		}
