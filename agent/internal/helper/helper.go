@@ -62,7 +62,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
-	uid, gid, err := lookUpUser(cfg.RunUser)
+	uid, gid, err := LookUpUser(cfg.RunUser)
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,8 @@ func together(ctx context.Context, parts ...func(context.Context) error) error {
 	return errors.Join(errs...)
 }
 
-func lookUpUser(name string) (uid, gid int, err error) {
+// LookUpUser finds the ids of the user that `run` runs as: a name or a number.
+func LookUpUser(name string) (uid, gid int, err error) {
 	u, err := user.Lookup(name)
 	if err != nil {
 		if n, numErr := strconv.ParseUint(name, 10, 31); numErr == nil {

@@ -223,3 +223,10 @@ func writeFile(path string, b []byte, uid, gid int) error {
 	}
 	return os.Rename(path+".new", path)
 }
+
+// SameURL reports whether two addresses name the same control plane.
+func SameURL(a, b string) bool {
+	ua, errA := ParseURL(a)
+	ub, errB := ParseURL(b)
+	return errA == nil && errB == nil && ua.String() == ub.String()
+}

@@ -1,0 +1,160 @@
+package hostcli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fleetban/fleetban/agent/internal/helper"
+	"github.com/fleetban/fleetban/agent/internal/nft"
+)
+
+// uninstall undoes what installing and running did, in an order in which nothing can put it back.
+func (c *cli) uninstall(ctx context.Context, _ []string) error {
+	o := &c.opts
+	if os.Geteuid() != 0 {
+		return errors.New("uninstall needs root; run it with sudo")
+	}
+	if !o.yes {
+		c.printf("This removes Fleetban from this host: its bans in the kernel, its identity, its settings and its program.\nfail2ban and its bans stay. Go on? [y/N] ")
+		line, _ := bufio.NewReader(c.in).ReadString('\n')
+		if a := strings.ToLower(strings.TrimSpace(line)); a != "y" && a != "yes" {
+			c.printf("Nothing was done.\n")
+			return nil
+		}
+	}
+	var failed []error
+	step := func(what string, err error) {
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", what, err))
+			return
+		}
+		c.printf("%s\n", what)
+	}
+	standard := o.stateDir == "" // the one that the installer made
+	if standard && haveSystemd() {
+		step("Stopped the services", systemctl(ctx, "disable", "--now", "--quiet", "fleetban-agent.service", "fleetban-helper.service"))
+	}
+	stopPeer(ctx, o.socket)
+	stopPeer(ctx, o.helperSocket)
+	n, err := helper.Restore(ctx, o.helperDir, o.fail2banSocket)
+	if err == nil && n > 0 {
+		step(fmt.Sprintf("Took what was allowed out of %d of fail2ban's jails", n), nil)
+	} else if err != nil {
+		// A fail2ban that isn't there has forgotten it.
+		c.printf("fail2ban couldn't be told to forget what was allowed (%v); it does at its next restart\n", err)
+	}
+	step("Took the bans out of the kernel", removeTable(ctx, o.table))
+	if standard {
+		for _, unit := range []string{"fleetban-agent.service", "fleetban-helper.service"} {
+			err = errors.Join(err, remove(filepath.Join("/etc/systemd/system", unit)))
+		}
+		if haveSystemd() {
+			_ = systemctl(ctx, "daemon-reload")
+		}
+	}
+	step("Removed the state", errors.Join(os.RemoveAll(o.agentDir), os.RemoveAll(o.helperDir),
+		os.RemoveAll(filepath.Dir(o.helperSocket)), os.RemoveAll(filepath.Dir(o.socket))))
+	if standard {
+		step("Removed the policy", os.RemoveAll("/etc/fleetban"))
+		if _, _, err := helper.LookUpUser(o.runUser); err == nil && o.runUser == defaultUser {
+			step("Removed the user "+defaultUser, removeUser(ctx, defaultUser))
+		}
+		if self, err := os.Executable(); err == nil && filepath.Base(self) == "fleetban-agent" {
+			step("Removed "+self, remove(self))
+		}
+	}
+	if len(failed) > 0 {
+		return fmt.Errorf("some of it is left: %w", errors.Join(failed...))
+	}
+	c.printf("Fleetban is gone from this host. Remove the host in the console as well.\n")
+	return nil
+}
+
+func haveSystemd() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil
+}
+
+func systemctl(ctx context.Context, args ...string) error {
+	return command(ctx, "systemctl", args...)
+}
+
+func command(ctx context.Context, name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput() //nolint:gosec // constants
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, args[0], err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func removeUser(ctx context.Context, name string) error {
+	if _, err := exec.LookPath("userdel"); err == nil {
+		return command(ctx, "userdel", name)
+	}
+	return command(ctx, "deluser", name)
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// removeTable takes our table out of the kernel.
+func removeTable(ctx context.Context, table string) error {
+	e, err := nft.Open(nft.Config{Table: table})
+	if err != nil {
+		return err
+	}
+	defer e.Close() //nolint:errcheck // nothing is lost with it
+	return e.Off(ctx)
+}
+
+// stopPeer ends the process that serves a socket of ours, where no systemd did, and waits until it is gone. The kernel
+// says which process that is.
+func stopPeer(ctx context.Context, socket string) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost with it
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return
+	}
+	var cred *unix.Ucred
+	_ = raw.Control(func(fd uintptr) {
+		cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor fits
+	})
+	if cred == nil || cred.Pid <= 1 {
+		return
+	}
+	fd, err := unix.PidfdOpen(int(cred.Pid), 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing is lost with it
+	if unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0) != nil {
+		return
+	}
+	limit := time.Now().Add(10 * time.Second)
+	for time.Now().Before(limit) && ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200) //nolint:gosec // a descriptor fits
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
