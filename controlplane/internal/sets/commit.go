@@ -229,8 +229,8 @@ type runner struct {
 	store   *store.Store
 	window  time.Duration
 	timeout time.Duration
-	// skew is added to the server's clock; 0 but in tests.
-	skew func() time.Duration
+	// clock is 0 for the server's own, Unix milliseconds in tests.
+	clock func() int64
 }
 
 // run runs a script under its own time limit: a batch outlives the caller that happened to begin it.
@@ -238,7 +238,7 @@ func (r *runner) run(ctx context.Context, org string, script *store.Script, args
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	all := make([]any, 0, len(args)+2)
-	all = append(all, r.skew().Milliseconds(), r.window.Milliseconds())
+	all = append(all, r.clock(), r.window.Milliseconds())
 	all = append(all, args...)
 	values, err := script.Run(ctx, r.store, []string{store.Key(org, "meta")}, all...).Slice()
 	if err != nil {

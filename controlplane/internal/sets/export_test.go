@@ -1,9 +1,7 @@
 package sets
 
-import "time"
-
-// SetSkew moves the clock of every script that this Sets runs.
-func (s *Sets) SetSkew(skew func() time.Duration) { s.scripts.skew = skew }
+// SetClock gives every script that this Sets runs a clock, Unix milliseconds; 0 is the server's own.
+func (s *Sets) SetClock(clock func() int64) { s.scripts.clock = clock }
 
 // Packed claims, for the fuzz test.
 var (

@@ -31,7 +31,7 @@ func New(st *store.Store, o Options) *Sets {
 	if o.Timeout <= 0 {
 		o.Timeout = 3 * time.Second
 	}
-	r := &runner{store: st, window: o.RebuildWindow, timeout: o.Timeout, skew: func() time.Duration { return 0 }}
+	r := &runner{store: st, window: o.RebuildWindow, timeout: o.Timeout, clock: func() int64 { return 0 }}
 	return &Sets{store: st, scripts: r, commit: &committer{
 		queues: map[string][]*mutation{},
 		run: func(org string, script *store.Script, args []any) (head, []any, error) {

@@ -26,12 +26,13 @@ type fixture struct {
 	t     testing.TB
 	redis *redistest.Server
 	store *store.Store
-	skew  atomic.Int64
+	clock atomic.Int64
 }
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	f := &fixture{t: t, redis: redistest.Start(t)}
+	f.clock.Store(1_800_000_000_000)
 	f.store = f.redis.Open()
 	f.Sets = f.replica()
 	return f
@@ -40,17 +41,18 @@ func newFixture(t testing.TB) *fixture {
 // replica is another control plane on the same Redis.
 func (f *fixture) replica() *sets.Sets {
 	s := sets.New(f.store, sets.Options{})
-	s.SetSkew(func() time.Duration { return time.Duration(f.skew.Load()) })
+	s.SetClock(f.clock.Load)
 	f.t.Cleanup(s.Close)
 	return s
 }
 
-func (f *fixture) advance(d time.Duration) { f.skew.Add(int64(d)) }
+// advance moves the clock, which stands still between calls.
+func (f *fixture) advance(d time.Duration) { f.clock.Add(d.Milliseconds()) }
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
-func must[T any](v T, err error) func(testing.TB) T {
-	return func(t testing.TB) T {
+func must[T any](v T, err error) func(fataler) T {
+	return func(t fataler) T {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
@@ -71,7 +73,9 @@ func (f *fixture) settle(t testing.TB) sets.States {
 	return f.check(t)
 }
 
-func (f *fixture) check(t testing.TB) sets.States {
+func (f *fixture) check(t testing.TB) sets.States { return f.checkOrg(t, org) }
+
+func (f *fixture) checkOrg(t fataler, org string) sets.States {
 	t.Helper()
 	ctx := context.Background()
 	states := must(f.States(ctx, org))(t)

@@ -1,7 +1,7 @@
 -- Applies a batch of mutations of one organisation: each whole or not at all, one version a set for all of them.
 --
 -- KEYS[1]  fb:{ORG}:meta
--- ARGV[1]  clock skew, ARGV[2] rebuild window (see prelude.lua)
+-- ARGV[1]  clock, ARGV[2] rebuild window (see prelude.lua)
 -- ARGV[3]  how many mutations follow; each is its name and a fixed number of arguments, see ops.
 -- Returns  the head (see flush.lua), then a list of results: {'ok', …} or {'err', code, …} each.
 -- Cost     O(prefixes · lengths in use); about 20 to 40 µs a prefix.

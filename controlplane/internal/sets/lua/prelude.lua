@@ -2,7 +2,7 @@
 --
 -- KEYS[1] fb:{ORG}:meta. The other keys are of the same organisation and so of the same slot; which ones a script
 --         touches follows from what it reads, so they can't be named beforehand.
--- ARGV[1] milliseconds to add to the server's clock: 0 but in tests.
+-- ARGV[1] the clock, Unix milliseconds: 0 for the server's own; tests give another.
 -- ARGV[2] milliseconds that a rebuild stays open.
 --
 -- Numbers: Lua's are doubles. Times stay below 2^48 and everything else below 2^53. `..` writes 14 digits only: whole
@@ -29,7 +29,8 @@ local function num(n) return string.format('%.0f', n) end
 -- Clock: never back, whatever the machine's does.
 local meta = redis.call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch')
 local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[1])
+local now = tonumber(ARGV[1])
+if now == 0 then now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) end
 now = math.max(now, tonumber(meta[3] or '0'))
 local epoch = tonumber(meta[2] or '0')
 local old_epoch = tonumber(meta[6] or '0')

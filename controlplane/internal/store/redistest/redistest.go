@@ -3,6 +3,7 @@ package redistest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,6 +96,26 @@ func (s *Server) Pause() { _ = s.cmd.Process.Signal(syscall.SIGSTOP) }
 
 // Resume ends Pause.
 func (s *Server) Resume() { _ = s.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Backup copies the server's data as a disk snapshot would: Restore goes back to it.
+func (s *Server) Backup() (restore func()) {
+	s.t.Helper()
+	s.Pause()
+	kept := filepath.Join(s.dir, "backup")
+	if err := errors.Join(os.RemoveAll(kept), os.CopyFS(kept, os.DirFS(filepath.Join(s.dir, "appendonlydir")))); err != nil {
+		s.t.Fatal(err)
+	}
+	s.Resume()
+	return func() {
+		s.t.Helper()
+		s.Kill()
+		live := filepath.Join(s.dir, "appendonlydir")
+		if err := errors.Join(os.RemoveAll(live), os.CopyFS(live, os.DirFS(kept))); err != nil {
+			s.t.Fatal(err)
+		}
+		s.Start()
+	}
+}
 
 // Empty throws all data away and restarts, as a restore of an empty disk would.
 func (s *Server) Empty() {
