@@ -142,7 +142,7 @@ func (a *API) Watch(ctx context.Context, req *connect.Request[operatorv1.WatchRe
 				return ended(ctx, err)
 			}
 		case err == nil:
-		case ctx.Err() != nil || first || !away(err):
+		case ctx.Err() != nil || first && !w.sent || !away(err):
 			if errors.Is(err, sets.ErrInvalid) {
 				return apierr.Invalid("after", fmt.Sprintf("%q is not an event's id", req.Msg.GetAfter()), "pass the id of an event, or none")
 			}
@@ -166,11 +166,13 @@ func (a *API) Watch(ctx context.Context, req *connect.Request[operatorv1.WatchRe
 
 // watcher is one Watch's position.
 type watcher struct {
-	api    *API
-	org    string
-	after  string
-	would  bool
-	gap    bool
+	api   *API
+	org   string
+	after string
+	would bool
+	gap   bool
+	// sent: the client has something, and so a stream that is worth keeping.
+	sent   bool
 	stream *connect.ServerStream[operatorv1.WatchResponse]
 }
 
@@ -194,7 +196,7 @@ func (w *watcher) send(ctx context.Context) error {
 				if err := w.stream.Send(operatorv1.WatchResponse_builder{Event: names(known).event(e), Gap: w.gap}.Build()); err != nil {
 					return fmt.Errorf("send event: %w", err)
 				}
-				w.gap = false
+				w.gap, w.sent = false, true
 			}
 			w.after = e.ID
 		}

@@ -114,13 +114,16 @@ func TestWatch(t *testing.T) {
 	a := with(cp, cp.Token)
 	ask(t, a.bans.Ban, ban(3600, "203.0.113.1"))
 	web := cp.Enrol("web-1", nil).Attach()
-	events, _ := open(ctx, t, a, &operatorv1.WatchRequest{})
+	events, ended := open(ctx, t, a, &operatorv1.WatchRequest{})
 	would, _ := open(ctx, t, a, operatorv1.WatchRequest_builder{Would: true}.Build())
 	wait := func(from <-chan *operatorv1.WatchResponse) *operatorv1.WatchResponse {
 		t.Helper()
 		select {
 		case m := <-from:
 			return m
+		case err := <-ended:
+			t.Fatalf("the stream ended: %v", err)
+			return nil
 		case <-ctx.Done():
 			t.Fatal("no event came")
 			return nil
@@ -144,7 +147,8 @@ func TestWatch(t *testing.T) {
 	}
 	// Taken up where it ended: what came since, once.
 	ask(t, a.bans.Ban, ban(3600, "203.0.113.4"))
-	resumed, _ := open(ctx, t, a, operatorv1.WatchRequest_builder{After: after}.Build())
+	var resumed <-chan *operatorv1.WatchResponse
+	resumed, ended = open(ctx, t, a, operatorv1.WatchRequest_builder{After: after}.Build())
 	if first, second := wait(resumed), wait(resumed); first.GetEvent().GetPrefix() != "203.0.113.3" || second.GetEvent().GetPrefix() != "203.0.113.4" || first.GetGap() {
 		t.Fatalf("resumed with %v, %v", first, second)
 	}
