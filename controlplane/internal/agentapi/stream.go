@@ -224,8 +224,9 @@ func (st *stream) run(ctx context.Context, hello *fleetbanv1.Hello, welcome *fle
 	if st.control != nil {
 		_ = st.control.SetWriteDeadline(time.Time{})
 	}
-	s.remove(st)
 	st.tenant.leave(st)
+	// Last: who waits for the streams to end waits for their ends to be recorded.
+	defer s.remove(st)
 
 	st.mu.Lock()
 	final, cause, fence := st.err, st.cause, st.fence
