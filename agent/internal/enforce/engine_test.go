@@ -289,7 +289,7 @@ func TestRefusals(t *testing.T) {
 	}
 	h.wantKernel("refusals", "203.0.113.9/32")
 	want := []string{
-		"all 198.51.100.254/32 GATEWAY", "all 198.51.100.53/32 RESOLVER", "all 198.51.100.0/24 RESOLVER", "all 192.0.2.7/32 FLEET_HOST",
+		"all 198.51.100.254/32 GATEWAY", "all 198.51.100.53/32 RESOLVER", "all 198.51.100.0/24 GATEWAY", "all 192.0.2.7/32 FLEET_HOST",
 		"all 192.0.2.99/32 CONTROL_PLANE", "all 10.1.2.3/32 RESERVED_RANGE", "all 203.0.0.0/15 TOO_WIDE",
 	}
 	h.wantExceptions("refusals", want...)
