@@ -33,12 +33,17 @@ type Engine struct {
 	hold *holding.Holding
 	prot *protect.Protector
 
-	mu      sync.Mutex
-	kernel  *nft.Enforcer // nil while nftables can't be opened
-	inForce bool          // the kernel's table is there and equal to what it should be
-	problem string        // why it isn't although it should be
-	clock   clock
-	state   saved
+	mu          sync.Mutex
+	kernel      *nft.Enforcer // nil while nftables can't be opened
+	inForce     bool          // the kernel's table is there and equal to what it should be
+	problem     string        // why it isn't although it should be
+	clock       clock
+	state       saved
+	stateFile   stateFile
+	stateNumber uint64
+	// failures counts attempts in a row that the kernel refused; retryAt is when the next is due.
+	failures int
+	retryAt  time.Duration // of boottime
 	// stateProblem says why the state isn't saved.
 	stateProblem string
 	policy       PolicyState
@@ -229,6 +234,7 @@ func (e *Engine) absorb(ctx context.Context, change holding.Change) {
 			e.allowChanged(&u, c.Prefix, now)
 		case kindBan:
 			e.banChanged(&u, c, now)
+		case fleetbanv1.SetKind_SET_KIND_UNSPECIFIED: // never held
 		}
 	}
 	e.update(ctx, u)
@@ -420,7 +426,7 @@ func (e *Engine) kernelFailed(err error) {
 
 func (e *Engine) setProblem(text string) {
 	if text != e.problem && text != "" {
-		e.log.Error("Fleet bans can't be enforced; it is tried again every second", "error", text)
+		e.log.Error("Fleet bans can't be enforced; it is tried again", "error", text)
 	}
 	e.problem = text
 }
@@ -447,12 +453,29 @@ func (e *Engine) reconcile(ctx context.Context, anew bool) {
 	if want && e.inForce && !anew {
 		return
 	}
-	e.judge()
-	if want && e.openKernel(ctx) {
-		e.replace(ctx)
+	if want && !anew && boottime() < e.retryAt {
 		return
 	}
-	if !want && (e.inForce || anew) && e.openKernel(ctx) {
+	if want && !e.openKernel(ctx) {
+		e.retryLater()
+		if anew {
+			e.judge() // for Exceptions
+		}
+		return
+	}
+	if want || anew {
+		e.judge()
+	}
+	if want {
+		e.replace(ctx)
+		if !e.inForce {
+			e.retryLater()
+			return
+		}
+		e.failures, e.retryAt = 0, 0
+		return
+	}
+	if (e.inForce || anew || e.problem != "") && e.openKernel(ctx) { // after a failure the old table may stand
 		if err := e.kernel.Off(ctx); err != nil {
 			e.setProblem(err.Error())
 			return
@@ -460,6 +483,12 @@ func (e *Engine) reconcile(ctx context.Context, anew bool) {
 		e.inForce = false
 		e.setProblem("")
 	}
+}
+
+// retryLater puts the next attempt off: 1 s, 2 s, 4 s, … 32 s.
+func (e *Engine) retryLater() {
+	e.retryAt = boottime() + time.Second<<min(e.failures, 5)
+	e.failures++
 }
 
 func (e *Engine) openKernel(ctx context.Context) bool {

@@ -19,6 +19,7 @@ import (
 const (
 	tick         = time.Second
 	sshEvery     = 2
+	watchEvery   = 5 // while there is nothing to watch
 	protectEvery = 15
 	countEvery   = 60
 	auditEvery   = 300
@@ -30,7 +31,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer ticker.Stop()
 	var foreign <-chan struct{}
 	for n := 0; ; {
-		if foreign == nil {
+		if foreign == nil && n%watchEvery == 0 {
 			foreign = e.watch(ctx)
 		}
 		select {
@@ -61,8 +62,7 @@ func (e *Engine) watch(ctx context.Context) <-chan struct{} {
 	ch, err := e.kernel.Watch(ctx)
 	if err != nil {
 		e.log.Warn("Changes of nftables by others can't be watched; they are found by the audit every few minutes", "error", err)
-		never := make(chan struct{})
-		return never
+		return nil
 	}
 	return ch
 }
@@ -81,6 +81,15 @@ func (e *Engine) foreignChange(ctx context.Context) {
 
 func (e *Engine) everySecond(ctx context.Context, n int) {
 	e.hold.Maintain()
+	if n%countEvery == 0 {
+		e.mu.Lock()
+		write := e.stateWriter() // the clock has gone on
+		e.mu.Unlock()
+		err := write()
+		e.mu.Lock()
+		e.stateSaved(err)
+		e.mu.Unlock()
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.clock.now()
@@ -121,7 +130,6 @@ func (e *Engine) everySecond(ctx context.Context, n int) {
 	if n%countEvery == 0 {
 		e.hold.Prune(now)
 		e.count()
-		e.saveState()
 	}
 	if recheck && e.inForce && !anew {
 		e.recheck(ctx)
@@ -209,14 +217,32 @@ func (e *Engine) loadPolicy() bool {
 	return true
 }
 
-func (e *Engine) saveState() {
+// saveState saves the switches before it returns. The caller holds the lock.
+func (e *Engine) saveState() { e.stateSaved(e.stateWriter()()) }
+
+// stateWriter returns what saves the switches as they are now; it needs no lock.
+func (e *Engine) stateWriter() func() error {
 	e.state.ClockOffset, e.state.LastServer = e.clock.offset(), e.clock.now()
-	if err := e.state.save(e.cfg.StateDir); err != nil {
-		e.stateProblem = "the helper's switches can't be saved: " + err.Error()
-		e.log.Error("The helper's switches can't be saved", "error", err)
-		return
+	e.stateNumber++
+	number := e.stateNumber
+	data, err := e.state.marshal()
+	return func() error {
+		if err != nil {
+			return err
+		}
+		return e.stateFile.write(e.cfg.StateDir, data, number)
 	}
-	e.stateProblem = ""
+}
+
+func (e *Engine) stateSaved(err error) {
+	problem := ""
+	if err != nil {
+		problem = "the helper's switches can't be saved: " + err.Error()
+	}
+	if problem != "" && problem != e.stateProblem {
+		e.log.Error("The helper's switches can't be saved", "error", err)
+	}
+	e.stateProblem = problem
 }
 
 // TurnOff stops enforcement at once and through restarts, for d or (d = 0) until TurnOn. It returns the end in Unix

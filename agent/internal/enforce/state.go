@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -65,27 +66,43 @@ func loadState(dir string) (saved, error) {
 	return s, nil
 }
 
-// save writes the state so that it is either the old or the new one after a crash.
-func (s *saved) save(dir string) error {
+func (s *saved) marshal() ([]byte, error) {
 	if s.settings != nil {
 		b, err := proto.Marshal(s.settings)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		s.Settings = b
 	}
-	data, err := json.Marshal(s)
-	if err != nil {
-		return err
+	return json.Marshal(s)
+}
+
+// stateFile is where the state is saved. Its lock is its own, so that no ban waits while a disk syncs.
+type stateFile struct {
+	mu      sync.Mutex
+	written uint64
+}
+
+// write saves data, which is the numbered state, unless a later one is there; it is either the old or the new one
+// after a crash.
+func (f *stateFile) write(dir string, data []byte, number uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if number <= f.written {
+		return nil
 	}
 	name := filepath.Join(dir, stateName)
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	file, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+	_, err = file.Write(data)
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return err
 	}
-	return os.Rename(name+".new", name)
+	if err := os.Rename(name+".new", name); err != nil {
+		return err
+	}
+	f.written = number
+	return nil
 }

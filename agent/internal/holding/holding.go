@@ -218,7 +218,7 @@ func (s *set) apply(records []keyed) []undone {
 func (s *set) revert(undo []undone) {
 	for _, u := range slices.Backward(undo) {
 		if !u.existed {
-			u.record.kind = expired
+			u.kind = expired
 		}
 		s.put(u.key, u.record)
 	}

@@ -167,7 +167,6 @@ func TestKernelExpires(t *testing.T) {
 		t.Errorf("left: %v", got)
 	}
 	// An extension outlives the first end.
-	begin := time.Now()
 	for _, d := range []time.Duration{200 * time.Millisecond, 700 * time.Millisecond} {
 		if err := e.Replace(ctx, nft.Desired{}); err != nil {
 			t.Fatal(err)
@@ -177,7 +176,7 @@ func TestKernelExpires(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		begin = time.Now()
+		begin := time.Now()
 		until(t, "the extended ban ends", func() bool { return len(listed(t, e)) == 0 })
 		if took := time.Since(begin); took < d-50*time.Millisecond {
 			t.Errorf("a ban extended to %s was over after %s", d, took)

@@ -86,8 +86,7 @@ func (e *Enforcer) concerns(m received) bool {
 	if m.kind>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.data) < 4 {
 		return false
 	}
-	switch m.kind & 0xff {
-	case unix.NFT_MSG_NEWGEN:
+	if m.kind&0xff == unix.NFT_MSG_NEWGEN {
 		return false
 	}
 	for kind, value := range attributes(m.data[4:]) {

@@ -58,7 +58,7 @@ func TestErrorsNameTheLineAndTheFix(t *testing.T) {
 		line int
 		says string
 	}{
-		"unknown key":    {"level = \"ban\"\nlevle = \"observe\"\n", 2, `"levle" is not a setting; the settings are level,`},
+		"unknown key":    {"level = \"ban\"\nlvl = \"observe\"\n", 2, `"lvl" is not a setting; the settings are level,`},
 		"unknown table":  {"\n[limits]\nx = 1\n", 2, `is not a setting`},
 		"level":          {"# x\n\nlevel = \"root\"\n", 3, `write "observe"`},
 		"type":           {"proxied = 1\n", 1, "see the example"},

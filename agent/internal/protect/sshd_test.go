@@ -88,8 +88,10 @@ func TestRealSSHD(t *testing.T) {
 	}
 	want("before", admin, false)
 	client := func(from string, more ...string) *exec.Cmd {
-		args := append([]string{"-F", "/dev/null", "-b", from, "-p", "2222", "-i", filepath.Join(dir, "user"), "-o", "IdentitiesOnly=yes",
-			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"}, more...)
+		args := append([]string{
+			"-F", "/dev/null", "-b", from, "-p", "2222", "-i", filepath.Join(dir, "user"), "-o", "IdentitiesOnly=yes",
+			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes",
+		}, more...)
 		return exec.CommandContext(ctx, "ssh", args...)
 	}
 	// Somebody who has only said that they are root.
