@@ -19,7 +19,7 @@ import (
 // Options of a benchmark.
 type Options struct {
 	Lab lab.Options
-	// Bans is how many bans are measured, at most 200.
+	// Bans is how many bans are measured, at most 200 and 30 for each host but one.
 	Bans int
 	// Idle is for how long the processes are watched at rest.
 	Idle time.Duration
@@ -27,9 +27,9 @@ type Options struct {
 }
 
 const (
-	// hosts is how many hosts ban in turn: one host has 30 promotions a minute. The first one only listens.
-	hosts   = 9
-	maxBans = 200
+	// promotions is how many of a host's bans are promoted at once. The first host only listens.
+	promotions = 30
+	maxBans    = 200
 	// loaded is how many fleet bans the processes hold when they are weighed.
 	loaded  = 10_000
 	oneStep = time.Minute
@@ -43,10 +43,13 @@ func Run(ctx context.Context, options Options) (err error) {
 	if options.Bans < 1 || options.Bans > maxBans {
 		return fmt.Errorf("1 to %d bans can be measured, not %d", maxBans, options.Bans)
 	}
-	options.Lab.Hosts, options.Lab.Fleetban, options.Lab.Leased = hosts, true, true
+	if most := promotions * (options.Lab.Hosts - 1); options.Bans > most {
+		return fmt.Errorf("%d hosts have at most %d bans promoted: measure fewer, or on more hosts", options.Lab.Hosts, most)
+	}
+	options.Lab.Fleetban, options.Lab.Leased = true, true
 	// One attempt is a ban: what is measured begins at fail2ban's line.
 	options.Lab.Fail2ban = map[string]lab.Fail2ban{}
-	for i := range hosts {
+	for i := range options.Lab.Hosts {
 		options.Lab.Fail2ban[string(rune('a'+i))] = lab.Fail2ban{MaxRetry: 1}
 	}
 	l, err := lab.Up(ctx, options.Lab)

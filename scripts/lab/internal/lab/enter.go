@@ -32,16 +32,20 @@ func (n *Node) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	return cmd
 }
 
-// ExitError says that a program ended with another status than 0, and what it wrote to its standard error.
+// ExitError says that a program ended with another status than 0, and what it wrote.
 type ExitError struct {
-	Machine string
-	Argv    []string
-	Status  int
-	Stderr  string
+	Machine        string
+	Argv           []string
+	Status         int
+	Stdout, Stderr string
 }
 
 func (e *ExitError) Error() string {
-	return fmt.Sprintf("%s: `%s` ended with status %d: %s", e.Machine, strings.Join(e.Argv, " "), e.Status, strings.TrimSpace(e.Stderr))
+	said := e.Stderr
+	if said == "" {
+		said = e.Stdout
+	}
+	return fmt.Sprintf("%s: `%s` ended with status %d: %s", e.Machine, strings.Join(e.Argv, " "), e.Status, strings.TrimSpace(said))
 }
 
 // Exec runs a program in the machine as root and returns its standard output.
@@ -72,11 +76,7 @@ func (n *Node) run(cmd *exec.Cmd, argv []string, stdout, stderr *bytes.Buffer) e
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		text := stderr.String()
-		if text == "" {
-			text = stdout.String()
-		}
-		return &ExitError{n.Name, argv, exit.ExitCode(), text}
+		return &ExitError{n.Name, argv, exit.ExitCode(), stdout.String(), stderr.String()}
 	}
 	if err != nil {
 		return fmt.Errorf("%s: `%s`: %w", n.Name, strings.Join(argv, " "), err)
