@@ -1,0 +1,136 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"crypto/x509"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+)
+
+func TestLease(t *testing.T) {
+	t.Parallel()
+	st := redistest.Start(t).Open()
+	s := sets.New(st, sets.Options{})
+	t.Cleanup(s.Close)
+	job := func(holder string) *jobs {
+		return &jobs{store: st, sets: s, hosts: hosts.New(st, s, nil), orgs: orgs.New(st), holder: holder, logger: slog.New(slog.DiscardHandler)}
+	}
+	one, two := job("one"), job("two")
+	hold := func(j *jobs) bool {
+		t.Helper()
+		held, err := j.hold(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return held
+	}
+	if !hold(one) || hold(two) || !hold(one) {
+		t.Fatal("not exactly one has the lease")
+	}
+	first := one.term.Load()
+	one.release(context.Background())
+	if !hold(two) || hold(one) {
+		t.Fatal("the lease was given back, and nobody else got it")
+	}
+	if two.term.Load() <= first {
+		t.Errorf("term %d after %d", two.term.Load(), first)
+	}
+	if err := two.once(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCertificateIsReadAgain(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	write := func(secret byte, at time.Time) {
+		t.Helper()
+		made, err := selfSigned(keys.New([32]byte{secret}), "https://fleet.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := x509.MarshalPKCS8PrivateKey(made.current.PrivateKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: made.current.Certificate[0]}, keyFile: {Type: "PRIVATE KEY", Bytes: key}} {
+			if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(path, at, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(1, time.Unix(1000, 0))
+	c, err := loadCertificates(certFile, keyFile, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin, err := c.pin("https://fleet.example")
+	if err != nil || pin == "" {
+		t.Fatalf("a certificate that nobody trusts has the pin %q, %v", pin, err)
+	}
+	get := func() *tls.Certificate {
+		t.Helper()
+		c.looked = time.Time{}
+		got, err := c.get(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	first := get()
+	if get() != first {
+		t.Error("read again without a change")
+	}
+	// Half written: the old one serves on.
+	if err := os.WriteFile(certFile, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if get() != first {
+		t.Error("a broken file was taken")
+	}
+	write(2, time.Unix(2000, 0))
+	if second := get(); second == first {
+		t.Error("the new certificate isn't served")
+	}
+}
+
+func TestClientAddr(t *testing.T) {
+	t.Parallel()
+	find := clientAddr([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
+	for _, tc := range []struct{ peer, forwarded, want string }{
+		{"203.0.113.9:1", "", "203.0.113.9"},
+		{"203.0.113.9:1", "198.51.100.1", "203.0.113.9"}, // not a trusted proxy: it may claim what it wants
+		{"10.0.0.1:1", "198.51.100.1", "198.51.100.1"},
+		{"10.0.0.1:1", "6.6.6.6, 198.51.100.1, 10.0.0.2", "198.51.100.1"},
+		{"10.0.0.1:1", "nonsense", "10.0.0.1"},
+		{"10.0.0.1:1", "", "10.0.0.1"},
+	} {
+		header := http.Header{}
+		if tc.forwarded != "" {
+			header.Set("X-Forwarded-For", tc.forwarded)
+		}
+		if got := find(connect.Peer{Addr: tc.peer}, header); got.String() != tc.want {
+			t.Errorf("%+v: %s", tc, got)
+		}
+	}
+}
