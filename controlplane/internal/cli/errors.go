@@ -144,7 +144,7 @@ func (f *failure) print(e *Env, format string) {
 	}
 	text := "fleetban: " + escape(f.message, 2000) + "\n"
 	if f.fix != "" {
-		text += "  " + strings.ToUpper(f.fix[:1]) + escape(f.fix[1:], 2000) + ".\n"
+		text += "  What to do: " + escape(f.fix, 2000) + ".\n"
 	}
 	_, _ = e.Stderr.Write([]byte(text))
 }

@@ -46,7 +46,7 @@ func (statusCmd) run(r *run) error {
 	}[m.GetDurability()]
 	rebuild := ""
 	if m.GetRebuildUntilUnixMs() > m.GetServerUnixMs() {
-		rebuild = r.out.paint(warn, "what hosts hold is being gathered after a loss") + ", until " + clock.when(m.GetRebuildUntilUnixMs())
+		rebuild = r.out.paint(warn, "hosts are asked what they hold, as after each start or loss of Redis") + ", until " + clock.when(m.GetRebuildUntilUnixMs())
 	}
 	r.out.facts(
 		[2]string{"organisation", safe(m.GetOrganisationName())},

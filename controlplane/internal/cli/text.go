@@ -181,7 +181,7 @@ func (c clock) ago(ms int64) string {
 	}
 	d := c.now.Sub(time.UnixMilli(ms))
 	if d < 2*time.Second {
-		return "now"
+		return "just now"
 	}
 	return coarse(d) + " ago"
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -47,6 +49,7 @@ func (a *API) GetFleet(ctx context.Context, _ *connect.Request[operatorv1.GetFle
 			answer.Bans += s.Records
 		}
 	}
+	slices.SortFunc(answer.Sets, func(x, y *operatorv1.SetState) int { return strings.Compare(x.GetCursor().GetSet(), y.GetCursor().GetSet()) })
 	return connect.NewResponse(answer.Build()), nil
 }
 
