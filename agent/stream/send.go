@@ -35,12 +35,12 @@ func (s *session) send(beat time.Duration) error {
 		case <-s.ctx.Done():
 			return nil
 		case m := <-s.out:
-			err = s.stream.Send(m)
+			err = s.stream.send(m)
 		case <-s.wake:
 		case <-s.cfg.Source.Appended():
 		case <-later:
 		case <-ticker.C:
-			err = s.stream.Send(fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{
+			err = s.stream.send(fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{
 				Cursors: s.cursors(nil), HostUnixMs: time.Now().UnixMilli(),
 			}.Build()}.Build())
 		}
@@ -57,7 +57,7 @@ func (w *sender) due() (time.Duration, error) {
 	}
 	s := w.s
 	for _, r := range s.c.takeResults() {
-		if err := s.stream.Send(fleetbanv1.ConnectRequest_builder{CommandResult: r}.Build()); err != nil {
+		if err := s.stream.send(fleetbanv1.ConnectRequest_builder{CommandResult: r}.Build()); err != nil {
 			return 0, err
 		}
 	}
@@ -71,7 +71,7 @@ func (w *sender) due() (time.Duration, error) {
 		}
 		s.healthDue.Store(false)
 		w.lastHealth = time.Now()
-		return pause, s.stream.Send(fleetbanv1.ConnectRequest_builder{Health: s.cfg.Health()}.Build())
+		return pause, s.stream.send(fleetbanv1.ConnectRequest_builder{Health: s.cfg.Health()}.Build())
 	}
 	return pause, nil
 }
@@ -107,7 +107,7 @@ func (w *sender) events() error {
 		}
 		s.mu.Unlock()
 		batch := fleetbanv1.EventBatch_builder{Spool: s.cfg.Source.ID(), Events: events}.Build()
-		if err := s.stream.Send(fleetbanv1.ConnectRequest_builder{Events: batch}.Build()); err != nil {
+		if err := s.stream.send(fleetbanv1.ConnectRequest_builder{Events: batch}.Build()); err != nil {
 			return err
 		}
 	}
@@ -146,7 +146,7 @@ func (w *sender) ack() (time.Duration, error) {
 	a.Cursors = s.cursors(only)
 	w.lastAck = time.Now()
 	s.c.setCursors(s.cursors(nil))
-	return 0, s.stream.Send(fleetbanv1.ConnectRequest_builder{Ack: a.Build()}.Build())
+	return 0, s.stream.send(fleetbanv1.ConnectRequest_builder{Ack: a.Build()}.Build())
 }
 
 // cursors is what is held of the sets that only names; nil names all.

@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/agent/internal/envelope"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
-	"github.com/fleetban/fleetban/proto/wire/hostauth"
 )
 
 const (
@@ -30,14 +31,29 @@ const (
 	minBeat, maxBeat = 50 * time.Millisecond, 25 * time.Second
 )
 
-type bidi = connect.BidiStreamForClient[fleetbanv1.ConnectRequest, fleetbanv1.ConnectResponse]
+// pipe is the stream below a session.
+type pipe struct {
+	*connect.BidiStreamForClient[envelope.Envelope, envelope.Envelope]
+}
+
+func (p pipe) send(m *fleetbanv1.ConnectRequest) error { return p.Send(&envelope.Envelope{Message: m}) }
+
+func (p pipe) receive() (*fleetbanv1.ConnectResponse, error) {
+	e, err := p.Receive()
+	if err != nil {
+		return nil, err
+	}
+	return e.Message.(*fleetbanv1.ConnectResponse), nil //nolint:forcetypeassert // made by newResponse
+}
+
+func newResponse() proto.Message { return new(fleetbanv1.ConnectResponse) }
 
 // session is one stream. run owns it; the other methods may be called from anywhere.
 type session struct {
 	c      *Client
 	cfg    *Config
 	conn   *connection
-	stream *bidi
+	stream pipe
 
 	// Closed when the Welcome came; when a Drain's pause is over; when run has ended and err is set.
 	welcomed, drain, done chan struct{}
@@ -135,15 +151,15 @@ func (s *session) live() error {
 	if err != nil {
 		return err
 	}
-	assertion, err := hostauth.Sign(s.cfg.Key, s.cfg.HostID, s.cfg.Audience, s.c.clock.now())
+	assertion, err := sign(s.cfg.Key, s.cfg.HostID, s.cfg.Audience, s.c.clock.now())
 	if err != nil {
 		return err
 	}
-	client := fleetbanv1connect.NewAgentServiceClient(s.conn.client, s.cfg.URL.String(),
-		connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage), connect.WithSendMaxBytes(maxMessage))
-	s.stream = client.Connect(s.ctx)
+	client := connect.NewClient[envelope.Envelope, envelope.Envelope](s.conn.client, s.cfg.URL.String()+fleetbanv1connect.AgentServiceConnectProcedure,
+		envelope.Responses(newResponse), connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage), connect.WithSendMaxBytes(maxMessage))
+	s.stream = pipe{client.CallBidiStream(s.ctx)}
 	s.stream.RequestHeader().Set("Authorization", "Bearer "+assertion)
-	s.stream.RequestHeader().Set(hostauth.GrantHeader, s.cfg.Grant)
+	s.stream.RequestHeader().Set(grantHeader, s.cfg.Grant)
 	// Cancelling alone doesn't end a Receive; closing the connection below it and both halves does.
 	defer func() {
 		_ = s.stream.CloseRequest()
@@ -152,9 +168,9 @@ func (s *session) live() error {
 	}()
 	asked := time.Now()
 	// Its error says only that the stream ended; Receive says why.
-	_ = s.stream.Send(fleetbanv1.ConnectRequest_builder{Hello: hello}.Build())
+	_ = s.stream.send(fleetbanv1.ConnectRequest_builder{Hello: hello}.Build())
 	for s.welcome == nil {
-		m, err := s.stream.Receive()
+		m, err := s.stream.receive()
 		if err != nil {
 			return err
 		}
@@ -250,7 +266,7 @@ func (s *session) receive() error {
 		if s.ackDue() {
 			s.poke(nil)
 		}
-		m, err := s.stream.Receive()
+		m, err := s.stream.receive()
 		if err != nil {
 			return err
 		}

@@ -14,7 +14,9 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/hashicorp/go-retryablehttp"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/agent/internal/envelope"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
 )
@@ -103,16 +105,18 @@ func Enroll(ctx context.Context, r Request) (Result, error) {
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: tlsConf, TLSHandshakeTimeout: 15 * time.Second, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
-	client := fleetbanv1connect.NewAgentServiceClient(retrying(transport), u.String(), connect.WithReadMaxBytes(64<<10))
-	res, err := client.Enroll(ctx, connect.NewRequest(fleetbanv1.EnrollRequest_builder{
+	res := new(fleetbanv1.EnrollResponse)
+	client := connect.NewClient[envelope.Envelope, envelope.Envelope](retrying(transport), u.String()+fleetbanv1connect.AgentServiceEnrollProcedure,
+		envelope.Responses(func() proto.Message { return res }), connect.WithReadMaxBytes(64<<10))
+	_, err = client.CallUnary(ctx, connect.NewRequest(&envelope.Envelope{Message: fleetbanv1.EnrollRequest_builder{
 		JoinToken: r.Token, PublicKey: key.Public().(ed25519.PublicKey), Name: r.Name, Facts: r.Facts, //nolint:forcetypeassert // an ed25519 key's
-	}.Build()))
+	}.Build()}))
 	if err != nil {
 		return Result{}, fmt.Errorf("enrol with %s: %w", u, explain(err))
 	}
 	id := &Identity{
-		URL: u.String(), HostID: res.Msg.GetHostId(), HostName: res.Msg.GetName(), OrganisationID: res.Msg.GetOrganisationId(),
-		Organisation: res.Msg.GetOrganisationName(), Grant: res.Msg.GetGrant(), Audience: res.Msg.GetAudience(), Pin: r.Pin,
+		URL: u.String(), HostID: res.GetHostId(), HostName: res.GetName(), OrganisationID: res.GetOrganisationId(),
+		Organisation: res.GetOrganisationName(), Grant: res.GetGrant(), Audience: res.GetAudience(), Pin: r.Pin,
 		Key: key, dir: r.Dir,
 	}
 	if id.HostID == "" || len(id.HostID) > 64 || id.Grant == "" || len(id.Grant) > 4096 || id.Audience == "" || len(id.Audience) > 256 {
@@ -126,7 +130,7 @@ func Enroll(ctx context.Context, r Request) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	return Result{Identity: id, Mode: res.Msg.GetMode()}, id.save(r.UID, r.GID)
+	return Result{Identity: id, Mode: res.GetMode()}, id.save(r.UID, r.GID)
 }
 
 // retrying tries a request again where the network or a replica that goes is to blame. Enrolment may be repeated: the same

@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/agent/internal/envelope"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -41,8 +42,8 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Call asks one procedure. res is filled on success. Errors are connect's.
 func (c *Client) Call(ctx context.Context, procedure string, req, res proto.Message) error {
-	client := connect.NewClient[Envelope, Envelope](c.http, baseURL+procedure, c.options(func() proto.Message { return res })...)
-	if _, err := client.CallUnary(ctx, connect.NewRequest(&Envelope{req})); err != nil {
+	client := connect.NewClient[envelope.Envelope, envelope.Envelope](c.http, baseURL+procedure, c.options(func() proto.Message { return res })...)
+	if _, err := client.CallUnary(ctx, connect.NewRequest(&envelope.Envelope{Message: req})); err != nil {
 		return c.explain(err)
 	}
 	return nil
@@ -53,8 +54,8 @@ func (c *Client) Call(ctx context.Context, procedure string, req, res proto.Mess
 func Stream[Res any, PRes message[Res]](ctx context.Context, c *Client, procedure string, req proto.Message, f func(PRes) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	client := connect.NewClient[Envelope, Envelope](c.http, baseURL+procedure, c.options(func() proto.Message { return PRes(new(Res)) })...)
-	stream, err := client.CallServerStream(ctx, connect.NewRequest(&Envelope{req}))
+	client := connect.NewClient[envelope.Envelope, envelope.Envelope](c.http, baseURL+procedure, c.options(func() proto.Message { return PRes(new(Res)) })...)
+	stream, err := client.CallServerStream(ctx, connect.NewRequest(&envelope.Envelope{Message: req}))
 	if err != nil {
 		return c.explain(err)
 	}
@@ -78,16 +79,10 @@ func Stream[Res any, PRes message[Res]](ctx context.Context, c *Client, procedur
 
 func (c *Client) options(newRes func() proto.Message) []connect.ClientOption {
 	return []connect.ClientOption{
-		connect.WithCodec(codec{}),
+		envelope.Responses(newRes),
 		connect.WithReadMaxBytes(MaxMessage),
 		connect.WithSendMaxBytes(MaxMessage),
 		connect.WithAcceptCompression("gzip", nil, nil),
-		connect.WithResponseInitializer(func(_ connect.Spec, m any) error {
-			if e, ok := m.(*Envelope); ok {
-				e.Message = newRes()
-			}
-			return nil
-		}),
 	}
 }
 

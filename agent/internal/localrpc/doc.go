@@ -7,7 +7,6 @@
 //	server.Handle(localrpc.Unary(hostv1connect.HelperServiceCursorsProcedure, allow, helper.Cursors))
 //	err = server.Serve(ctx)
 //
-// Messages travel in an [Envelope] rather than as type parameters of connect's generic clients and handlers: those are
-// compiled once for each pair of message types, which for the thirteen procedures of the host costs the agent's binary
-// 600 kB. On the wire it is plain Connect, so the generated clients speak to it as well.
+// Messages travel in one type for all (package envelope); on the wire it is plain Connect, so the generated clients speak to
+// it as well.
 package localrpc

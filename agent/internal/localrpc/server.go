@@ -11,7 +11,12 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/fleetban/fleetban/agent/internal/envelope"
 )
+
+// MaxMessage is the largest message that either side reads or sends, in bytes.
+const MaxMessage = 4 << 20
 
 // Procedure is one thing a server answers.
 type Procedure struct {
@@ -112,31 +117,25 @@ func newHandler(procedures []Procedure) http.Handler {
 	for _, p := range procedures {
 		g.allow[p.path] = p.allow
 		options := []connect.HandlerOption{
-			connect.WithCodec(codec{}),
+			envelope.Requests(p.newReq),
 			connect.WithInterceptors(g),
 			connect.WithReadMaxBytes(MaxMessage),
 			connect.WithSendMaxBytes(MaxMessage),
 			connect.WithCompression("gzip", nil, nil), // one machine: compressing costs more than it saves
-			connect.WithRequestInitializer(func(_ connect.Spec, m any) error {
-				if e, ok := m.(*Envelope); ok {
-					e.Message = p.newReq()
-				}
-				return nil
-			}),
 		}
 		if p.unary != nil {
-			mux.Handle(p.path, connect.NewUnaryHandlerSimple(p.path, func(ctx context.Context, req *Envelope) (*Envelope, error) {
+			mux.Handle(p.path, connect.NewUnaryHandlerSimple(p.path, func(ctx context.Context, req *envelope.Envelope) (*envelope.Envelope, error) {
 				res, err := p.unary(ctx, req.Message)
 				if err != nil {
 					return nil, err
 				}
-				return &Envelope{res}, nil
+				return &envelope.Envelope{Message: res}, nil
 			}, options...))
 			continue
 		}
 		mux.Handle(p.path, connect.NewServerStreamHandlerSimple(p.path,
-			func(ctx context.Context, req *Envelope, stream *connect.ServerStream[Envelope]) error {
-				return p.stream(ctx, req.Message, func(m proto.Message) error { return stream.Send(&Envelope{m}) })
+			func(ctx context.Context, req *envelope.Envelope, stream *connect.ServerStream[envelope.Envelope]) error {
+				return p.stream(ctx, req.Message, func(m proto.Message) error { return stream.Send(&envelope.Envelope{Message: m}) })
 			}, options...))
 	}
 	return mux
