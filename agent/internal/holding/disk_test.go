@@ -254,3 +254,69 @@ func BenchmarkMemory(b *testing.B) {
 		_ = h.Close()
 	}
 }
+
+// TestCompactionMeetsApplies: what is applied while the file is written anew is in the new file too.
+func TestCompactionMeetsApplies(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	h := mustOpen(t, dir)
+	s := newSource("all")
+	stop, stopped := make(chan struct{}), make(chan error)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+			}
+			if err := h.disk.compact(h); err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	for range 300 {
+		if err := s.follow(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	_ = h.disk.file.Close() // killed
+	_ = h.disk.lock.Close()
+	h = mustOpen(t, dir)
+	if c := h.Cursor("all"); c.GetVersion() != 300 || c.GetDigest() != s.past[300].digest() {
+		t.Errorf("reopened at %v", c)
+	}
+	_ = h.Close()
+}
+
+// TestRefusedDeltaLeavesNoTrace, even one that names a prefix twice.
+func TestRefusedDeltaLeavesNoTrace(t *testing.T) {
+	t.Parallel()
+	h := mustOpen(t, t.TempDir())
+	defer h.Close() //nolint:errcheck // a test's end
+	s := newSource("all")
+	if err := s.follow(h); err != nil {
+		t.Fatal(err)
+	}
+	before := h.Cursor("all").String()
+	p := netip.MustParsePrefix("2001:db8::/64")
+	d := s.delta(0, 1)
+	d.SetFromVersion(1)
+	d.SetVersion(2)
+	d.SetDigest(77)
+	d.SetRecords([]*fleetbanv1.Record{
+		wireRecord(p, modelRecord{fleetbanv1.RecordKind_RECORD_KIND_RETRACTED, 1, 5}),
+		wireRecord(p, modelRecord{fleetbanv1.RecordKind_RECORD_KIND_PRESENT, 1, 9}),
+	})
+	if c, outcome, err := h.ApplyDelta(d); outcome != Gap || err != nil || !c.Empty() {
+		t.Fatal(c, outcome, err)
+	}
+	if got := presentOf(h.held("all")); len(got) != 1 || got[p] != s.past[1][p] || h.Cursor("all").String() != before {
+		t.Errorf("holds %v at %v", got, h.Cursor("all"))
+	}
+}
