@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -423,30 +426,139 @@ func TestSweep(t *testing.T) {
 	})
 }
 
+// mute forwards connections to Redis, and can go silent towards those that listen to the doorbell, without closing them:
+// what a failover behind a balancer looks like.
+type mute struct {
+	address string
+	silent  atomic.Bool
+	muted   atomic.Int32
+}
+
+func newMute(t *testing.T, to string) *mute {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mute{address: listener.Addr().String()}
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	var conns []net.Conn
+	t.Cleanup(func() {
+		_ = listener.Close()
+		mu.Lock()
+		for _, c := range conns {
+			_ = c.Close()
+		}
+		mu.Unlock()
+		all.Wait()
+	})
+	all.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("unix", to)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			mu.Lock()
+			conns = append(conns, client, server)
+			mu.Unlock()
+			var listens, dead atomic.Bool
+			pump := func(from, to net.Conn, answers bool) {
+				buf := make([]byte, 64<<10)
+				for {
+					n, err := from.Read(buf)
+					if err != nil {
+						_ = to.Close()
+						return
+					}
+					if !answers && bytes.Contains(bytes.ToLower(buf[:n]), []byte("ssubscribe")) {
+						listens.Store(true)
+						dead.Store(false)
+					}
+					if answers && listens.Load() && m.silent.Load() && !dead.Swap(true) {
+						m.muted.Add(1)
+					}
+					if answers && dead.Load() {
+						continue
+					}
+					_, _ = to.Write(buf[:n])
+				}
+			}
+			all.Go(func() { pump(client, server, false) })
+			all.Go(func() { pump(server, client, true) })
+		}
+	})
+	return m
+}
+
 // TestSilentDoorbell: a subscription that died without a word is noticed, and nothing is missed.
 func TestSilentDoorbell(t *testing.T) {
 	t.Parallel()
 	redis := redistest.Start(t)
-	r := newReplica(t, redis, time.Minute)
-	h := newHolder(t)
-	leave := h.follow(r, banset.All)
-	defer leave()
-	h.awaitCursor(r.ban(t, time.Hour, addr(1)))
-	// Redis forgets the subscription and keeps the connection: what a failover behind a proxy looks like.
-	admin := redis.Open().Client()
-	ids, err := admin.ClientList(t.Context()).Result()
+	m := newMute(t, strings.TrimPrefix(redis.URL(), "unix://"))
+	writer := newReplica(t, redis, time.Minute)
+	st, err := store.Open(store.Options{URL: "redis://" + m.address})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = ids
-	if err := admin.Do(t.Context(), "CLIENT", "KILL", "TYPE", "pubsub").Err(); err != nil {
-		t.Fatal(err)
+	t.Cleanup(func() { _ = st.Close() })
+	r := &replica{store: st, sets: sets.New(st, sets.Options{})}
+	r.feeds = feed.New(feed.Options{Store: st, Sets: r.sets, Sign: sign, Probe: 50 * time.Millisecond})
+	t.Cleanup(r.feeds.Close)
+	h := newHolder(t)
+	leave := h.follow(r, banset.All)
+	defer leave()
+	h.awaitCursor(writer.ban(t, time.Hour, addr(1)))
+	m.silent.Store(true)
+	at := writer.ban(t, time.Hour, addr(2))
+	await(t, "the doorbell to be muted", func() bool { return m.muted.Load() > 0 })
+	m.silent.Store(false)
+	h.awaitCursor(at)
+	h.awaitCursor(writer.ban(t, time.Hour, addr(3)))
+}
+
+// TestLagging: a stream that reads nothing for long costs the reader nothing and ends where the others are.
+func TestLagging(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t)
+	r := newReplica(t, redis, time.Minute)
+	f, release := r.feeds.Acquire(org)
+	defer release()
+	at := r.ban(t, time.Hour, addr(0))
+	h := newHolder(t)
+	h.sub = f.Subscribe([]sets.Cursor{{Set: banset.All}})
+	defer h.sub.Close()
+	drain := func(want sets.Cursor) {
+		t.Helper()
+		await(t, fmt.Sprintf("the stream at %+v", want), func() bool {
+			frames, err := h.sub.Next(t.Context(), 50)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, frame := range frames {
+				h.apply(frame)
+			}
+			return h.cursor[banset.All] == want
+		})
 	}
-	var last sets.Cursor
-	for n := range 10 {
-		last = r.ban(t, time.Hour, addr(10+n))
+	drain(at)
+	// More records than a line keeps: the node that the stream holds is dropped.
+	var many []netip.Prefix
+	for n := range 1000 {
+		many = append(many, addr(n))
 	}
-	h.awaitCursor(last)
+	for n := range 60 {
+		at = r.ban(t, time.Duration(n+2)*time.Hour, many...)
+	}
+	drain(at)
+	if len(h.held[banset.All]) != 1000 {
+		t.Errorf("%d records", len(h.held[banset.All]))
+	}
 }
 
 func TestListen(t *testing.T) {

@@ -90,17 +90,17 @@ func (f *Feed) hear(payload string) {
 	}
 	switch b.Kind {
 	case store.BellProbe:
-		return
 	case store.BellDelta:
 		f.hearDelta(b)
-		return
 	case store.BellEpoch:
 		f.mu.Lock()
 		f.reload = true
 		f.mu.Unlock()
 		f.kick()
+		f.tell(b)
+	default:
+		f.tell(b)
 	}
-	f.tell(b)
 }
 
 func (f *Feed) hearDelta(b store.Bell) {
@@ -237,7 +237,7 @@ func (f *Feed) catchUpLine(set string, states sets.States) error {
 		page, err := f.feeds.o.Sets.Log(f.ctx, f.org, set, at, history)
 		if errors.Is(err, sets.ErrTrimmed) || err == nil && len(page) == 0 {
 			// The log doesn't tell how it came here: begin where it is now.
-			deltas, fresh, after = nil, true, state.Cursor.Version
+			deltas, fresh = nil, true
 			break
 		}
 		if err != nil {
@@ -307,7 +307,7 @@ func newBackoff() *backoff { return &backoff{next: 50 * time.Millisecond} }
 
 func (b *backoff) wait(ctx context.Context) bool {
 	const most = 2 * time.Second
-	timer := time.NewTimer(b.next/2 + mathrand.N(b.next))
+	timer := time.NewTimer(b.next/2 + mathrand.N(b.next)) //nolint:gosec // jitter
 	defer timer.Stop()
 	b.next = min(2*b.next, most)
 	select {

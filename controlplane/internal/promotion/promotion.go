@@ -50,7 +50,7 @@ var oneHost = map[string]bool{
 var webPrefixes = []string{
 	"nginx", "apache", "lighttpd", "haproxy", "caddy", "traefik", "php-url-fopen", "suhosin", "roundcube", "wordpress", "wp-", "drupal", "nextcloud",
 	"owncloud", "phpmyadmin", "horde", "squirrelmail", "sogo", "gitlab", "gitea", "grafana", "vaultwarden", "bitwarden", "openwebmail", "zoneminder",
-	"http-", "web-", "tine20", "drupal-auth", "openhab", "guacamole", "monit", "webmin", "froxlor", "phpmyadmin-syslog", "selinux-web",
+	"http-", "web-", "tine20", "openhab", "guacamole", "monit", "webmin", "froxlor",
 }
 
 // ClassOf tells the class of a jail by its name. Case doesn't matter.

@@ -7,6 +7,7 @@ import (
 	"github.com/go-redis/redis_rate/v10"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
 
@@ -39,7 +40,7 @@ func (r *Rates) Take(ctx context.Context, org, host string, n int) (Grant, error
 	}
 	byHost, err := r.limiter.AllowAtMost(ctx, "{"+org+"}:promote:"+host, redis_rate.PerMinute(HostPerMinute), n)
 	if err != nil {
-		return Grant{}, fmt.Errorf("limit promotions of host %s: %w", host, err)
+		return Grant{}, fmt.Errorf("limit promotions of host %s: %w", host, store.Classify(err))
 	}
 	grant := Grant{Allowed: byHost.Allowed, Why: operatorv1.Unpromoted_UNPROMOTED_HOST_RATE}
 	if grant.Allowed == 0 {
@@ -47,7 +48,7 @@ func (r *Rates) Take(ctx context.Context, org, host string, n int) (Grant, error
 	}
 	byOrg, err := r.limiter.AllowAtMost(ctx, "{"+org+"}:promote", redis_rate.PerMinute(OrganisationPerMinute), grant.Allowed)
 	if err != nil {
-		return Grant{}, fmt.Errorf("limit promotions of the organisation: %w", err)
+		return Grant{}, fmt.Errorf("limit promotions of the organisation: %w", store.Classify(err))
 	}
 	if byOrg.Allowed < grant.Allowed {
 		grant = Grant{Allowed: byOrg.Allowed, Why: operatorv1.Unpromoted_UNPROMOTED_ORGANISATION_RATE}

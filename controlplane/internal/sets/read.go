@@ -478,14 +478,14 @@ func (s *Sets) Explain(ctx context.Context, org string, p netip.Prefix) (Explana
 		bans.Claims, allows.Claims = nil, nil
 		for _, c := range e.Claims {
 			switch KindOf(c.Set) {
-			case fleetbanv1.SetKind_SET_KIND_BAN: // observations too
-				bans.Claims = append(bans.Claims, c)
 			case fleetbanv1.SetKind_SET_KIND_ALLOW:
 				allows.Claims = append(allows.Claims, c)
 			case fleetbanv1.SetKind_SET_KIND_PROTECT:
 				if !out.Protected.IsValid() {
 					out.Protected = e.Prefix
 				}
+			default: // observations too
+				bans.Claims = append(bans.Claims, c)
 			}
 		}
 		if len(bans.Claims) > 0 || i == 0 && len(bans.Tombstones) > 0 {

@@ -186,12 +186,12 @@ func TestBanUnban(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	f.ban(t, time.Hour, "203.0.113.9/32")
-	states := f.check(t)
+	f.check(t)
 	f.advance(3 * time.Hour)
 	if e := f.explain(t, "203.0.113.9/32"); len(e.Entries) != 0 {
 		t.Fatalf("what ran out is told still: %+v", e)
 	}
-	states = f.settle(t)
+	states := f.settle(t)
 	if s := states.Set(banset.All); s.Records != 0 || s.Cursor.Digest != 0 {
 		t.Fatalf("%+v", s)
 	}

@@ -115,6 +115,7 @@ func ParseBell(message string) (Bell, error) {
 		b.Host, b.Fence = words[1], number(words[2], 10, 64)
 	case BellProbe:
 		b.Token = words[1]
+	default:
 	}
 	if err != nil {
 		return bad()
