@@ -85,8 +85,8 @@ func TestBans(t *testing.T) {
 				return err == nil && !strings.Contains(output, from.String())
 			})
 		}
-		if len(f.explain(ctx, from.String()).GetBans()) != 0 {
-			t.Error("explain tells of bans after the unban")
+		if got := f.explain(ctx, from.String()); got.GetBanned() || len(got.GetTombstones()) != 1 {
+			t.Errorf("explain after the unban: %v", got)
 		}
 	})
 
@@ -240,7 +240,7 @@ func TestBans(t *testing.T) {
 			f.receipts(ctx, made.Msg.GetCursor(), addr.String())
 			for _, h := range f.Hosts() {
 				if f.bans(ctx, h, addr) {
-					t.Errorf("%s bans %s", h.Name, addr)
+					t.Errorf("%s bans %s: %v", h.Name, addr, state(f.explain(ctx, addr.String()), h.Name))
 				}
 			}
 			f.unban(ctx, addr.String())

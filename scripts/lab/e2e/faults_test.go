@@ -287,9 +287,9 @@ func TestAgentFaults(t *testing.T) {
 		for _, host := range []*lab.Node{a} {
 			if _, err := host.Exec(ctx, "sh", "-c", `
 				set -e
-				mkdir -p /run/small && cp -a /var/lib/fleetban /run/small/keep
-				mount -t tmpfs -o size=1m,mode=700,uid=2002,gid=2002 small /var/lib/fleetban
-				cp -a /run/small/keep/. /var/lib/fleetban/`); err != nil {
+				mkdir -p /run/small && cp -a /var/lib/fleetban-agent /run/small/keep
+				mount -t tmpfs -o size=1m,mode=700,uid=2002,gid=2002 small /var/lib/fleetban-agent
+				cp -a /run/small/keep/. /var/lib/fleetban-agent/`); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -305,13 +305,13 @@ func TestAgentFaults(t *testing.T) {
 		f.awaitHost(ctx, "a", "online", func(h *operatorv1.Host) bool {
 			return h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE
 		})
-		_, _ = a.Exec(ctx, "dd", "if=/dev/zero", "of=/var/lib/fleetban/fill", "bs=4k") // it fails when the disk is full
+		_, _ = a.Exec(ctx, "dd", "if=/dev/zero", "of=/var/lib/fleetban-agent/fill", "bs=4k") // it fails when the disk is full
 		seen, own := source(t), source(t)
 		f.ban(ctx, time.Hour, seen.String())
 		f.enforced(ctx, seen, a, b)
 		f.jailBan(ctx, a, own)
 		f.awaitStatus(ctx, a, "space")
-		if _, err := a.Exec(ctx, "rm", "/var/lib/fleetban/fill"); err != nil {
+		if _, err := a.Exec(ctx, "rm", "/var/lib/fleetban-agent/fill"); err != nil {
 			t.Fatal(err)
 		}
 		f.enforced(ctx, own, b)

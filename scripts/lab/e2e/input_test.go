@@ -105,7 +105,7 @@ func TestBadInput(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, c := range map[string]struct{ secret, says string }{
-			"used up":   {once, "used up"},
+			"used up":   {once, "as many hosts"},
 			"malformed": {"fbj_nonsense", "token"},
 			"unknown":   {once[:len(once)-1] + "!", "token"},
 		} {
@@ -165,17 +165,17 @@ func TestBadInput(t *testing.T) {
 
 // cloneIdentity runs a second agent on another machine with a host's identity.
 func (f *fleet) cloneIdentity(ctx context.Context, from, to *lab.Node) error {
-	archive, err := from.Exec(ctx, "tar", "-C", "/var/lib/fleetban", "-cf", "-", ".")
+	archive, err := from.Exec(ctx, "tar", "-C", lab.AgentState, "-cf", "-", ".")
 	if err != nil {
 		return err
 	}
 	if err := to.Stop(ctx, lab.ServiceAgent, 0); err != nil {
 		return err
 	}
-	if _, err := to.Exec(ctx, "sh", "-c", "rm -rf /var/lib/fleetban/*"); err != nil {
+	if _, err := to.Exec(ctx, "sh", "-c", "rm -rf /var/lib/fleetban-agent/*"); err != nil {
 		return err
 	}
-	if _, err := to.ExecInput(ctx, archive, "tar", "-C", "/var/lib/fleetban", "-xf", "-"); err != nil {
+	if _, err := to.ExecInput(ctx, archive, "tar", "-C", lab.AgentState, "-xf", "-"); err != nil {
 		return err
 	}
 	return to.StartAgain(ctx, lab.ServiceAgent)

@@ -65,11 +65,11 @@ func TestInstaller(t *testing.T) {
 	f.enforced(ctx, from, host)
 
 	// Again: an upgrade that keeps the identity and needs no token.
-	identity := read(t, host.Path("/var/lib/fleetban/identity.json"))
+	identity := read(t, host.Path("/var/lib/fleetban-agent/identity.json"))
 	if output, err := host.Exec(ctx, "sh", "-c", command); err != nil {
 		t.Errorf("the second time: %v\n%s", err, output)
 	}
-	if read(t, host.Path("/var/lib/fleetban/identity.json")) != identity {
+	if read(t, host.Path("/var/lib/fleetban-agent/identity.json")) != identity {
 		t.Error("the second time made another identity")
 	}
 
@@ -91,7 +91,7 @@ func TestInstaller(t *testing.T) {
 	if rules, err := host.Exec(ctx, "nft", "list", "tables"); err != nil || strings.Contains(rules, "fleetban") {
 		t.Errorf("tables after uninstall: %q, %v", rules, err)
 	}
-	for _, path := range []string{"/usr/local/bin/fleetban-agent", "/var/lib/fleetban", "/var/lib/fleetban-helper"} {
+	for _, path := range []string{"/usr/local/bin/fleetban-agent", lab.AgentState, lab.HelperState} {
 		if _, err := os.Lstat(host.Path(path)); err == nil {
 			t.Errorf("%s is left after uninstall", path)
 		}

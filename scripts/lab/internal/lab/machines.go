@@ -17,6 +17,12 @@ const (
 	agentUID     = 2002
 )
 
+// AgentState and HelperState are where the agent's two halves keep what they know, on a host.
+const (
+	AgentState  = "/var/lib/fleetban-agent"
+	HelperState = "/var/lib/fleetban-helper"
+)
+
 // Fail2ban is how a host's fail2ban is set up; the zero value is Debian's way with nftables.
 type Fail2ban struct {
 	// Action is the banaction: "nftables" if empty, or "iptables".
@@ -189,12 +195,14 @@ func (l *Lab) config(n *Node) node.Config {
 		)
 		cfg.Files = append(cfg.Files, n.fail2ban.files()...)
 		if !l.options.Bare {
-			cfg.Users = append(cfg.Users, node.User{Name: agentUser, UID: agentUID, Home: "/var/lib/fleetban"})
-			// What the installer makes, and systemd for the units.
-			cfg.Dirs = append(
-				cfg.Dirs, node.Dir{Path: "/run/fleetban", Mode: 0o755, Owner: agentUser},
-				node.Dir{Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser}, node.Dir{Path: "/var/lib/fleetban-helper", Mode: 0o700},
-			)
+			cfg.Users = append(cfg.Users, node.User{Name: agentUser, UID: agentUID, Home: AgentState})
+			// What systemd makes for the units.
+			for _, folder := range []string{AgentState, "/run/fleetban-agent"} {
+				cfg.Dirs = append(cfg.Dirs, node.Dir{Path: folder, Mode: 0o755, Owner: agentUser})
+			}
+			for _, folder := range []string{HelperState, "/run/fleetban-helper"} {
+				cfg.Dirs = append(cfg.Dirs, node.Dir{Path: folder, Mode: 0o755})
+			}
 		}
 		if l.options.Policy != "" {
 			cfg.Files = append(cfg.Files, node.File{Path: policyPath, Mode: 0o644, Content: l.options.Policy})
