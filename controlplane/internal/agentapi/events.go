@@ -8,6 +8,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/promotion"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -20,6 +21,9 @@ import (
 func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) error {
 	s, org, host := st.service, st.grant.OrganisationID, st.grant.HostID
 	if batch.GetSpool() != st.spool {
+		if !printable(batch.GetSpool()) {
+			return apierr.Invalid("events.spool", "the name of a spool must be printable ASCII without spaces", "use an agent of this release")
+		}
 		// A new spool was made under the stream: its numbers are its own.
 		st.spool = batch.GetSpool()
 	}
@@ -125,6 +129,9 @@ func decideOne(e *fleetbanv1.Event, mode fleetbanv1.Mode) (sets.Event, promotion
 	if err != nil {
 		return sets.Event{}, promotion.Decision{}, err
 	}
+	if len(e.GetJail()) > maxJail || e.GetSeq() >= maxSeq {
+		return sets.Event{}, promotion.Decision{}, fmt.Errorf("a jail's name of %d bytes, number %d", len(e.GetJail()), e.GetSeq())
+	}
 	out := sets.Event{Seq: e.GetSeq(), Jail: e.GetJail(), Prefix: p, Age: max(milliseconds(min(e.GetAgeMs(), maxAge)), 0)}
 	decision := promotion.Decision{Cap: promotion.CapOf(e.GetJail())}
 	switch e.WhichChange() {
@@ -143,6 +150,12 @@ func decideOne(e *fleetbanv1.Event, mode fleetbanv1.Mode) (sets.Event, promotion
 	}
 	return out, decision, nil
 }
+
+// What sets can record: bytes of a jail's name (its rule counts characters), and the number of an event.
+const (
+	maxJail = 128
+	maxSeq  = 1 << 48
+)
 
 // maxAge is longer than any ban that could still stand, milliseconds.
 const maxAge = int64(10 * 366 * 24 * time.Hour / time.Millisecond)

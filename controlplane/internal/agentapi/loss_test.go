@@ -74,7 +74,7 @@ func TestRedisEmptiedIsRebuilt(t *testing.T) {
 		return err == nil && got.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE && got.GetTags()["role"] == "web"
 	})
 	org, err := f.orgs.Get(t.Context(), f.org)
-	if err != nil || org.Mode != fleetbanv1.Mode_MODE_WATCH {
+	if err != nil || org.Mode != fleetbanv1.Mode_MODE_ENFORCE || org.Name != "test" {
 		t.Errorf("%+v, %v", org, err)
 	}
 	// Others can connect, and life goes on.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,9 +117,16 @@ func (st *stream) hello() (*fleetbanv1.Hello, error) {
 		return nil, apierr.New(connect.CodeFailedPrecondition, fleetbanv1.Reason_REASON_PROTOCOL_UNSUPPORTED, "hello.protocol",
 			fmt.Sprintf("the agent speaks protocol %d, this control plane speaks %d", hello.GetProtocol(), Protocol),
 			"upgrade whichever of the two is older")
+	case !printable(hello.GetSpool()) || !printable(hello.GetInstance()):
+		return nil, apierr.Invalid("hello.spool", "the names of spool and instance must be printable ASCII without spaces", "use an agent of this release")
 	default:
 		return hello, nil
 	}
+}
+
+// printable reports whether s can stand in keys and log lines.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // attach makes this the host's stream.

@@ -62,7 +62,7 @@ func (s *Service) acquire(ctx context.Context, org string) (*tenant, error) {
 	if t != nil {
 		return t, nil
 	}
-	first, err := s.organisation(ctx, org)
+	first, err := s.organisation(ctx, org, settings{})
 	if err != nil {
 		return nil, err
 	}
@@ -104,18 +104,18 @@ func (s *Service) release(t *tenant) {
 	}
 }
 
-// organisation reads an organisation; one that Redis lost, but whose hosts have good grants, is put back as a shell that
-// only watches until a person says otherwise.
-func (s *Service) organisation(ctx context.Context, org string) (settings, error) {
+// organisation reads an organisation. One that Redis lost, but whose hosts have good grants, is put back as it is
+// remembered; if nothing is, it only watches until a person says otherwise.
+func (s *Service) organisation(ctx context.Context, org string, remembered settings) (settings, error) {
 	o, err := s.Orgs.Get(ctx, org)
 	if errors.Is(err, orgs.ErrNotFound) {
 		s.Logger.WarnContext(ctx, "organisation is taken back on the word of its hosts' grants", slog.String("organisation", org))
-		if o, err = s.Orgs.Adopt(ctx, org); err != nil {
+		if o, err = s.Orgs.Adopt(ctx, org, remembered.name, remembered.wire.GetMode()); err != nil {
 			return settings{}, err
 		}
 		if err := s.Sets.AppendEvent(ctx, org, sets.FleetEvent{
 			Kind:   operatorv1.FleetEventKind_FLEET_EVENT_KIND_NOTICE,
-			Reason: "Redis lost this organisation; it was taken back on the word of its hosts' grants, in watch mode: set the mode you want",
+			Reason: "Redis lost this organisation; it was taken back on the word of its hosts' grants: check its mode, and make new tokens",
 		}); err != nil {
 			s.Logger.WarnContext(ctx, "event not recorded", slog.Any("error", err))
 		}
@@ -223,7 +223,7 @@ func (t *tenant) run(ctx context.Context) {
 }
 
 func (t *tenant) refreshSettings(ctx context.Context) {
-	now, err := t.service.organisation(ctx, t.org)
+	now, err := t.service.organisation(ctx, t.org, t.current())
 	if err != nil {
 		if ctx.Err() == nil {
 			t.service.Logger.WarnContext(ctx, "settings can't be read, trying again", slog.String("organisation", t.org), slog.Any("error", err))
@@ -303,7 +303,7 @@ func (t *tenant) settle(ctx context.Context, st *stream, state hosts.State) {
 
 // attachAnew puts back what Redis lost of a host whose stream stands.
 func (t *tenant) attachAnew(ctx context.Context, st *stream) error {
-	if _, err := t.service.organisation(ctx, t.org); err != nil {
+	if _, err := t.service.organisation(ctx, t.org, t.current()); err != nil {
 		return err
 	}
 	attached, err := st.takeOver(ctx)

@@ -8,16 +8,22 @@ import (
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
-// Adopt puts back an organisation that Redis lost and that hosts with good grants still belong to: a shell that only
-// watches, until a person sets its mode. Its tokens are gone; `fleetban-controlplane token create` makes new ones. One
-// that stands is left as it is.
-func (o *Orgs) Adopt(ctx context.Context, id string) (Organisation, error) {
-	org, err := o.create(ctx, id, "recovered", fleetbanv1.Mode_MODE_WATCH)
+// Adopt puts back an organisation that Redis lost and that hosts with good grants still belong to, with the name and mode
+// that the caller remembers; without them ("" and unspecified) it is called "recovered" and only watches, until a person
+// sets its mode. Its tokens are gone; `fleetban-controlplane token create` makes new ones. One that stands is left as it is.
+func (o *Orgs) Adopt(ctx context.Context, id, name string, mode fleetbanv1.Mode) (Organisation, error) {
+	if name == "" {
+		name = "recovered"
+	}
+	if checkMode(mode) != nil {
+		mode = fleetbanv1.Mode_MODE_WATCH
+	}
+	org, err := o.create(ctx, id, name, mode)
 	if err != nil {
 		return Organisation{}, fmt.Errorf("adopt organisation: %w", err)
 	}
 	client := o.store.Client()
-	if org.SettingsVersion == 1 && org.Name == "recovered" {
+	if org.SettingsVersion == 1 {
 		// Hosts ignore settings older than those they know: go on above whatever version was lost.
 		now, err := client.Time(ctx).Result()
 		if err != nil {

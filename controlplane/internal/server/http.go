@@ -65,12 +65,14 @@ func wrap(next http.Handler, logger *slog.Logger) http.Handler {
 		w.Header().Set(requestIDHeader, id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
+		// A stream on a connection that served something else must not inherit its deadline.
+		var deadline time.Time
 		if !streams[r.URL.Path] {
-			control := http.NewResponseController(w)
-			deadline := time.Now().Add(requestWithin)
-			_ = control.SetReadDeadline(deadline)
-			_ = control.SetWriteDeadline(deadline)
+			deadline = time.Now().Add(requestWithin)
 		}
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(deadline)
+		_ = control.SetWriteDeadline(deadline)
 		began := time.Now()
 		next.ServeHTTP(w, r)
 		logger.DebugContext(r.Context(), "request", slog.String("method", r.Method), slog.String("path", r.URL.Path),

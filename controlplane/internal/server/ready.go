@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
@@ -57,6 +58,26 @@ type readiness struct {
 	draining bool
 	report   Report
 	at       time.Time
+
+	// disagrees is set while this replica must not serve, however a request reached it.
+	disagrees atomic.Pointer[Reason]
+}
+
+// disagreements are the reasons that make serving harmful, not only in vain.
+var disagreements = []string{"secret-differs", "schema", "eviction", "durability", "clock"}
+
+// loop looks every other second, also when no balancer asks: the clock is kept by it.
+func (r *readiness) loop(ctx context.Context) {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		r.check(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 func (r *readiness) drain() {
@@ -86,6 +107,16 @@ func (r *readiness) check(ctx context.Context) Report {
 		add("starting", problem, "wait; if it lasts, see the log")
 	}
 	report.Ready = len(report.Reasons) == 0
+	var disagrees *Reason
+	for i, reason := range report.Reasons {
+		if slices.Contains(disagreements, reason.Code) {
+			disagrees = &report.Reasons[i]
+		}
+		if reason.Code == "redis-unreachable" {
+			disagrees = r.disagrees.Load() // nothing new is known
+		}
+	}
+	r.disagrees.Store(disagrees)
 	r.report, r.at = report, time.Now()
 	return report
 }
@@ -194,7 +225,7 @@ func short(err error) string {
 		return "no answer in time"
 	default:
 		text := err.Error()
-		return text[strings.LastIndex(text, ": ")+1:]
+		return strings.TrimSpace(text[strings.LastIndex(text, ": ")+1:])
 	}
 }
 

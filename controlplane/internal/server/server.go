@@ -214,7 +214,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{&apierr.Interceptor{Now: clk.now, Logger: s.logger}, authn, validation}, nil
+	return []connect.Interceptor{&apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, validation}, nil
 }
 
 func (s *Server) tls() (*tls.Config, error) {
@@ -250,7 +250,7 @@ func (s *Server) listen(handler http.Handler, tlsConfig *tls.Config) error {
 		Handler: wrap(handler, s.logger), TLSConfig: tlsConfig, Protocols: protocols,
 		// No ReadTimeout or WriteTimeout: they would end streams. Requests that are none get theirs in wrap.
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250},
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000},
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	var err error
@@ -281,8 +281,11 @@ func (s *Server) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	var background sync.WaitGroup
+	background.Go(func() { s.ready.loop(work) })
 	background.Go(func() { s.begin(work) })
 	background.Go(func() { s.jobs.run(work) })
+	// Before the first request: who disagrees with the peers must not answer it.
+	s.ready.check(ctx)
 	failed := make(chan error, 2)
 	serve := func(server *http.Server, l net.Listener, secure bool) {
 		var err error
@@ -317,7 +320,12 @@ func (s *Server) shutdown(stopWork context.CancelFunc, background *sync.WaitGrou
 	close(s.draining)
 	ctx, cancel := context.WithTimeout(context.Background(), s.config.DrainWindow+drainGrace+10*time.Second)
 	defer cancel()
-	s.agents.Drain(ctx, s.config.DrainWindow, drainGrace)
+	window, grace := s.config.DrainWindow, drainGrace
+	if s.base.child != nil {
+		// With a Redis of its own there is no other replica to go to.
+		window, grace = 0, 0
+	}
+	s.agents.Drain(ctx, window, grace)
 	var errs []error
 	if err := s.main.Shutdown(ctx); err != nil {
 		errs = append(errs, s.main.Close())

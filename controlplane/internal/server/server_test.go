@@ -570,6 +570,12 @@ func TestReadiness(t *testing.T) {
 		_, report := ready(t, other)
 		return len(report.Reasons) == 1 && report.Reasons[0].Code == "secret-differs" && report.Durability == "everysec"
 	})
+	// However an agent got here, it isn't told that its identity is bad.
+	_, err := fleetbanv1connect.NewAgentServiceClient(httpClient(t, other.Pin()), "https://"+other.addr(), connect.WithGRPC()).Enroll(ctx,
+		connect.NewRequest(fleetbanv1.EnrollRequest_builder{JoinToken: "x", PublicKey: make([]byte, 32), Name: "a"}.Build()))
+	if info := stream.InfoOf(err); connect.CodeOf(err) != connect.CodeUnavailable || info.GetReason() != fleetbanv1.Reason_REASON_REPLICA_DISAGREES || info.GetFix() == "" {
+		t.Errorf("a replica with another secret answers %v", err)
+	}
 	set("appendfsync", "always")
 	p.awaitReady(t)
 	set("maxmemory", "100mb")
