@@ -158,10 +158,10 @@ func (r *Runner) status(context.Context, *hostv1.RunStatusRequest) (*hostv1.RunS
 // LimitMemory keeps a small process small, unless whoever starts it says otherwise.
 func LimitMemory() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(30)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(48 << 20)
+		debug.SetMemoryLimit(24 << 20)
 	}
 }
 
