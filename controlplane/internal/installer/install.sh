@@ -22,7 +22,7 @@ main() {
 	sha256_policy='@SHA256_POLICY@'
 
 	bin=/usr/local/bin/fleetban-agent
-	state=/var/lib/fleetban
+	state=/var/lib/fleetban-agent
 	helper_state=/var/lib/fleetban-helper
 	config=/etc/fleetban
 	units=/etc/systemd/system
@@ -70,11 +70,7 @@ main() {
 	chmod 700 "$work"
 
 	install_files
-	if $enrolled; then
-		say "This host is enrolled already and keeps its identity."
-	else
-		enrol
-	fi
+	enrol
 	if $start && $systemd; then start_units; fi
 	report
 }
@@ -188,7 +184,7 @@ put() {
 install_files() {
 	fetch "/agent/linux-$arch" "$work/agent" "$sha256_agent"
 	chmod 755 "$work/agent"
-	"$work/agent" --version >/dev/null 2>&1 || "$work/agent" version >/dev/null 2>&1 ||
+	"$work/agent" version >/dev/null 2>&1 ||
 		fail "the agent doesn't start here" "see whether $work is mounted noexec; set TMPDIR to a folder that isn't"
 
 	if ! id "$user" >/dev/null 2>&1; then
@@ -218,6 +214,8 @@ install_files() {
 	fi
 }
 
+# enrol hands the token over in a file that only root can read. A host that is enrolled needs none and keeps its identity;
+# the agent says so if it is of another fleet.
 enrol() {
 	(
 		umask 077
@@ -226,10 +224,8 @@ enrol() {
 	token=
 	set -- enroll --url "$url" --token-file "$work/token"
 	if [ -n "$pin" ]; then set -- "$@" --pin "$pin"; fi
-	if ! "$bin" "$@"; then
-		rm -f "$work/token"
-		fail "this host is not enrolled" "see above, then run the same line again: what is installed stays and does nothing"
-	fi
+	say
+	"$bin" "$@" </dev/null || fail "this host is not enrolled" "see above, then run the same line again: what is installed stays and does nothing"
 	rm -f "$work/token"
 }
 
@@ -256,9 +252,10 @@ report() {
 		say "Start:      systemctl enable --now fleetban-helper fleetban-agent"
 	else
 		say "No systemd here: keep these two running, by whatever supervises services on this machine:"
+		say "              install -d -m 755 /run/fleetban-helper"
+		say "              install -d -m 755 -o $user -g $user /run/fleetban-agent"
 		say "              $bin helper        as root"
 		say "              $bin run           as the user $user"
-		say "            Both need /run/fleetban: install -d -o $user -g $user -m 755 /run/fleetban"
 		say "Look:       fleetban-agent status, fleetban-agent doctor"
 	fi
 	say "Policy:     $config/policy.toml says what the fleet may do on this host"

@@ -1,0 +1,4 @@
+package installer
+
+// NewFrom lets tests choose what was built.
+var NewFrom = newFrom
