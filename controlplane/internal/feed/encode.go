@@ -13,9 +13,7 @@ const pageRecords = 1000
 
 // Frame is one encoded fleetbanv1.ConnectResponse, shared by all streams that send it: never to be changed.
 type Frame struct {
-	// Message is what Bytes encode, for transports that encode themselves. Shared and never to be changed.
-	Message *fleetbanv1.ConnectResponse
-	// Bytes is Message in protobuf's binary form.
+	// Bytes is the message in protobuf's binary form.
 	Bytes []byte
 	// Cursor is what a holder has when it has applied the frame. Of a snapshot, only the last page has it.
 	Cursor sets.Cursor
@@ -27,7 +25,7 @@ func newFrame(m *fleetbanv1.ConnectResponse, at sets.Cursor) *Frame {
 	if err != nil {
 		panic("encode a frame: " + err.Error())
 	}
-	return &Frame{Message: m, Bytes: b, Cursor: at}
+	return &Frame{Bytes: b, Cursor: at}
 }
 
 func (f *Feed) protoRecords(set string, records []sets.Record) []*fleetbanv1.Record {

@@ -139,7 +139,7 @@ func record(r *fleetbanv1.Record) sets.Record {
 
 func (h *holder) apply(frame *feed.Frame) {
 	var m fleetbanv1.ConnectResponse
-	if err := proto.Unmarshal(frame.Bytes, &m); err != nil || !proto.Equal(&m, frame.Message) {
+	if err := proto.Unmarshal(frame.Bytes, &m); err != nil {
 		h.t.Errorf("frame: %v", err)
 	}
 	put := func(into map[netip.Prefix]sets.Record, set string, records []*fleetbanv1.Record) {

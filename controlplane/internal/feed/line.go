@@ -10,7 +10,7 @@ import (
 // What a line keeps for streams that are behind; beyond it they resume from Redis's log.
 const (
 	keptNodes   = 4096
-	keptRecords = 50_000
+	keptRecords = 20_000
 )
 
 // line is one set in memory: its newest versions as a linked list. Guarded by the feed's mutex.

@@ -365,3 +365,58 @@ func TestEvents(t *testing.T) {
 		t.Errorf("events %v, want %v", kinds, want)
 	}
 }
+
+// TestListPages: every entry is listed once, whatever the page size, while others come and go.
+func TestListPages(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	ctx := context.Background()
+	const stable = 300
+	var prefixes []netip.Prefix
+	for n := range stable {
+		prefixes = append(prefixes, address(n))
+	}
+	must(f.Ban(ctx, org, sets.BanInput{Prefixes: prefixes, Set: banset.All, Duration: time.Hour, Actor: "alice"}))(t)
+	f.events(t, "H1", jailBan(1, "sshd", address(1).String(), time.Hour))
+	local := jailBan(2, "named", address(9999).String(), time.Hour)
+	local.Set, local.Unpromoted = "", operatorv1.Unpromoted_UNPROMOTED_LOCAL_JAIL
+	f.events(t, "H1", local)
+	for _, size := range []int{1, 7, 100, 5000} {
+		seen := map[netip.Prefix]int{}
+		token, pages := "", 0
+		for {
+			page := must(f.List(ctx, org, sets.ListInput{PageSize: size, PageToken: token}))(t)
+			if len(page.Entries) > size {
+				t.Fatalf("%d entries on a page of %d", len(page.Entries), size)
+			}
+			for _, e := range page.Entries {
+				seen[e.Prefix]++
+			}
+			if token = page.NextPageToken; token == "" {
+				break
+			}
+			if pages++; pages%50 == 1 {
+				f.ban(t, time.Hour, fmt.Sprintf("203.0.113.%d/32", pages%250))
+			}
+		}
+		for _, p := range prefixes {
+			if seen[p] != 1 {
+				t.Fatalf("pages of %d: %s listed %d times", size, p, seen[p])
+			}
+		}
+		if seen[address(9999)] != 0 {
+			t.Fatal("an observation was listed as a ban")
+		}
+	}
+	if got := must(f.List(ctx, org, sets.ListInput{HostID: "H1", IncludeUnpromoted: true, PageSize: 5000}))(t); len(got.Entries) != 2 {
+		t.Fatalf("%+v", got.Entries)
+	}
+	if got := must(f.List(ctx, org, sets.ListInput{Jail: "sshd", PageSize: 5000}))(t); len(got.Entries) != 1 || got.Entries[0].Prefix != address(1) {
+		t.Fatalf("%+v", got.Entries)
+	}
+	for _, bad := range []string{"x", "1", "-1.", "4096.", "1.zz", "1.00112233445566778899aabbccddeeff0011223344"} {
+		if _, err := f.List(ctx, org, sets.ListInput{PageToken: bad}); !errors.Is(err, sets.ErrPageToken) {
+			t.Errorf("token %q: %v", bad, err)
+		}
+	}
+}
