@@ -66,7 +66,9 @@ func (versionCommand) Run() error {
 	return err
 }
 
-func main() {
+func main() { os.Exit(run()) }
+
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// A second signal ends the process at once.
@@ -79,8 +81,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "fleetban-controlplane: "+err.Error())
 		var config *server.ConfigError
 		if errors.As(err, &config) {
-			os.Exit(2)
+			return 2
 		}
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }

@@ -2,7 +2,6 @@ package agentapi_test
 
 import (
 	"crypto/ed25519"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -375,15 +374,4 @@ func (r *replica) manual(text string, d time.Duration) sets.Cursor {
 		r.fleet.t.Fatal(err)
 	}
 	return res.Cursor
-}
-
-func retryStore(t *testing.T, f func() error) {
-	t.Helper()
-	until(t, "Redis takes it", func() bool {
-		err := f()
-		if err != nil && !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrOutcomeUnknown) {
-			t.Fatal(err)
-		}
-		return err == nil
-	})
 }

@@ -107,7 +107,8 @@ func (s *Service) Enroll(ctx context.Context, r *connect.Request[fleetbanv1.Enro
 }
 
 func joinError(err error) error {
-	reason, message := fleetbanv1.Reason_REASON_UNSPECIFIED, ""
+	var reason fleetbanv1.Reason
+	var message string
 	switch {
 	case errors.Is(err, orgs.ErrTokenExpired):
 		reason, message = fleetbanv1.Reason_REASON_JOIN_TOKEN_EXPIRED, "the join token expired"

@@ -52,7 +52,7 @@ type policy struct {
 }
 
 // acquire returns the organisation's tenant, begun if it is the first of its streams here.
-func (s *Service) acquire(ctx context.Context, org string) (*tenant, error) {
+func (s *Service) acquire(ctx context.Context, org string) (*tenant, error) { //nolint:contextcheck // a tenant outlives the stream that began it
 	s.mu.Lock()
 	t := s.tenants[org]
 	if t != nil {

@@ -41,7 +41,7 @@ type Options struct {
 	LockWait time.Duration
 }
 
-// ErrInUse: another process works on the folder.
+// ErrInUse says that another process works on the folder.
 var ErrInUse = errors.New("the data folder is in use by another process")
 
 // maxSocketPath is what a Unix socket's address can hold, less its terminator.
@@ -95,7 +95,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 			return nil, errors.Join(fmt.Errorf("embedded Redis: %w", err), s.lock.Close())
 		}
 	}
-	go s.supervise()
+	go s.supervise() //nolint:contextcheck // the child outlives the start
 	if err := s.await(ctx); err != nil {
 		return nil, errors.Join(err, s.Stop(context.WithoutCancel(ctx)))
 	}
@@ -213,7 +213,7 @@ func (s *Server) supervise() {
 
 func (s *Server) runChild() error {
 	o := s.options
-	cmd := exec.Command(o.Binary, //nolint:gosec // the administrator's or PATH's
+	cmd := exec.Command(o.Binary, //nolint:gosec,noctx // the administrator's or PATH's; ended by Stop
 		"--port", "0", "--unixsocket", "redis.sock", "--unixsocketperm", "700", "--dir", o.Dir, "--daemonize", "no", "--supervised", "no",
 		"--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory", "0", "--maxmemory-policy", "noeviction",
 		"--logfile", "", "--always-show-logo", "no", "--protected-mode", "yes")

@@ -118,5 +118,5 @@ func (b *Backend) with(ctx context.Context, logger *slog.Logger, f func(*base) e
 	if err != nil {
 		return err
 	}
-	return errors.Join(f(opened), opened.close())
+	return errors.Join(f(opened), opened.close()) //nolint:contextcheck // closed also when ctx is over
 }

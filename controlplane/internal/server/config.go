@@ -89,7 +89,7 @@ func (c *Config) Complete() error {
 	if c.PublicURL == "" {
 		c.PublicURL = defaultURL(c.Listen, port, c.TLSOff)
 	}
-	return c.Backend.complete()
+	return c.complete()
 }
 
 func (b *Backend) complete() error {

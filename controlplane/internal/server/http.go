@@ -64,7 +64,7 @@ func wrap(next http.Handler, logger *slog.Logger) http.Handler {
 		}
 		w.Header().Set(requestIDHeader, id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
+		ctx := context.WithValue(r.Context(), requestIDKey{}, id)
 		// A stream on a connection that served something else must not inherit its deadline.
 		var deadline time.Time
 		if !streams[r.URL.Path] {
@@ -74,8 +74,8 @@ func wrap(next http.Handler, logger *slog.Logger) http.Handler {
 		_ = control.SetReadDeadline(deadline)
 		_ = control.SetWriteDeadline(deadline)
 		began := time.Now()
-		next.ServeHTTP(w, r)
-		logger.DebugContext(r.Context(), "request", slog.String("method", r.Method), slog.String("path", r.URL.Path),
+		next.ServeHTTP(w, r.WithContext(ctx))
+		logger.DebugContext(ctx, "request", slog.String("method", r.Method), slog.String("path", r.URL.Path),
 			slog.String("peer", r.RemoteAddr), slog.Duration("took", time.Since(began)))
 	})
 }

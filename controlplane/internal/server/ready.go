@@ -211,8 +211,8 @@ func checkSchema(ctx context.Context, st *store.Store) (problem string, err erro
 	}
 	for i, what := range []string{"read", "write"} {
 		text, _ := values.Val()[i].(string)
-		if least, err := strconv.Atoi(text); err != nil || least > schema {
-			return fmt.Sprintf("who wants to %s needs schema %s, this release knows %d", what, text, schema), nil
+		if least, bad := strconv.Atoi(text); bad != nil || least > schema {
+			return fmt.Sprintf("who wants to %s needs schema %s, this release knows %d", what, text, schema), nil //nolint:nilerr // what is not a number is a newer schema
 		}
 	}
 	return "", nil

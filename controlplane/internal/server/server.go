@@ -92,7 +92,8 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) 
 	if b.SecretFile != "" {
 		out.keys, err = keys.Load(b.SecretFile)
 	} else {
-		path, created := filepath.Join(b.DataDir, "secret"), false
+		var created bool
+		path := filepath.Join(b.DataDir, "secret")
 		if out.keys, created, err = keys.LoadOrCreate(path); created {
 			logger.InfoContext(ctx, "the fleet's secret was made: keep a copy, hosts' identities hang on it", slog.String("path", path))
 		}
@@ -109,7 +110,7 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) 
 		url = out.child.URL()
 	}
 	if out.store, err = store.Open(store.Options{URL: url, Logger: logger}); err != nil {
-		return nil, errors.Join(err, out.close())
+		return nil, errors.Join(err, out.close()) //nolint:contextcheck // closed also when ctx is over
 	}
 	out.orgs = orgs.New(out.store)
 	return out, nil
@@ -141,7 +142,7 @@ func New(ctx context.Context, config Config, logger *slog.Logger, notices io.Wri
 		return nil, err
 	}
 	if err := s.build(ctx); err != nil {
-		return nil, errors.Join(err, s.base.close())
+		return nil, errors.Join(err, s.base.close()) //nolint:contextcheck // closed also when ctx is over
 	}
 	return s, nil
 }
@@ -153,7 +154,7 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	clk := &clock{}
-	s.sets = sets.New(st, sets.Options{})
+	s.sets = sets.New(st, sets.Options{}) //nolint:contextcheck // mutations outlive the request that began them
 	s.feeds = feed.New(feed.Options{Store: st, Sets: s.sets, Logger: s.logger, Sign: func(org, set string, r sets.Record) []byte {
 		return k.Sign(org, set, r.Prefix, r.Kind, r.Since, r.Expires)
 	}})
@@ -188,7 +189,7 @@ func (s *Server) build(ctx context.Context) error {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintf(w, "Fleetban control plane %s.\nOperators use the program `fleetban`; hosts are enrolled with `fleetban join-token create`.\n", version.Version)
 	})
-	return s.listen(mux, tlsConfig)
+	return s.listen(ctx, mux, tlsConfig)
 }
 
 func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
@@ -241,7 +242,7 @@ func (s *Server) tls() (*tls.Config, error) {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}, nil
 }
 
-func (s *Server) listen(handler http.Handler, tlsConfig *tls.Config) error {
+func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tls.Config) error {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -254,13 +255,13 @@ func (s *Server) listen(handler http.Handler, tlsConfig *tls.Config) error {
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	var err error
-	if s.listener, err = net.Listen("tcp", s.config.Listen); err != nil {
+	if s.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen); err != nil {
 		return fmt.Errorf("--listen %s: %w", s.config.Listen, err)
 	}
 	if s.config.MetricsListen == "" {
 		return nil
 	}
-	if s.metricsL, err = net.Listen("tcp", s.config.MetricsListen); err != nil {
+	if s.metricsL, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.MetricsListen); err != nil {
 		return errors.Join(fmt.Errorf("--metrics-listen %s: %w", s.config.MetricsListen, err), s.listener.Close())
 	}
 	s.metrics = &http.Server{
@@ -310,7 +311,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
-	return errors.Join(err, s.shutdown(stopWork, &background))
+	return errors.Join(err, s.shutdown(stopWork, &background)) //nolint:contextcheck // it begins when ctx is over
 }
 
 // shutdown goes in the order that loses nothing: unready, agents elsewhere, requests done, jobs, store, child.

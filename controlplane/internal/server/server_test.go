@@ -238,6 +238,7 @@ func (s *sink) Settings(context.Context, *fleetbanv1.Settings, int64) error     
 func (s *sink) Exceptions(context.Context) (stream.Exceptions, error) {
 	return stream.Exceptions{}, nil
 }
+
 func (s *sink) Held(_ context.Context, set string, _ uint64, page func([]*fleetbanv1.Record) error) error {
 	s.mu.Lock()
 	var all []*fleetbanv1.Record
