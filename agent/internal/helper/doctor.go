@@ -38,7 +38,7 @@ type findingSet struct {
 	last []*fleetbanv1.Finding
 }
 
-func (s *findingSet) of(h *Helper, ctx context.Context) []*fleetbanv1.Finding {
+func (s *findingSet) of(ctx context.Context, h *Helper) []*fleetbanv1.Finding {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.last == nil || time.Since(s.at) > findingsEvery/2 {

@@ -34,10 +34,9 @@ type ignorer struct {
 	log      *slog.Logger
 	wake     chan struct{}
 
-	mu      sync.Mutex
-	added   map[string]map[netip.Prefix]bool // by jail
-	fresh   []netip.Prefix                   // allowed since the last round: bans of these are lifted
-	problem string
+	mu    sync.Mutex
+	added map[string]map[netip.Prefix]bool // by jail
+	fresh []netip.Prefix                   // allowed since the last round: bans of these are lifted
 }
 
 const (
@@ -77,7 +76,6 @@ func (i *ignorer) allowed(prefixes []netip.Prefix) {
 func (i *ignorer) run(ctx context.Context) error {
 	timer := time.NewTicker(ignoreEvery)
 	defer timer.Stop()
-	jails := ""
 	for {
 		changed := i.observer.HealthChanged()
 		health := i.observer.Health()
@@ -86,7 +84,7 @@ func (i *ignorer) run(ctx context.Context) error {
 				i.log.Debug("fail2ban isn't in step with the allowlist yet", "problem", err)
 			}
 		}
-		jails = jailNames(health)
+		jails := jailNames(health)
 	wait:
 		for {
 			select {

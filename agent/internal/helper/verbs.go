@@ -143,7 +143,7 @@ func (h *Helper) watchHealth(ctx context.Context, _ *hostv1.WatchHealthRequest, 
 		exceptions, total := h.engine.Exceptions()
 		err := send(hostv1.WatchHealthResponse_builder{
 			Fail2Ban: h.observer.Health(), Enforcer: h.engine.Health(), PolicyLevel: h.engine.Policy().Policy.Level.String(),
-			Exceptions: exceptions, ExceptionsTotal: total, Findings: h.findings.of(h, ctx),
+			Exceptions: exceptions, ExceptionsTotal: total, Findings: h.findings.of(ctx, h),
 		}.Build())
 		if err != nil {
 			return err

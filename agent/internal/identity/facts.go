@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -14,7 +15,6 @@ import (
 	"github.com/fleetban/fleetban/agent/internal/version"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
-	"net/netip"
 )
 
 // maxAddresses is how many addresses a host tells the fleet.

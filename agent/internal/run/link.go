@@ -82,7 +82,7 @@ func (l *link) keep(ctx context.Context, f func(context.Context) error) {
 			pause = linkPause
 		}
 		if err != nil && ctx.Err() == nil {
-			l.away(err)
+			l.away(ctx, err)
 		}
 		t := time.NewTimer(pause)
 		select {
@@ -95,9 +95,9 @@ func (l *link) keep(ctx context.Context, f func(context.Context) error) {
 }
 
 // away notes that the helper doesn't answer; one line for each change.
-func (l *link) away(err error) {
+func (l *link) away(ctx context.Context, err error) {
 	var u *localrpc.UnreachableError
-	if !errors.As(err, &u) && l.reachable() {
+	if !errors.As(err, &u) && l.reachable(ctx) {
 		return // it answered, and ended one stream
 	}
 	text := unreachable(err)
@@ -111,8 +111,8 @@ func (l *link) away(err error) {
 	}
 }
 
-func (l *link) reachable() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+func (l *link) reachable(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	return l.client.Call(ctx, hostv1connect.HelperServiceCursorsProcedure, &hostv1.CursorsRequest{}, &hostv1.CursorsResponse{}) == nil
 }
