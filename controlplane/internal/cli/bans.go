@@ -24,7 +24,7 @@ type bansCmd struct {
 func (b *bansCmd) run(r *run) error {
 	var shown []*operatorv1.FleetBan
 	var total uint64
-	more := false
+	var more bool
 	for token := ""; ; {
 		ctx, cancel := r.call()
 		res, err := r.api.bans.ListBans(ctx, connect.NewRequest(operatorv1.ListBansRequest_builder{

@@ -196,7 +196,7 @@ func outputOf(args []string) string {
 
 type versionCmd struct{}
 
-func (versionCmd) offline(r *run) error {
+func (versionCmd) offline(r *run) error { //nolint:unparam // implements offline
 	if r.out.people() {
 		r.out.line("fleetban %s", version.Version)
 	} else {

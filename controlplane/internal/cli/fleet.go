@@ -88,7 +88,7 @@ func (w *watchCmd) run(r *run) error {
 		after = last
 		switch {
 		case r.ctx.Err() != nil:
-			return nil // a person's Ctrl-C is how a watch ends
+			return nil //nolint:nilerr // a person's Ctrl-C is how a watch ends
 		case r.out.err != nil:
 			return r.out.err
 		case err != nil && !again(err):

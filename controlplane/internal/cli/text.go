@@ -149,7 +149,7 @@ func span(d time.Duration) string {
 	}{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}} {
 		if n := d / unit.size; n > 0 {
 			parts = append(parts, strconv.FormatInt(int64(n), 10)+unit.name)
-			d -= n * unit.size
+			d %= unit.size
 		} else if len(parts) > 0 {
 			break
 		}

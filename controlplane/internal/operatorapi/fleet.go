@@ -49,7 +49,9 @@ func (a *API) GetFleet(ctx context.Context, _ *connect.Request[operatorv1.GetFle
 			answer.Bans += s.Records
 		}
 	}
-	slices.SortFunc(answer.Sets, func(x, y *operatorv1.SetState) int { return strings.Compare(x.GetCursor().GetSet(), y.GetCursor().GetSet()) })
+	slices.SortFunc(answer.Sets, func(x, y *operatorv1.SetState) int {
+		return strings.Compare(x.GetCursor().GetSet(), y.GetCursor().GetSet())
+	})
 	return connect.NewResponse(answer.Build()), nil
 }
 

@@ -24,7 +24,7 @@ const (
 	alphabet      = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 
-// ErrMalformed: not a secret that was ever handed out: a typing or pasting error, not a revoked one. It needs no look at Redis.
+// ErrMalformed says that this is not a secret that was ever handed out: a typing or pasting error, not a revoked one. It needs no look at Redis.
 var ErrMalformed = errors.New("malformed token")
 
 // newSecret makes 256 random bits as text: prefix, body, checksum. Only letters, digits and one underscore, so that a
