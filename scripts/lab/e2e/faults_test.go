@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -160,6 +161,9 @@ func TestFail2banFaults(t *testing.T) {
 	t.Run("a person unbans on the host", func(t *testing.T) {
 		ctx := limited(t, 2*limit)
 		f := &fleet{Lab: f.Lab, t: t, api: f.api}
+		f.awaitHost(ctx, "a", "fail2ban up", func(h *operatorv1.Host) bool {
+			return h.GetHealth().GetFail2Ban().GetState() == fleetbanv1.Fail2BanHealth_STATE_UP
+		})
 		from := source(t)
 		f.jailBan(ctx, a, from)
 		f.enforced(ctx, from, a, b)
@@ -306,16 +310,31 @@ func TestAgentFaults(t *testing.T) {
 			return h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE
 		})
 		_, _ = a.Exec(ctx, "dd", "if=/dev/zero", "of=/var/lib/fleetban-agent/fill", "bs=4k") // it fails when the disk is full
-		seen, own := source(t), source(t)
+		seen := source(t)
 		f.ban(ctx, time.Hour, seen.String())
 		f.enforced(ctx, seen, a, b)
-		f.jailBan(ctx, a, own)
+		// More bans than the page that the journal already has can hold.
+		own := make([]netip.Addr, 100)
+		for i := range own {
+			own[i] = netip.AddrFrom4([4]byte{45, 1, 0, byte(i)})
+		}
+		f.jailBan(ctx, a, own...)
 		f.awaitStatus(ctx, a, "space")
 		if _, err := a.Exec(ctx, "rm", "/var/lib/fleetban-agent/fill"); err != nil {
 			t.Fatal(err)
 		}
-		f.enforced(ctx, own, b)
-		f.observedOnce(ctx, own, "a")
+		for _, addr := range own {
+			err := await.Until(ctx, "the fleet to be told of "+addr.String(), func() error {
+				if len(f.explain(ctx, addr.String()).GetEvents()) == 0 {
+					return errors.New("no event of it")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.observedOnce(ctx, addr, "a")
+		}
 	})
 }
 

@@ -183,7 +183,7 @@ func (f *fleet) status(ctx context.Context, host *lab.Node) string {
 	// It ends with another status than 0 where something is wrong: what it prints counts.
 	output, err := host.Exec(ctx, "fleetban-agent", "status", "-o", "json")
 	var exit *lab.ExitError
-	if err != nil && !errors.As(err, &exit) {
+	if err != nil && !errors.As(err, &exit) && ctx.Err() == nil {
 		f.t.Fatal(err)
 	}
 	return output
@@ -192,11 +192,16 @@ func (f *fleet) status(ctx context.Context, host *lab.Node) string {
 // awaitStatus waits until the agent's status on a host says something.
 func (f *fleet) awaitStatus(ctx context.Context, host *lab.Node, words ...string) {
 	f.t.Helper()
+	last := errors.New("it says nothing")
 	err := await.Until(ctx, fmt.Sprintf("the status of %s to tell of %q", host.Name, words), func() error {
 		output := f.status(ctx, host)
+		if output == "" {
+			return last
+		}
 		for _, w := range words {
 			if !strings.Contains(strings.ToLower(output), strings.ToLower(w)) {
-				return fmt.Errorf("it says:\n%s", output)
+				last = fmt.Errorf("it says:\n%s", output)
+				return last
 			}
 		}
 		return nil
