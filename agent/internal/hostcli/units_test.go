@@ -15,7 +15,9 @@ const unitDir = "../../../infra/systemd"
 // TestUnits has systemd itself read the units, and say how exposed what they run is (0 to 10, less is better).
 func TestUnits(t *testing.T) {
 	t.Parallel()
-	for unit, most := range map[string]float64{"fleetban-helper.service": 2.6, "fleetban-agent.service": 1.6} {
+	for unit, most := range map[string]float64{
+		"fleetban-helper.service": 2.6, "fleetban-agent.service": 1.6, "fleetban-controlplane.service": 1.8,
+	} {
 		t.Run(unit, func(t *testing.T) {
 			t.Parallel()
 			text, err := os.ReadFile(filepath.Join(unitDir, unit))
@@ -24,7 +26,8 @@ func TestUnits(t *testing.T) {
 			}
 			// What it runs need not be installed here.
 			path := filepath.Join(t.TempDir(), unit)
-			if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(text), "/usr/local/bin/fleetban-agent", "/bin/true")), 0o600); err != nil {
+			installed := strings.NewReplacer("/usr/local/bin/fleetban-agent", "/bin/true", "/usr/local/bin/fleetban-controlplane", "/bin/true")
+			if err := os.WriteFile(path, []byte(installed.Replace(string(text))), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			// It ends with 0 on a key that it doesn't know, and says so.
