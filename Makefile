@@ -55,12 +55,12 @@ bench: setup build lab ## The README's figures, measured here
 
 .PHONY: generate
 generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## Generated code and copies, anew
-	@cd proto && buf format -w && rm -rf gen/go/fleetban && buf generate --path fleetban
+	@cd proto && buf format -w --path fleetban && rm -rf gen/go/fleetban && buf generate --path fleetban
 	@scripts/copy-embedded
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos and shell
-	@cd proto && buf lint && buf format --diff --exit-code
+	@cd proto && buf lint && buf format --diff --exit-code --path fleetban
 	@scripts/check-breaking
 	@for m in $(MODULES); do (cd $$m && golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
 	@shellcheck scripts/setup scripts/build scripts/test scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/install.sh .ci/run
