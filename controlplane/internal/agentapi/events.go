@@ -33,6 +33,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	var events []sets.Event
 	policy := uint64(0)
 	decided := false
+	var rated time.Time
 	err := st.untilStored(ctx, func() error {
 		if !decided {
 			p, err := st.tenant.policy(ctx)
@@ -42,7 +43,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 			if events, err = st.decide(ctx, batch, p); err != nil {
 				return err
 			}
-			policy, decided = p.version, true
+			policy, decided, rated = p.version, true, time.Now()
 		}
 		if len(events) == 0 {
 			result.Through = last
@@ -75,6 +76,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	if err != nil || result.Through == 0 {
 		return err
 	}
+	st.tellRecorded(ctx, events, received, rated)
 	s.count(func(c *Counts) {
 		c.EventBatches++
 		c.Events += uint64(len(events))
@@ -82,6 +84,22 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	})
 	st.note(func(m *mailbox) { m.events, m.eventsThrough = true, max(m.eventsThrough, result.Through, last) })
 	return nil
+}
+
+// tellRecorded tells, to who debugs how long a ban takes, when each step of its way here was over: microseconds of Unix
+// time.
+func (st *stream) tellRecorded(ctx context.Context, events []sets.Event, received, rated time.Time) {
+	logger := st.service.Logger
+	if !logger.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	recorded := time.Now().UnixMicro()
+	for _, e := range events {
+		if e.Kind == sets.EventBan {
+			logger.DebugContext(ctx, "ban recorded", slog.String("host", st.grant.HostID), slog.String("prefix", e.Prefix.String()),
+				slog.Int64("received_us", received.UnixMicro()), slog.Int64("rated_us", rated.UnixMicro()), slog.Int64("recorded_us", recorded))
+		}
+	}
 }
 
 // decide turns a batch into what sets records. Events that can't be understood are left out, and acknowledged with

@@ -34,8 +34,13 @@ func (st *stream) write(ctx context.Context, welcome *fleetbanv1.Welcome, cursor
 		}
 		frames, feedErr := st.sub.Next(ctx, framesAtOnce)
 		for _, f := range frames {
+			begun := time.Now()
 			if err := st.sendOut(&outgoing{bytes: f.Bytes}); err != nil {
 				return err
+			}
+			if logger := st.service.Logger; logger.Enabled(ctx, slog.LevelDebug) {
+				logger.DebugContext(ctx, "frame sent", slog.String("host", st.name), slog.String("set", f.Cursor.Set),
+					slog.Uint64("version", f.Cursor.Version), slog.Int64("sending_us", begun.UnixMicro()), slog.Int64("sent_us", time.Now().UnixMicro()))
 			}
 		}
 		if len(frames) > 0 {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
 	"time"
@@ -118,6 +119,9 @@ func (f *Feed) hearDelta(b store.Bell) {
 	case err == nil && len(records) > 0 && b.Version == l.last.delta.Version+1:
 		l.push(sets.Delta{Set: l.set, Kind: l.kind, Epoch: b.Epoch, Version: b.Version, Digest: b.Digest, Records: records})
 		f.notify(l.set)
+		if logger := f.feeds.o.Logger; logger.Enabled(f.ctx, slog.LevelDebug) {
+			logger.Debug("change heard", "set", b.Set, "version", b.Version, "heard_us", time.Now().UnixMicro())
+		}
 		return
 	default:
 		l.behind = true

@@ -5,18 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/oklog/ulid/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
-
-// CommandLife is how long a command waits for its host where the caller sets no NotAfterUnixMs.
-const CommandLife = 7 * 24 * time.Hour
 
 // QueueCommand gives a host an order, kept until it is done or its time is over. It sets the command's id, and its
 // NotAfterUnixMs where that is 0. hostID is an id. ErrNotFound, ErrTooManyCommands.
@@ -25,16 +21,11 @@ func (h *Hosts) QueueCommand(ctx context.Context, org, hostID string, command *f
 	if err != nil {
 		return nil, fmt.Errorf("queue command: %w", store.Classify(err))
 	}
-	command.SetCommandId(ulid.Make().String())
-	if command.GetNotAfterUnixMs() == 0 {
-		command.SetNotAfterUnixMs(now.Add(CommandLife).UnixMilli())
-	}
-	queued := operatorv1.HostCommand_builder{Command: command, Actor: actor, IssuedUnixMs: now.UnixMilli()}.Build()
-	raw, err := proto.Marshal(queued)
+	queued, raw, err := commandlog.New(command, actor, now)
 	if err != nil {
-		return nil, fmt.Errorf("encode command: %w", err)
+		return nil, err
 	}
-	n, err := queueScript.Run(ctx, h.store, h.keys(org), hostID, command.GetCommandId(), raw, commandsKept).Int()
+	n, err := queueScript.Run(ctx, h.store, h.keys(org), hostID, command.GetCommandId(), raw).Int()
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("queue command: %w", err)
@@ -56,8 +47,8 @@ func (h *Hosts) Commands(ctx context.Context, org, hostID string) ([]*operatorv1
 	}
 	out := make([]*operatorv1.HostCommand, 0, len(commands.Val()))
 	for id, raw := range commands.Val() {
-		c := &operatorv1.HostCommand{}
-		if err := proto.Unmarshal([]byte(raw), c); err != nil {
+		c, err := commandlog.Parse(raw)
+		if err != nil {
 			return nil, fmt.Errorf("stored command %s is damaged: %w", id, err)
 		}
 		if raw, ok := results.Val()[id]; ok {

@@ -27,7 +27,7 @@
 //	inert            hash  host → why it drops nothing, where it doesn't
 //	exceptions       hash  host → the Ack that told what it refuses, where it refuses something
 //	health           hash  host → Health
-//	cmds:HOST        hash  command → HostCommand;  results:HOST  command → CommandResult
+//	cmds:HOST        hash  command → HostCommand;  results:HOST  command → CommandResult: see package commandlog
 //	jti:HOST:ID      the assertion was presented; gone when it would be refused for its age
 package hosts
 
@@ -47,6 +47,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -58,9 +59,6 @@ const (
 	PresenceTTL = 60 * time.Second
 	// CloneWindow is how soon a displaced instance must come back to be taken for a clone's other half.
 	CloneWindow = 10 * time.Minute
-
-	// commandsKept bounds a host's commands.
-	commandsKept = 200
 )
 
 // Errors that callers decide on.
@@ -141,7 +139,7 @@ func script(name string) *store.Script {
 		}
 		return string(text)
 	}
-	return store.NewScript("hosts/"+name, read("common"), read(name))
+	return store.NewScript("hosts/"+name, read("common"), commandlog.Lua, read(name))
 }
 
 var (

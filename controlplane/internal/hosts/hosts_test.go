@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
@@ -387,12 +388,12 @@ func TestCommands(t *testing.T) {
 	if pending, err := f.Pending(ctx, org, id.ID); err != nil || len(pending) != 0 {
 		t.Fatalf("%v, %v", pending, err)
 	}
-	for i := range commandsKept {
-		if _, err := f.QueueCommand(ctx, org, id.ID, order(), "alice"); err != nil && (i < commandsKept-2 || !errors.Is(err, ErrTooManyCommands)) {
+	for i := range commandlog.Kept {
+		if _, err := f.QueueCommand(ctx, org, id.ID, order(), "alice"); err != nil && (i < commandlog.Kept-2 || !errors.Is(err, ErrTooManyCommands)) {
 			t.Fatal(i, err)
 		}
 	}
-	if all, err := f.Commands(ctx, org, id.ID); err != nil || len(all) > commandsKept {
+	if all, err := f.Commands(ctx, org, id.ID); err != nil || len(all) > commandlog.Kept {
 		t.Fatalf("%d are kept, %v", len(all), err)
 	}
 	if _, err := f.QueueCommand(ctx, org, id.ID, order(), "alice"); !errors.Is(err, ErrTooManyCommands) {

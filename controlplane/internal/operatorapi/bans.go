@@ -13,7 +13,6 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
-	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -117,10 +116,6 @@ func (a *API) Unban(ctx context.Context, req *connect.Request[operatorv1.UnbanRe
 	if err != nil {
 		return nil, mapped(err)
 	}
-	ordered, err := a.orderUnbans(ctx, p.Org, p.Name, result)
-	if err != nil {
-		return nil, err
-	}
 	known, err := a.o.Hosts.Names(ctx, p.Org)
 	if err != nil {
 		return nil, mapped(err)
@@ -133,7 +128,7 @@ func (a *API) Unban(ctx context.Context, req *connect.Request[operatorv1.UnbanRe
 	for _, u := range result.Prefixes {
 		b := operatorv1.UnbannedPrefix_builder{Prefix: prefix.Format(u.Prefix), Retracted: n.claims(u.Retracted)}
 		for _, id := range claimingHosts(u.Retracted) {
-			if ordered[id] {
+			if slices.Contains(result.Ordered, id) {
 				b.OrderedHosts = append(b.OrderedHosts, n[id])
 			}
 		}
@@ -154,63 +149,6 @@ func claimingHosts(claims []sets.Claim) []string {
 		}
 	}
 	return out
-}
-
-// orderUnbans orders the hosts whose jails claimed to unban there too: one command a host. The retraction stands by
-// now and a repeated call would find nothing to order, so it tries for a while, also when the caller has left.
-func (a *API) orderUnbans(ctx context.Context, org, actor string, result sets.UnbanResult) (ordered map[string]bool, err error) {
-	byHost := map[string][]netip.Prefix{}
-	for _, u := range result.Prefixes {
-		for _, id := range claimingHosts(u.Retracted) {
-			byHost[id] = append(byHost[id], u.Prefix)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
-	defer cancel()
-	ordered = make(map[string]bool, len(byHost))
-	var failed []string
-	for id, prefixes := range byHost {
-		switch err := a.order(ctx, org, id, actor, prefixes); {
-		case err == nil:
-			ordered[id] = true
-		case errors.Is(err, hosts.ErrNotFound):
-			// It was deleted; its claims were the last of it.
-		default:
-			failed = append(failed, id)
-			a.o.Logger.ErrorContext(ctx, "unban not ordered", slog.String("organisation", org), slog.String("host", id), slog.Any("error", err))
-		}
-	}
-	if len(failed) == 0 {
-		return ordered, nil
-	}
-	slices.Sort(failed)
-	if known, err := a.o.Hosts.Names(ctx, org); err == nil {
-		for i, id := range failed {
-			if known[id] != "" {
-				failed[i] = known[id]
-			}
-		}
-	}
-	return nil, apierr.New(connect.CodeUnavailable, fleetbanv1.Reason_REASON_OUTCOME_UNKNOWN, "",
-		"the fleet's bans are retracted, but these hosts could not be told to unban in their own jails: "+strings.Join(failed, ", "),
-		"on each of them: fail2ban-client unban ADDRESS")
-}
-
-func (a *API) order(ctx context.Context, org, host, actor string, prefixes []netip.Prefix) error {
-	const attempts = 4
-	for attempt := 1; ; attempt++ {
-		_, err := a.o.Hosts.QueueCommand(ctx, org, host, fleetbanv1.Command_builder{
-			UnbanInJails: fleetbanv1.UnbanInJails_builder{Prefixes: packAll(prefixes)}.Build(),
-		}.Build(), actor)
-		// Ordering twice is harmless.
-		if err == nil || errors.Is(err, hosts.ErrNotFound) || errors.Is(err, hosts.ErrTooManyCommands) || attempt == attempts || ctx.Err() != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Duration(attempt) * 250 * time.Millisecond):
-		}
-	}
 }
 
 // ListBans implements BanService.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -42,8 +43,8 @@ const (
 )
 
 var (
-	applyScript    = store.NewScript("apply", shebang, luaPrelude, luaFlush, luaApply, luaEvents, luaRun)
-	applyOOMScript = store.NewScript("apply-oom", shebangOOM, luaPrelude, luaFlush, luaApply, luaEvents, luaRun)
+	applyScript    = store.NewScript("apply", shebang, luaPrelude, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
+	applyOOMScript = store.NewScript("apply-oom", shebangOOM, luaPrelude, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
 	statesScript   = store.NewScript("states", shebangOOM, luaPrelude, luaFlush, luaStates)
 	sweepScript    = store.NewScript("sweep", shebangOOM, luaPrelude, luaFlush, luaSweep)
 )

@@ -13,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -74,8 +75,9 @@ func (s *Sets) claim(ctx context.Context, org, what string, in BanInput) (BanRes
 	return out, r.err
 }
 
-// Unban retracts every claim on each prefix in every BAN set, counted or not, and leaves a tombstone that refuses
-// claims begun earlier and lives as long as the longest claim it cancelled. Works when Redis is full.
+// Unban retracts every claim on each prefix in every BAN set, counted or not, leaves a tombstone that refuses claims
+// begun earlier and lives as long as the longest claim it cancelled, and orders the hosts whose jails claimed to unban
+// there too, one command a host: all of it one change. Works when Redis is full.
 func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResult, error) {
 	packed, kept, err := packPrefixes(in.Prefixes)
 	if err == nil {
@@ -87,11 +89,21 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 	if err != nil {
 		return UnbanResult{}, fmt.Errorf("unban: %w", err)
 	}
-	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed))
+	id, head, parts, err := s.unbanOrders(ctx, in.Actor, kept)
+	if err != nil {
+		return UnbanResult{}, fmt.Errorf("unban: %w", err)
+	}
+	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts))
 	if err != nil {
 		return UnbanResult{}, err
 	}
 	var out UnbanResult
+	ordered := r.list()
+	for ordered.more() {
+		out.Ordered = append(out.Ordered, ordered.text())
+	}
+	slices.Sort(out.Ordered)
+	r.err = ordered.err
 	for _, set := range h.sets {
 		if set.Kind == fleetbanv1.SetKind_SET_KIND_BAN {
 			out.Cursors = append(out.Cursors, set.Cursor)
@@ -118,6 +130,26 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 		out.Prefixes = append(out.Prefixes, u)
 	}
 	return out, r.err
+}
+
+// unbanOrders makes what the script makes orders of, the parts as it takes prefixes: each after a byte of length.
+func (s *Sets) unbanOrders(ctx context.Context, actor string, prefixes []netip.Prefix) (id string, head, parts []byte, err error) {
+	now, err := s.store.Client().Time(ctx).Result()
+	if err != nil {
+		return "", nil, nil, fmt.Errorf("read the clock: %w", store.Classify(err))
+	}
+	packed := make([][]byte, len(prefixes))
+	for i, p := range prefixes {
+		packed[i] = prefix.Pack(p)
+	}
+	orders, err := commandlog.Unban(packed, actor, now)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	for _, part := range orders.Parts {
+		parts = append(append(parts, byte(len(part))), part...) //nolint:gosec // shorter than 256
+	}
+	return orders.ID, orders.Head, parts, nil
 }
 
 // Allow exempts prefixes: bans they cover are suppressed, not deleted.

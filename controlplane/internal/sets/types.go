@@ -200,7 +200,7 @@ type UnbanInput struct {
 // UnbannedPrefix is what became of one prefix.
 type UnbannedPrefix struct {
 	Prefix netip.Prefix
-	// Retracted are the claims that stood. Those with a HostID say which hosts are to be ordered to unban it as well.
+	// Retracted are the claims that stood.
 	Retracted []Claim
 	// StillCoveredBy are wider prefixes that are banned.
 	StillCoveredBy []Cover
@@ -210,6 +210,8 @@ type UnbannedPrefix struct {
 type UnbanResult struct {
 	Cursors  []Cursor
 	Prefixes []UnbannedPrefix
+	// Ordered are the hosts, by id and sorted, that were ordered to unban what their jails claimed.
+	Ordered []string
 }
 
 // AllowInput exempts prefixes from every ban.

@@ -47,6 +47,19 @@ local TOMB_MOST = 400 * 86400000
 
 local ops = {}
 
+-- Adds a part of an order for each host whose jail claims, each once.
+local function order_claimants(c, orders, part)
+  local seen = {}
+  for _, claim in ipairs(c.claims) do
+    if claim.source == JAIL and claim.host ~= 0 and not seen[claim.host] then
+      seen[claim.host] = true
+      local host = text_of('h', claim.host)
+      orders[host] = orders[host] or {}
+      table.insert(orders[host], part)
+    end
+  end
+end
+
 -- ban: policy, set, actor, reason, duration (0: for ever), prefixes. Also allow, which is a claim in the set "allow".
 -- ok: expires, then for each prefix its effect and what suppresses it.
 function ops.ban()
@@ -109,17 +122,21 @@ function ops.ban()
   return result
 end
 
--- unban: actor, reason, prefixes.
--- ok: for each prefix a list of retracted claims {packed, host or actor, jail or reason, set} and one of covers {prefix, set, expires}.
+-- unban: actor, reason, prefixes, and what orders to the claiming hosts are made of (package commandlog): id, head, a part
+-- a prefix, each after a byte of length.
+-- ok: ids of hosts that were ordered, then for each prefix a list of retracted claims {packed, host or actor, jail or reason,
+-- set} and one of covers {prefix, set, expires}.
 function ops.unban()
-  local actor, reason, blob = arg(), arg(), arg()
+  local actor, reason, blob, order, order_head, order_parts = arg(), arg(), arg(), arg(), arg(), each_prefix(arg())
   local who = intern('a', actor)
-  local result = {'ok'}
+  local orders, ordered = {}, {}
+  local result = {'ok', ordered}
   load_lens()
   load_set(ALL_NO)
-  for _, p in ipairs(each_prefix(blob)) do
+  for i, p in ipairs(each_prefix(blob)) do
     local c = cell(p)
     touch(c)
+    order_claimants(c, orders, order_parts[i])
     local gone, at, till = {}, now, now + TOMB_LEAST
     for i = #c.claims, 1, -1 do
       local claim = c.claims[i]
@@ -156,6 +173,13 @@ function ops.unban()
     end
     result[#result + 1] = gone
     result[#result + 1] = cover
+  end
+  for host, parts in pairs(orders) do
+    if commandable(BASE, host) then
+      ordered[#ordered + 1] = host
+      local command = order_head .. table.concat(parts)
+      later[#later + 1] = function() append_command(BASE, host, order, command, true) end
+    end
   end
   return result
 end

@@ -1,7 +1,7 @@
 -- Writes what was staged: views before and after, records, versions, logs, names, indexes, events, doorbell. From here
 -- on nothing is decided and nothing may fail.
 
-local later = {} -- commands to run as they are
+local later = {} -- commands to run as they are, and functions to call
 local due = {} -- bucket → earliest end of a claim written to it
 
 local function hash_into(s, p, expires)
@@ -109,7 +109,7 @@ local function flush()
   end
   for _, command in ipairs(later) do
     wrote = true
-    redis.call(unpack(command))
+    if type(command) == 'function' then command() else redis.call(unpack(command)) end
   end
   for bucket, at in pairs(due) do redis.call('ZADD', key('due'), 'LT', num(at), bucket) end
   for field, change in pairs(len_change) do
