@@ -179,7 +179,8 @@ func explain(err error) error {
 	if fix == "" && strings.Contains(err.Error(), "certificate signed by unknown authority") {
 		fix = "If the control plane has a certificate of its own, give --pin as it prints it when it starts, or --ca-file."
 	}
-	if fix == "" {
+	// What the control plane says has its fix in it already.
+	if fix == "" || strings.Contains(err.Error(), fix) {
 		return err
 	}
 	return fmt.Errorf("%w. %s", err, fix)

@@ -14,6 +14,7 @@ import (
 	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1/hostv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/prefix"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -21,6 +22,7 @@ import (
 type link struct {
 	client *localrpc.Client
 	spool  *spool.Spool
+	places *places
 	log    *slog.Logger
 	// first is closed when the helper has answered for the first time.
 	first chan struct{}
@@ -47,9 +49,9 @@ const (
 	gather = 256
 )
 
-func newLink(socket string, s *spool.Spool, log *slog.Logger) *link {
+func newLink(socket string, s *spool.Spool, controlPlane string, log *slog.Logger) *link {
 	return &link{
-		client: localrpc.NewClient(socket), spool: s, log: log, first: make(chan struct{}), problem: "the helper wasn't asked yet",
+		client: localrpc.NewClient(socket), spool: s, places: newPlaces(controlPlane, log), log: log, first: make(chan struct{}), problem: "the helper wasn't asked yet",
 		healthChanged: func() {}, exceptionsChanged: func() {}, back: func() {},
 	}
 }
@@ -67,6 +69,7 @@ func (l *link) run(ctx context.Context) error {
 	wg.Go(func() { l.keep(ctx, l.watchHealth) })
 	wg.Go(func() { l.keep(ctx, l.observeInto) })
 	wg.Go(func() { l.renewBaselines(ctx) })
+	wg.Go(func() { l.places.watch(ctx, l.tellPlaces) })
 	wg.Wait()
 	l.client.Close()
 	return ctx.Err()
@@ -163,18 +166,23 @@ func (l *link) observeInto(ctx context.Context) error {
 	l.observe = cancel
 	l.mu.Unlock()
 	defer l.spool.Interrupted()
-	queue := make(chan *hostv1.ObserveResponse, gather)
+	type arrival struct {
+		*hostv1.ObserveResponse
+		at time.Time
+	}
+	queue := make(chan arrival, gather)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		batch := make([]*hostv1.ObserveResponse, 0, gather)
 		for o := range queue {
-			batch = append(batch[:0], o)
+			first := o.at
+			batch = append(batch[:0], o.ObserveResponse)
 			for more := true; more && len(batch) < gather; {
 				select {
 				case o, ok := <-queue:
 					if more = ok; ok {
-						batch = append(batch, o)
+						batch = append(batch, o.ObserveResponse)
 					}
 				default:
 					more = false
@@ -182,6 +190,7 @@ func (l *link) observeInto(ctx context.Context) error {
 			}
 			problem := l.spool.Health().GetProblem()
 			l.spool.Observe(batch...)
+			l.tellWay(ctx, batch, first)
 			if now := l.spool.Health().GetProblem(); now != problem {
 				l.healthChanged()
 				if now != "" {
@@ -192,7 +201,7 @@ func (l *link) observeInto(ctx context.Context) error {
 	}()
 	err := localrpc.Stream(ctx, l.client, hostv1connect.HelperServiceObserveProcedure, &hostv1.ObserveRequest{}, func(o *hostv1.ObserveResponse) error {
 		select {
-		case queue <- o:
+		case queue <- arrival{o, time.Now()}:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -201,6 +210,21 @@ func (l *link) observeInto(ctx context.Context) error {
 	close(queue)
 	<-done
 	return err
+}
+
+// tellWay tells, to who debugs how long a ban takes, when each step of its way here was over: microseconds of Unix time.
+func (l *link) tellWay(ctx context.Context, batch []*hostv1.ObserveResponse, received time.Time) {
+	if !l.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	spooled := time.Now().UnixMicro()
+	for _, o := range batch {
+		c := o.GetChange()
+		if p, err := prefix.Unpack(c.GetPrefix()); err == nil && c.HasBan() {
+			l.log.Debug("ban observed", "prefix", p.String(), "read_us", int64(1000*c.GetReadUnixMs()),
+				"confirmed_us", int64(1000*c.GetConfirmedUnixMs()), "received_us", received.UnixMicro(), "spooled_us", spooled)
+		}
+	}
 }
 
 // renewBaselines asks for a new baseline when changes were left out of a full spool that has room again.
@@ -243,10 +267,21 @@ func (l *link) Cursors(ctx context.Context) ([]*fleetbanv1.SetCursor, error) {
 // Begin tells the helper of the stream's Welcome.
 func (l *link) Begin(ctx context.Context, w *fleetbanv1.Welcome, serverMS int64, peers []netip.Addr) error {
 	b := hostv1.SetSessionRequest_builder{ServerUnixMs: serverMS, Sets: w.GetSets(), Settings: w.GetSettings()}
-	for _, p := range peers {
-		b.ControlPlane = append(b.ControlPlane, p.AsSlice())
-	}
+	b.ControlPlane = packed(l.places.met(peers))
 	return l.call(ctx, hostv1connect.HelperServiceSetSessionProcedure, b.Build(), &hostv1.SetSessionResponse{})
+}
+
+// tellPlaces tells the helper where the control plane is; all else stays as it is.
+func (l *link) tellPlaces(ctx context.Context, all []netip.Addr) error {
+	return l.call(ctx, hostv1connect.HelperServiceSetSessionProcedure,
+		hostv1.SetSessionRequest_builder{ControlPlane: packed(all)}.Build(), &hostv1.SetSessionResponse{})
+}
+
+func packed(addrs []netip.Addr) (out [][]byte) {
+	for _, a := range addrs {
+		out = append(out, a.AsSlice())
+	}
+	return out
 }
 
 // Settings tells the helper of new settings; the sets stay as they are.

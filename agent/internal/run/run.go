@@ -73,7 +73,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		return err
 	}
 	defer r.spool.Close() //nolint:errcheck // each event was synced when it was written
-	r.link = newLink(cfg.HelperSocket, r.spool, cfg.Log)
+	r.link = newLink(cfg.HelperSocket, r.spool, u.Hostname(), cfg.Log)
 	r.client = stream.New(stream.Config{
 		URL: u, TLS: tlsConfig, Proxy: http.ProxyFromEnvironment, Key: id.Key, HostID: id.HostID, Audience: id.Audience, Grant: id.Grant,
 		Instance: instance(), Facts: identity.Facts, Health: r.health, Sink: r.link, Source: r.spool, Log: cfg.Log,

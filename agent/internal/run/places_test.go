@@ -1,0 +1,82 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func addrs(list ...string) (out []netip.Addr) {
+	for _, a := range list {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
+// Every address of the control plane is protected, whichever the stream goes to, and none is given up because a resolver
+// is away for a while.
+func TestPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPlaces("control.example", slog.New(slog.DiscardHandler))
+		answer, failure := addrs("203.0.113.5", "::ffff:203.0.113.6", "2001:db8::5"), error(nil)
+		p.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) {
+			if host != "control.example" {
+				t.Errorf("%q is looked up", host)
+			}
+			return answer, failure
+		}
+		var told [][]netip.Addr
+		refused := errors.New("the helper is away")
+		away := refused
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			p.watch(ctx, func(_ context.Context, all []netip.Addr) error {
+				told = append(told, all)
+				return away
+			})
+		}()
+		expect := func(what string, times int, want ...string) {
+			t.Helper()
+			synctest.Wait()
+			if len(told) != times {
+				t.Fatalf("%s: the helper was told %d times, want %d: %v", what, len(told), times, told)
+			}
+			if times > 0 && !slices.Equal(told[times-1], addrs(want...)) {
+				t.Errorf("%s: the helper was told %v, want %v", what, told[times-1], want)
+			}
+		}
+		later := func() { time.Sleep(placesEvery) }
+
+		expect("before any stream", 0)
+		if all := p.met(addrs("192.0.2.1")); !slices.Equal(all, addrs("192.0.2.1")) {
+			t.Errorf("at the first stream: %v", all)
+		}
+		all := []string{"192.0.2.1", "203.0.113.5", "203.0.113.6", "2001:db8::5"}
+		expect("after the first stream", 1, all...)
+		later()
+		expect("told again, for it wasn't taken", 2, all...)
+		away = nil
+		later()
+		expect("told until it is taken", 3, all...)
+		later()
+		expect("nothing new", 3, all...)
+		failure = errors.New("no such host")
+		later()
+		expect("the resolver is away", 3, all...)
+		if got := p.met(addrs("203.0.113.5")); !slices.Equal(got, addrs(all[1:]...)) {
+			t.Errorf("at the next stream, with the resolver away: %v", got)
+		}
+		answer, failure = addrs("203.0.113.7"), nil
+		later()
+		expect("moved", 4, "203.0.113.5", "203.0.113.7")
+		cancel()
+		<-done
+	})
+}
