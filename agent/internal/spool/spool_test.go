@@ -107,7 +107,7 @@ func TestWhatBecomesAnEvent(t *testing.T) {
 	s.Observe(baselineOf(sshd, false, banned("sshd", 1, 70_000, 600_000), banned("sshd", 2, 11_000, 1_200_000), banned("nginx", 3, 2000, -1)))
 	wantNext(t, s, 2, "3 sshd 203.0.0.2 extension 1200 -0", "4 nginx 203.0.0.3 ban 0 -2")
 
-	// A person unbans one; another runs out while nobody looks; a jail stops.
+	// One is gone and nobody saw why; another runs out while nobody looks; a jail stops.
 	clock.pass(540_000)
 	s.Observe(baselineOf([]string{"sshd"}, false))
 	events, _ := s.Next(4, 10)
@@ -115,7 +115,7 @@ func TestWhatBecomesAnEvent(t *testing.T) {
 	for _, line := range tell(events) {
 		got[line[2:]] = true
 	}
-	for _, want := range []string{"sshd 203.0.0.1 EXPIRED -0", "sshd 203.0.0.2 PERSON -0", "nginx 203.0.0.3 JAIL_STOPPED -0"} {
+	for _, want := range []string{"sshd 203.0.0.1 EXPIRED -0", "sshd 203.0.0.2 UNSPECIFIED -0", "nginx 203.0.0.3 JAIL_STOPPED -0"} {
 		if !got[want] {
 			t.Errorf("no %q in %v", want, got)
 		}

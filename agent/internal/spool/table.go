@@ -208,8 +208,9 @@ func (t table) observeBaseline(now instant, b *baseline, first bool, emit func(c
 	return true
 }
 
-// cause says why a known ban isn't in a baseline. Only what nothing else explains is a person's doing, for that takes
-// the ban back on the whole fleet.
+// cause says why a known ban isn't in a baseline. Nobody saw it go: fail2ban may have been restarted without its database
+// while this process or the helper was away, and reads back what it has by and by. So it is never told as a person's doing,
+// which would take the ban back on the whole fleet; the claim stands until its end.
 func (b *baseline) cause(now instant, jail string, known standing) fleetbanv1.UnbanCause {
 	left, ends := known.left(now)
 	switch {
@@ -218,7 +219,7 @@ func (b *baseline) cause(now instant, jail string, known standing) fleetbanv1.Un
 	case b.restart || !b.jails[jail]:
 		return fleetbanv1.UnbanCause_UNBAN_CAUSE_JAIL_STOPPED
 	default:
-		return fleetbanv1.UnbanCause_UNBAN_CAUSE_PERSON
+		return fleetbanv1.UnbanCause_UNBAN_CAUSE_UNSPECIFIED
 	}
 }
 
