@@ -25,7 +25,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 			return apierr.Invalid("events.spool", "the name of a spool must be printable ASCII without spaces", "use an agent of this release")
 		}
 		// A new spool was made under the stream: its numbers are its own.
-		st.spool = batch.GetSpool()
+		st.spool, st.through = batch.GetSpool(), 0
 	}
 	received := time.Now()
 	last := batch.GetEvents()[len(batch.GetEvents())-1].GetSeq()
@@ -33,6 +33,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	var events []sets.Event
 	policy := uint64(0)
 	decided := false
+	var taken taken
 	var rated time.Time
 	err := st.untilStored(ctx, func() error {
 		if !decided {
@@ -40,7 +41,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 			if err != nil {
 				return err
 			}
-			if events, err = st.decide(ctx, batch, p); err != nil {
+			if events, err = st.decide(ctx, batch, p, &taken); err != nil {
 				return err
 			}
 			policy, decided, rated = p.version, true, time.Now()
@@ -76,6 +77,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	if err != nil || result.Through == 0 {
 		return err
 	}
+	st.through = max(st.through, result.Through)
 	st.tellRecorded(ctx, events, received, rated)
 	s.count(func(c *Counts) {
 		c.EventBatches++
@@ -102,9 +104,15 @@ func (st *stream) tellRecorded(ctx context.Context, events []sets.Event, receive
 	}
 }
 
+// taken is what a batch has taken of the rates: deciding it again, under a changed policy, takes no more.
+type taken struct {
+	wanted int
+	grant  promotion.Grant
+}
+
 // decide turns a batch into what sets records. Events that can't be understood are left out, and acknowledged with
-// their batch: sending them again would not help.
-func (st *stream) decide(ctx context.Context, batch *fleetbanv1.EventBatch, p policy) ([]sets.Event, error) {
+// their batch: sending them again would not help. Those that were stored before take nothing of the rates.
+func (st *stream) decide(ctx context.Context, batch *fleetbanv1.EventBatch, p policy, before *taken) ([]sets.Event, error) {
 	events := make([]sets.Event, 0, len(batch.GetEvents()))
 	decisions := make([]promotion.Decision, 0, len(batch.GetEvents()))
 	wanted := 0
@@ -115,19 +123,23 @@ func (st *stream) decide(ctx context.Context, batch *fleetbanv1.EventBatch, p po
 				slog.String("host", st.grant.HostID), slog.Uint64("seq", e.GetSeq()), slog.Any("error", err))
 			continue
 		}
-		if event.Kind == sets.EventBan && decision.Counts() {
+		if event.Kind == sets.EventBan && decision.Counts() && event.Seq > st.through {
 			wanted++
 		}
 		events, decisions = append(events, event), append(decisions, decision)
 	}
-	grant, err := st.service.Rates.Take(ctx, st.grant.OrganisationID, st.grant.HostID, wanted)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	if wanted > before.wanted {
+		grant, err := st.service.Rates.Take(ctx, st.grant.OrganisationID, st.grant.HostID, wanted-before.wanted)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+		}
+		before.wanted, before.grant = wanted, promotion.Grant{Allowed: before.grant.Allowed + grant.Allowed, Why: grant.Why}
 	}
+	grant := before.grant
 	left := grant.Allowed
 	for i := range events {
 		d := decisions[i]
-		if events[i].Kind == sets.EventBan && d.Counts() {
+		if events[i].Kind == sets.EventBan && d.Counts() && events[i].Seq > st.through {
 			if left == 0 {
 				d = d.Refuse(grant.Why)
 			} else {

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/store"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
@@ -112,6 +113,9 @@ func (st *stream) offer(ctx context.Context, o *fleetbanv1.RecordOffer) error {
 	if len(records) > 0 {
 		err := st.untilStored(ctx, func() error {
 			_, err := st.service.Sets.Offer(ctx, st.grant.OrganisationID, o.GetSet(), records)
+			if errors.Is(err, sets.ErrFull) {
+				return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+			}
 			return err
 		})
 		if err != nil && !errors.Is(err, sets.ErrNotRebuilding) {
