@@ -198,11 +198,15 @@ type loaded struct {
 var errShort = errors.New("frame is too short for what it says")
 
 func decode(b []byte, records []keyed) (loaded, error) {
-	if len(b) < 4 || len(b) < 4+int(b[3])+28 {
+	if len(b) < 4 {
 		return loaded{}, errShort
 	}
-	l := loaded{op: op(b[0]), kind: fleetbanv1.SetKind(b[1]), flags: b[2], name: string(b[4 : 4+b[3]]), records: records}
-	b = b[4+b[3]:]
+	nameEnd := 4 + int(b[3])
+	if len(b) < nameEnd+28 {
+		return loaded{}, errShort
+	}
+	l := loaded{op: op(b[0]), kind: fleetbanv1.SetKind(b[1]), flags: b[2], name: string(b[4:nameEnd]), records: records}
+	b = b[nameEnd:]
 	l.epoch, l.version, l.digest = binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:])
 	count := binary.BigEndian.Uint32(b[24:])
 	b = b[28:]
