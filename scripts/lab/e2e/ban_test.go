@@ -16,6 +16,7 @@ import (
 
 // The main job, on hosts whose fail2ban differ in all that the agent must cope with.
 func TestBans(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, lab.Options{Name: "bans", Box: true, Fail2ban: map[string]lab.Fail2ban{
 		"b": {Action: "iptables", Backend: "polling"},
 		"c": {Contained: true, Log: "stdout", TZ: "Asia/Tokyo"},
@@ -23,6 +24,7 @@ func TestBans(t *testing.T) {
 	attacker := f.Node(lab.Attacker)
 
 	t.Run("an attack on any host is shut out of all", func(t *testing.T) {
+		f := f.in(t)
 		for _, host := range f.Hosts() {
 			for _, from := range []netip.Addr{source(t), source6(t)} {
 				ctx := limited(t, 2*limit)
@@ -65,6 +67,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("unban restores access everywhere and stays", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		from, host := source(t), f.Node("a")
 		f.jailBan(ctx, host, from)
@@ -91,6 +94,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("a ban ends on time without a control plane", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		from := source(t)
 		made := f.ban(ctx, 3*time.Second, from.String())
@@ -103,6 +107,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("receipts count every host", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		from := source(t)
 		begin := time.Now()
@@ -120,6 +125,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("the allowlist beats every ban", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		from := source(t)
 		f.ban(ctx, time.Hour, from.String())
@@ -145,6 +151,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("pause stops enforcement and resume brings it back", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		from := source(t)
 		f.ban(ctx, time.Hour, from.String())
@@ -168,6 +175,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("a person on the host can turn it off and allow an address", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		from, host := source(t), f.Node("b")
 		target := f.Targets()[1]
@@ -196,6 +204,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("a host's own outbound connections to a banned address go on", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		from := source(t)
 		f.ban(ctx, time.Hour, from.String())
@@ -206,6 +215,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("nobody is locked out", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		host := f.Node("b")
 		session, err := f.OpenSession(ctx, f.Node(lab.Admin), lab.AdminAddr, host)
@@ -228,6 +238,7 @@ func TestBans(t *testing.T) {
 	})
 
 	t.Run("what is protected is refused", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		for _, addr := range []netip.Addr{f.Node("a").Addr, f.Node(lab.ControlPlane).Addr, netip.MustParseAddr("203.0.113.1")} {
 			made, err := f.api.Bans.Ban(ctx, connect.NewRequest(operatorv1.BanRequest_builder{Prefixes: []string{addr.String()}, DurationS: 60}.Build()))

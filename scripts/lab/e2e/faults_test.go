@@ -23,13 +23,14 @@ import (
 // Faults: the agent says so, keeps enforcing, converges by itself, and the events of that time arrive once each.
 
 func TestFail2banFaults(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, lab.Options{Name: "f2b", Hosts: 2})
 	a, b := f.Node("a"), f.Node("b")
 
 	// works checks that a ban made now on a is enforced on both and told once.
 	works := func(t *testing.T, ctx context.Context) {
 		t.Helper()
-		f := &fleet{Lab: f.Lab, t: t, api: f.api}
+		f := f.in(t)
 		from := source(t)
 		f.jailBan(ctx, a, from)
 		f.enforced(ctx, from, a, b)
@@ -38,7 +39,7 @@ func TestFail2banFaults(t *testing.T) {
 	// stands checks that a ban from before is enforced on b, all the while, and that its claim is one.
 	stands := func(t *testing.T, ctx context.Context, during func()) {
 		t.Helper()
-		f := &fleet{Lab: f.Lab, t: t, api: f.api}
+		f := f.in(t)
 		from := source(t)
 		f.jailBan(ctx, a, from)
 		f.enforced(ctx, from, a, b)
@@ -66,6 +67,7 @@ func TestFail2banFaults(t *testing.T) {
 	}
 
 	t.Run("stopped and started", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
 			if err := a.Stop(ctx, lab.ServiceFail2ban, syscall.SIGTERM); err != nil {
@@ -112,6 +114,7 @@ func TestFail2banFaults(t *testing.T) {
 		})
 	})
 	t.Run("its socket answers garbage", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
 			if err := a.Stop(ctx, lab.ServiceFail2ban, syscall.SIGTERM); err != nil {
@@ -159,8 +162,8 @@ func TestFail2banFaults(t *testing.T) {
 		})
 	})
 	t.Run("a person unbans on the host", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
-		f := &fleet{Lab: f.Lab, t: t, api: f.api}
 		f.awaitHost(ctx, "a", "fail2ban up", func(h *operatorv1.Host) bool {
 			return h.GetHealth().GetFail2Ban().GetState() == fleetbanv1.Fail2BanHealth_STATE_UP
 		})
@@ -189,11 +192,13 @@ func awaitRestart(t *testing.T, ctx context.Context, n *lab.Node, service string
 }
 
 func TestAgentFaults(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, lab.Options{Name: "agent", Hosts: 2})
 	a, b := f.Node("a"), f.Node("b")
 	attacker := f.Node(lab.Attacker)
 
 	t.Run("either half killed while bans are made", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 3*limit)
 		var addrs []string
 		for round := range 4 {
@@ -217,6 +222,7 @@ func TestAgentFaults(t *testing.T) {
 	})
 
 	t.Run("both halves down: the kernel goes on", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		from := source(t)
 		f.ban(ctx, 5*time.Second, from.String())
@@ -241,6 +247,7 @@ func TestAgentFaults(t *testing.T) {
 	})
 
 	t.Run("a foreign flush of all rules", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		from := source(t)
 		f.ban(ctx, time.Hour, from.String())
@@ -255,6 +262,7 @@ func TestAgentFaults(t *testing.T) {
 	})
 
 	t.Run("saved sets are enforced at start, before any network", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		from := source(t)
 		f.ban(ctx, time.Hour, from.String())
@@ -287,6 +295,7 @@ func TestAgentFaults(t *testing.T) {
 	})
 
 	t.Run("its disk is full", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 3*limit)
 		for _, host := range []*lab.Node{a} {
 			if _, err := host.Exec(ctx, "sh", "-c", `
@@ -339,12 +348,14 @@ func TestAgentFaults(t *testing.T) {
 }
 
 func TestControlPlaneFaults(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, lab.Options{Name: "cp", Hosts: 3})
 	cp, a, b := f.Node(lab.ControlPlane), f.Node("a"), f.Node("b")
 	attacker := f.Node(lab.Attacker)
 	replicas := []string{lab.ServiceReplica(1), lab.ServiceReplica(2)}
 
 	t.Run("the replica that holds a stream is killed", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 3*limit)
 		for range 2 {
 			before, err := f.HostState(ctx, "b")
@@ -369,6 +380,7 @@ func TestControlPlaneFaults(t *testing.T) {
 	})
 
 	t.Run("a replica is drained", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		if err := f.AwaitOnline(ctx); err != nil {
 			t.Fatal(err)
@@ -409,6 +421,7 @@ func TestControlPlaneFaults(t *testing.T) {
 	})
 
 	t.Run("all of it away", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 3*limit)
 		standing, during := source(t), source(t)
 		f.ban(ctx, time.Hour, standing.String())
@@ -433,6 +446,7 @@ func TestControlPlaneFaults(t *testing.T) {
 	})
 
 	t.Run("Redis killed and started", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 3*limit)
 		acknowledged, during := source(t), source(t)
 		f.ban(ctx, time.Hour, acknowledged.String())
@@ -456,6 +470,7 @@ func TestControlPlaneFaults(t *testing.T) {
 	})
 
 	t.Run("Redis lost the latest bans", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 4*limit)
 		kept, lost := source(t), source(t)
 		f.ban(ctx, time.Hour, kept.String())
@@ -514,6 +529,7 @@ func TestControlPlaneFaults(t *testing.T) {
 	})
 
 	t.Run("a host cut off from the network", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 4*limit)
 		during := source(t)
 		if _, err := f.Node(lab.Switch).Exec(ctx, "ip", "link", "set", "dev", "b", "down"); err != nil {
@@ -531,6 +547,7 @@ func TestControlPlaneFaults(t *testing.T) {
 	})
 
 	t.Run("no secrets in any log", func(t *testing.T) {
+		f := f.in(t)
 		token := strings.TrimPrefix(f.OperatorEnv()[1], "FLEETBAN_TOKEN=")
 		for _, n := range f.Nodes() {
 			services, err := n.Services(limited(t, limit))

@@ -36,6 +36,9 @@ func newFleet(t *testing.T, options lab.Options) *fleet {
 	return &fleet{Lab: l, t: t, api: l.Operator()}
 }
 
+// in is the fleet for a subtest: what fails there ends that, not the whole test.
+func (f *fleet) in(t *testing.T) *fleet { return &fleet{Lab: f.Lab, t: t, api: f.api} }
+
 // sources hands out the attacker's addresses, so that no test meets the bans of another.
 var sources atomic.Int64
 

@@ -17,9 +17,11 @@ import (
 
 // Bad input: a typed error that says what to change, and nothing applied in part.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, lab.Options{Name: "input"})
 
 	t.Run("bans", func(t *testing.T) {
+		f := f.in(t)
 		good := source(t).String()
 		for name, c := range map[string]struct {
 			prefix  string
@@ -58,6 +60,7 @@ func TestBadInput(t *testing.T) {
 	})
 
 	t.Run("ten megabytes", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		_, err := f.api.Bans.Explain(ctx, connect.NewRequest(operatorv1.ExplainRequest_builder{Address: strings.Repeat("1", 10<<20)}.Build()))
 		if code := connect.CodeOf(err); code != connect.CodeResourceExhausted && code != connect.CodeInvalidArgument {
@@ -66,6 +69,7 @@ func TestBadInput(t *testing.T) {
 	})
 
 	t.Run("unknown host", func(t *testing.T) {
+		f := f.in(t)
 		_, err := f.api.Hosts.GetHost(limited(t, limit), connect.NewRequest(operatorv1.GetHostRequest_builder{Host: "nobody"}.Build()))
 		if got := reason(t, err); got != fleetbanv1.Reason_REASON_NOT_FOUND {
 			t.Errorf("%v: %s", err, got)
@@ -73,6 +77,7 @@ func TestBadInput(t *testing.T) {
 	})
 
 	t.Run("credentials", func(t *testing.T) {
+		f := f.in(t)
 		for name, token := range map[string]string{"none": "", "garbage": "fbt_garbage", "a join token": "fbj_" + strings.Repeat("x", 49)} {
 			_, err := f.OperatorWith(token).Fleet.GetFleet(limited(t, limit), connect.NewRequest(operatorv1.GetFleetRequest_builder{}.Build()))
 			if got := reason(t, err); got != fleetbanv1.Reason_REASON_BAD_CREDENTIAL {
@@ -82,6 +87,7 @@ func TestBadInput(t *testing.T) {
 	})
 
 	t.Run("join tokens", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, limit)
 		host := f.Node("a")
 		create := func(seconds int64) (secret string) {
@@ -120,6 +126,7 @@ func TestBadInput(t *testing.T) {
 	})
 
 	t.Run("forged log lines", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		host, forged, real := f.Node("a"), source(t), source(t)
 		line := fmt.Sprintf("NOTICE  [sshd] Ban %s", forged)
@@ -153,6 +160,7 @@ func TestBadInput(t *testing.T) {
 	})
 
 	t.Run("a cloned identity is quarantined and shown", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		if err := f.cloneIdentity(ctx, f.Node("b"), f.Node("c")); err != nil {
 			t.Fatal(err)

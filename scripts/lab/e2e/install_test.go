@@ -12,6 +12,7 @@ import (
 
 // The line that `fleetban join-token create` prints, pasted on a host that has nothing of Fleetban.
 func TestInstaller(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, lab.Options{Name: "install", Hosts: 1, Bare: true})
 	ctx := limited(t, 3*limit)
 	host := f.Node("a")

@@ -50,6 +50,9 @@ func checkMachine(options Options) error {
 
 // repositoryBin finds the bin folder of the repository that the working folder is in.
 func repositoryBin() (string, error) {
+	if dir := os.Getenv("FLEETBAN_BIN"); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
