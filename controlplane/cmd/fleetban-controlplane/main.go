@@ -18,8 +18,8 @@ import (
 )
 
 type program struct {
-	Serve   serveCommand   `cmd:"" help:"Run a replica. The first start makes an organisation and prints an administrator's token, once."`
-	Setup   setupCommand   `cmd:"" help:"Make the first organisation without serving, and print its administrator's token: for unattended starts."`
+	Serve   serveCommand   `cmd:"" help:"Run a replica. A start that has to make the fleet's secret makes an organisation too and prints its administrator's token, once; with a secret that was there already (--secret-file), setup makes it."`
+	Setup   setupCommand   `cmd:"" help:"Make the first organisation and print its administrator's token: needed once where replicas share --secret-file, or to begin anew after Redis lost everything."`
 	Token   tokenCommand   `cmd:"" help:"Administrator's tokens."`
 	Check   checkCommand   `cmd:"" help:"Say whether a replica with these settings would be ready, and what mends it if not."`
 	Version versionCommand `cmd:"" help:"Print the version."`

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,6 +44,8 @@ type Options struct {
 
 // ErrInUse says that another process works on the folder.
 var ErrInUse = errors.New("the data folder is in use by another process")
+
+const socketName = "redis.sock"
 
 // maxSocketPath is what a Unix socket's address can hold, less its terminator.
 const maxSocketPath = 107
@@ -85,7 +88,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("embedded Redis: make its folder: %w", err)
 	}
-	s := &Server{options: o, socket: filepath.Join(dir, "redis.sock"), done: make(chan struct{}), stop: make(chan struct{})}
+	s := &Server{options: o, socket: filepath.Join(dir, socketName), done: make(chan struct{}), stop: make(chan struct{})}
 	if s.lock, err = lock(ctx, filepath.Join(dir, "lock"), o.LockWait); err != nil {
 		return nil, err
 	}
@@ -102,10 +105,20 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, nil
 }
 
+// Running is the URL of the child that another process runs in dir; false where none answers.
+func Running(ctx context.Context, dir string) (url string, ok bool) {
+	path := filepath.Join(dir, socketName)
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return "", false
+	}
+	return "unix://" + path, conn.Close() == nil
+}
+
 // URL is what store.Open takes.
 func (s *Server) URL() string {
 	if s.folder != nil {
-		return fmt.Sprintf("unix:///proc/self/fd/%d/redis.sock", s.folder.Fd())
+		return fmt.Sprintf("unix:///proc/self/fd/%d/%s", s.folder.Fd(), socketName)
 	}
 	return "unix://" + s.socket
 }
@@ -214,7 +227,7 @@ func (s *Server) supervise() {
 func (s *Server) runChild() error {
 	o := s.options
 	cmd := exec.Command(o.Binary, //nolint:gosec,noctx // the administrator's or PATH's; ended by Stop
-		"--port", "0", "--unixsocket", "redis.sock", "--unixsocketperm", "700", "--dir", o.Dir, "--daemonize", "no", "--supervised", "no",
+		"--port", "0", "--unixsocket", socketName, "--unixsocketperm", "700", "--dir", o.Dir, "--daemonize", "no", "--supervised", "no",
 		"--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory", "0", "--maxmemory-policy", "noeviction",
 		"--logfile", "", "--always-show-logo", "no", "--protected-mode", "yes")
 	cmd.Dir = o.Dir

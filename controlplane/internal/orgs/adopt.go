@@ -18,7 +18,7 @@ func (o *Orgs) Adopt(ctx context.Context, id, name string, mode fleetbanv1.Mode)
 	if checkMode(mode) != nil {
 		mode = fleetbanv1.Mode_MODE_WATCH
 	}
-	org, err := o.create(ctx, id, name, mode)
+	org, err := o.create(ctx, id, name, mode, false)
 	if err != nil {
 		return Organisation{}, fmt.Errorf("adopt organisation: %w", err)
 	}

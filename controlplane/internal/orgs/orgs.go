@@ -108,7 +108,7 @@ func (o *Orgs) First(ctx context.Context, name string, mode fleetbanv1.Mode) (Fi
 			}
 		}
 	}
-	org, err := o.create(ctx, id, name, mode)
+	org, err := o.create(ctx, id, name, mode, true)
 	if err != nil {
 		return FirstStart{}, err
 	}
@@ -153,12 +153,12 @@ func (o *Orgs) Create(ctx context.Context, name string, mode fleetbanv1.Mode) (O
 	if err := checkNew(name, mode); err != nil {
 		return Organisation{}, err
 	}
-	return o.create(ctx, ulid.Make().String(), name, mode)
+	return o.create(ctx, ulid.Make().String(), name, mode, true)
 }
 
-// create makes the organisation unless it stands, and reads it.
-func (o *Orgs) create(ctx context.Context, id, name string, mode fleetbanv1.Mode) (Organisation, error) {
-	if err := createScript.Run(ctx, o.store, []string{metaKey(id)}, name, int32(mode)).Err(); err != nil {
+// create makes the organisation unless it stands, and reads it. fresh: no host can hold anything of it.
+func (o *Orgs) create(ctx context.Context, id, name string, mode fleetbanv1.Mode, fresh bool) (Organisation, error) {
+	if err := createScript.Run(ctx, o.store, []string{metaKey(id)}, name, int32(mode), fresh).Err(); err != nil {
 		return Organisation{}, fmt.Errorf("create organisation: %w", err)
 	}
 	if err := o.store.Client().SAdd(ctx, allKey, id).Err(); err != nil {

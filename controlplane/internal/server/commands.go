@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/embedded"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
 )
@@ -33,6 +34,9 @@ func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, out io.Writ
 		}
 		made, err := b.orgs.First(ctx, o.Organisation, mode)
 		if err != nil {
+			return err
+		}
+		if err := b.firstDone(); err != nil {
 			return err
 		}
 		if made.AdminToken == "" {
@@ -60,7 +64,7 @@ func CreateToken(ctx context.Context, o TokenOptions, logger *slog.Logger, out i
 			var err error
 			if id, err = b.orgs.FirstID(ctx); err != nil {
 				if errors.Is(err, orgs.ErrNotFound) {
-					return errors.New("there is no organisation yet: run fleetban-controlplane setup, or serve")
+					return errors.New("there is no organisation: hosts of one that Redis lost bring it back when they connect to a replica that serves; for a new one run fleetban-controlplane setup")
 				}
 				return err
 			}
@@ -107,14 +111,18 @@ func Check(ctx context.Context, o CheckOptions, logger *slog.Logger, out io.Writ
 	})
 }
 
-// with opens the backend for one command.
+// with opens the backend for one command. Where a control plane runs its own Redis in the folder, it is that one.
 func (b *Backend) with(ctx context.Context, logger *slog.Logger, f func(*base) error) error {
 	if err := b.complete(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	opened, err := b.open(ctx, logger)
+	backend := *b
+	if url, ok := embedded.Running(ctx, b.redisDir()); ok && b.RedisURL == "" {
+		backend.RedisURL = url
+	}
+	opened, err := backend.open(ctx, logger)
 	if err != nil {
 		return err
 	}

@@ -18,12 +18,20 @@ func (s *Server) notBegun() string {
 
 // begin does the first start's work, as soon as Redis lets it: there is an organisation, and its administrator's token was
 // shown to a person.
+//
+// Only a secret that was made here says that there never was a fleet. With any other one, an empty Redis may as well have
+// lost everything: a second organisation beside the one that hosts are about to bring back would be no service. Then this
+// replica serves, so that they can, and waits.
 func (s *Server) begin(ctx context.Context) {
 	mode, err := modeOf(s.config.Mode)
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		if err == nil {
-			if err = s.first(ctx, mode); err == nil {
+			var there bool
+			if there, err = s.first(ctx, mode); err == nil && there {
 				s.setBegun("")
+				return
+			} else if err == nil {
+				s.await(ctx)
 				return
 			}
 			s.setBegun("the first organisation can't be made: " + short(err))
@@ -49,21 +57,64 @@ func (s *Server) setBegun(problem string) {
 	s.ready.mu.Unlock()
 }
 
-func (s *Server) first(ctx context.Context, mode fleetbanv1.Mode) error {
+// await waits until there is an organisation: its hosts bring it back, or a person sets one up.
+func (s *Server) await(ctx context.Context) {
+	s.logger.WarnContext(ctx, "Redis holds no organisation. If it lost one, wait: hosts bring theirs back when they connect, and then "+
+		"`fleetban-controlplane token create` makes a new administrator's token. If there never was one, run `fleetban-controlplane setup`.")
+	s.mu.Lock()
+	s.bare = true
+	s.mu.Unlock()
+	s.setBegun("")
+	tick := time.NewTicker(organisationEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		ids, err := s.base.orgs.IDs(ctx)
+		if err != nil || len(ids) == 0 {
+			continue
+		}
+		s.logger.InfoContext(ctx, "Redis holds an organisation now; `fleetban-controlplane token create --organisation-id ID` makes an "+
+			"administrator's token where none is left", slog.Any("organisations", ids))
+		s.mu.Lock()
+		s.bare = false
+		s.mu.Unlock()
+		return
+	}
+}
+
+// organisationEvery is how often to look whether there is an organisation now.
+const organisationEvery = time.Second
+
+func (s *Server) isBare() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bare
+}
+
+// first makes the first organisation where that is this start's business; false where there is none and it isn't.
+func (s *Server) first(ctx context.Context, mode fleetbanv1.Mode) (bool, error) {
 	// A replica with another secret must not leave its mark.
 	if err := s.base.keys.Agree(ctx, s.base.store); err != nil {
-		return err
+		return false, err
+	}
+	if s.base.firstStart == "" {
+		ids, err := s.base.orgs.IDs(ctx)
+		return len(ids) > 0, err
 	}
 	made, err := s.base.orgs.First(ctx, s.config.Organisation, mode)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if made.AdminToken != "" {
 		s.logger.InfoContext(ctx, "first organisation made", slog.String("name", made.Organisation.Name), slog.String("mode", s.config.Mode))
 		showToken(s.notices, fmt.Sprintf("Fleetban made the organisation %q; its mode is %s.", made.Organisation.Name, s.config.Mode),
 			made.AdminToken, s.config.PublicURL, s.pin)
 	}
-	return nil
+	return true, s.base.firstDone()
 }
 
 // showToken prints a token for a person: once, and never through a logger.

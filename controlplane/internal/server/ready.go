@@ -41,6 +41,8 @@ type Report struct {
 	Version    string   `json:"version"`
 	Durability string   `json:"durability,omitempty"`
 	Reasons    []Reason `json:"reasons,omitempty"`
+	// Notes keep nobody from being served, but want a person's attention.
+	Notes []Reason `json:"notes,omitempty"`
 }
 
 // readiness decides whether this replica may serve.
@@ -53,6 +55,8 @@ type readiness struct {
 	version string
 	// begun reports why the first start's work isn't done, "" once it is.
 	begun func() string
+	// bare reports that Redis holds no organisation; nil: not asked.
+	bare func() bool
 
 	mu       sync.Mutex
 	draining bool
@@ -107,6 +111,12 @@ func (r *readiness) check(ctx context.Context) Report {
 		add("starting", problem, "wait; if it lasts, see the log")
 	}
 	report.Ready = len(report.Reasons) == 0
+	if r.bare != nil && r.bare() {
+		report.Notes = append(report.Notes, Reason{
+			"no-organisation", "Redis holds no organisation: either it lost everything, or none was made yet",
+			"wait for hosts to bring theirs back, or run fleetban-controlplane setup",
+		})
+	}
 	var disagrees *Reason
 	for i, reason := range report.Reasons {
 		if slices.Contains(disagreements, reason.Code) {

@@ -72,11 +72,14 @@ type Server struct {
 
 	mu    sync.Mutex
 	begun string // why the first start's work isn't done
+	bare  bool   // Redis holds no organisation, and making one isn't this process's business
 }
 
 // base is what every command needs: the secret and the store.
 type base struct {
-	keys  *keys.Keys
+	keys *keys.Keys
+	// firstStart is the file that says so where this is a fleet's first start, else empty.
+	firstStart string
 	child *embedded.Server
 	store *store.Store
 	orgs  *orgs.Orgs
@@ -92,11 +95,7 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) 
 	if b.SecretFile != "" {
 		out.keys, err = keys.Load(b.SecretFile)
 	} else {
-		var created bool
-		path := filepath.Join(b.DataDir, "secret")
-		if out.keys, created, err = keys.LoadOrCreate(path); created {
-			logger.InfoContext(ctx, "the fleet's secret was made: keep a copy, hosts' identities hang on it", slog.String("path", path))
-		}
+		err = out.ownSecret(ctx, b.DataDir, logger)
 	}
 	if err != nil {
 		return nil, err
@@ -104,7 +103,7 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) 
 	redis.SetLogger(quiet{logger})
 	url := b.RedisURL
 	if url == "" {
-		if out.child, err = embedded.Start(ctx, embedded.Options{Dir: filepath.Join(b.DataDir, "redis"), Logger: logger}); err != nil {
+		if out.child, err = embedded.Start(ctx, embedded.Options{Dir: b.redisDir(), Logger: logger}); err != nil {
 			return nil, err
 		}
 		url = out.child.URL()
@@ -114,6 +113,43 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) 
 	}
 	out.orgs = orgs.New(out.store)
 	return out, nil
+}
+
+func (b *Backend) redisDir() string { return filepath.Join(b.DataDir, "redis") }
+
+// ownSecret loads the secret in dir, or makes it. A fleet whose secret is made here never was before, and serve makes its
+// organisation; a file says so until that is done, for this process may die before.
+func (b *base) ownSecret(ctx context.Context, dir string, logger *slog.Logger) error {
+	path, marker := filepath.Join(dir, "secret"), filepath.Join(dir, "first-start")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		const text = "The first start in this folder has not made its organisation yet.\n"
+		if err := os.WriteFile(marker, []byte(text), 0o600); err != nil {
+			return fmt.Errorf("begin the first start: %w", err)
+		}
+	}
+	var created bool
+	var err error
+	if b.keys, created, err = keys.LoadOrCreate(path); err != nil {
+		return err
+	}
+	if created {
+		logger.InfoContext(ctx, "the fleet's secret was made: keep a copy, hosts' identities hang on it", slog.String("path", path))
+	}
+	if _, err := os.Stat(marker); err == nil {
+		b.firstStart = marker
+	}
+	return nil
+}
+
+// firstDone says that there is an organisation.
+func (b *base) firstDone() error {
+	if b.firstStart == "" {
+		return nil
+	}
+	if err := os.Remove(b.firstStart); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("end the first start: %w", err)
+	}
+	return nil
 }
 
 func (b *base) close() error {
@@ -164,7 +200,7 @@ func (s *Server) build(ctx context.Context) error {
 		Rates: promotion.NewRates(st.Client()), Now: clk.now, Logger: s.logger,
 	})
 	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, holder: c.Replica, logger: s.logger}
-	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun}
+	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: s.isBare}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
 	if err != nil {
 		return err

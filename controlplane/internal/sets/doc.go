@@ -17,7 +17,7 @@
 //
 // All begin with fb:{ORG}: and so share a slot.
 //
-//	meta          hash    runid, epoch, old_epoch, rebuild_until, clock; policy (its version, written by package orgs)
+//	meta          hash    runid, epoch, old_epoch, rebuild_until, clock; by package orgs: policy (its version), fresh (just made)
 //	c:N           hash    packed prefix → its claims and tombstones, 25 bytes each; N, of 4096, from the prefix's SHA-1
 //	due           zset    N → when something in the bucket may run out first
 //	set:SET       hash    v (version), d (digest, hex), n (records), rc (records logged so far), rw (rewinds: EPOCH:VERSION,…)

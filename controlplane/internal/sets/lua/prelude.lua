@@ -27,7 +27,7 @@ local function key(name) return BASE .. name end
 local function num(n) return string.format('%.0f', n) end
 
 -- Clock: never back, whatever the machine's does.
-local meta = redis.call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch')
+local meta = redis.call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch', 'fresh')
 local time = redis.call('TIME')
 local now = tonumber(ARGV[1])
 if now == 0 then now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) end
@@ -42,7 +42,9 @@ local policy = meta[5] or '0'
 local function begin_epoch(runid)
   old_epoch = epoch
   epoch = math.max(now, old_epoch + 1)
-  rebuild_until = now + tonumber(ARGV[2])
+  -- There is nothing to gather for an organisation that was just made.
+  rebuild_until = meta[7] and 0 or now + tonumber(ARGV[2])
+  if meta[7] then redis.call('HDEL', KEYS[1], 'fresh') end
   local names = redis.call('HKEYS', key('sets'))
   for _, name in ipairs(names) do
     local set = redis.call('HMGET', key('set:' .. name), 'v', 'rw')
