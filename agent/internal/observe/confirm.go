@@ -287,10 +287,8 @@ func (o *Observer) unban(j *jail, p netip.Prefix, b ban, at time.Time, settled b
 		u.SetCause(fleetbanv1.UnbanCause_UNBAN_CAUSE_JAIL_STOPPED)
 	default:
 		// A shorter ban time, set while the ban ran, ends it too.
-		if before := j.banTime; o.readSettings(j) == nil && j.banTime != before && b.duration == before {
-			if b.duration = j.banTime; b.over(at) {
-				u.SetCause(fleetbanv1.UnbanCause_UNBAN_CAUSE_EXPIRED)
-			}
+		if o.readSettings(j) == nil && j.cutShort(b, at) {
+			u.SetCause(fleetbanv1.UnbanCause_UNBAN_CAUSE_EXPIRED)
 		}
 	}
 	return u
@@ -325,9 +323,13 @@ func (o *Observer) readSettings(j *jail) (err error) {
 		j.banTime = before
 		return err
 	}
-	if j.banTime != before && !j.settingsAt.IsZero() {
+	if j.banTime != before && j.banTimeKnown {
 		j.inexact = true // it changes running bans too
+		if j.former = append(j.former, before); len(j.former) > maxFormer {
+			j.former = j.former[1:]
+		}
 	}
+	j.banTimeKnown = true
 	return o.readFilter(ctx, j)
 }
 

@@ -363,6 +363,25 @@ func TestBanTimeChangedAtRuntime(t *testing.T) {
 	})
 }
 
+// A shorter ban time ends running bans at once; nobody unbanned them.
+func TestShorterBanTimeIsNoUnban(t *testing.T) {
+	t.Parallel()
+	s := fail2bantest.Start(t, fail2bantest.Options{})
+	// Looks are far apart, so that the unbans are in the log before the new ban time is seen.
+	const look = 4 * time.Second
+	w := start(t, observe.Config{Client: s.Client(), PollInterval: look})
+	w.ready()
+	s.Command("set", "sshd", "banip", "192.0.2.1", "192.0.2.2")
+	w.ban("sshd", "192.0.2.1")
+	w.ban("sshd", "192.0.2.2")
+	// The look after a ban reads its times as fail2ban has them, and tells nobody when they are as thought.
+	time.Sleep(look + look/4)
+	s.Command("set", "sshd", "bantime", "1")
+	s.Command("set", "sshd", "banip", "192.0.2.3") // makes fail2ban look for ends
+	w.unban("sshd", "192.0.2.1", expired)
+	w.unban("sshd", "192.0.2.2", expired)
+}
+
 // A slow log makes a ban begin before its line: the end told at first is put right.
 func TestLateBanIsCorrected(t *testing.T) {
 	t.Parallel()

@@ -44,7 +44,8 @@ func (b ban) end() (end time.Time, forever bool) {
 // best, so an unban a little early is still one.
 func (b ban) over(at time.Time) bool {
 	end, forever := b.end()
-	return !forever && !at.Before(end.Add(-slack))
+	// Both by the wall clock, as fail2ban goes: set forward, it ends bans.
+	return !forever && !at.Round(0).Before(end.Round(0).Add(-slack))
 }
 
 const slack = 2 * time.Second
@@ -69,6 +70,9 @@ type jail struct {
 	banTime, findTime time.Duration
 	maxRetry          int64
 	settingsAt        time.Time
+	// former are the ban times before banTime, the last ones only.
+	former       []time.Duration
+	banTimeKnown bool
 
 	// Settling: the jail has just started and reads its bans back. Ends when its counters stand still.
 	settling      bool
@@ -99,6 +103,22 @@ func (j *jail) expected(now time.Time) (n uint64) {
 		}
 	}
 	return n
+}
+
+// maxFormer is how many earlier ban times are remembered.
+const maxFormer = 8
+
+// cutShort reports whether b, which had the jail's ban time of then, is over at a moment by the ban time of now. fail2ban
+// goes by the latter for every ban that has no length of its own.
+func (j *jail) cutShort(b ban, at time.Time) bool {
+	b = b.rebase()
+	for _, d := range j.former {
+		if d == b.duration || (d >= 0 && b.duration >= 0 && (d-b.duration).Abs() <= slack) {
+			b.duration = j.banTime
+			return b.over(at)
+		}
+	}
+	return false
 }
 
 // reserved jails are the fleet's own: what they ban came from the fleet.
