@@ -12,9 +12,18 @@ const jump = 2 * time.Second
 // clock is the server's clock as this host knows it. Between two words of the server it goes on by CLOCK_BOOTTIME, which
 // nobody sets and which counts suspension; from a reboot to the first word, by the host's clock and the last known
 // difference, and never before the last known time.
+//
+// It is set back only if the host's own clock bears that out: otherwise whoever sets a control plane's clock back, or takes
+// the unprivileged half over, would make every ban outlive its end.
 type clock struct {
 	server int64         // Unix milliseconds of the server
 	at     time.Duration // of boottime, then
+	// told: the server has spoken, now or before a restart. Until then the time is a guess that any word replaces.
+	told bool
+	// top is the most that the server's clock was ever ahead of boottime, in milliseconds.
+	top int64
+	// refused is how far back the server last wanted to set the clock, in vain; 0 if its last word was taken.
+	refused time.Duration
 	// asleep is how much longer the machine has been up than awake. The kernel's set timeouts stand still in suspension.
 	asleep time.Duration
 }
@@ -32,9 +41,10 @@ func boottime() time.Duration { return monotonic(unix.CLOCK_BOOTTIME) }
 func sleeping() time.Duration { return boottime() - monotonic(unix.CLOCK_MONOTONIC) }
 
 // start sets the clock from what was saved: the server's clock less the host's, and the last time known.
-func (c *clock) start(offsetMS, lastMS int64) {
+func (c *clock) start(offsetMS, lastMS int64, told bool) {
 	c.server = max(time.Now().UnixMilli()+offsetMS, lastMS)
-	c.at = boottime()
+	c.at, c.told = boottime(), told
+	c.top = c.server - c.at.Milliseconds()
 	c.asleep = sleeping()
 }
 
@@ -42,15 +52,27 @@ func (c *clock) now() int64 {
 	return c.server + (boottime() - c.at).Milliseconds()
 }
 
-// set takes the server's word and reports whether it differs by more than a jump.
-func (c *clock) set(serverMS int64) bool {
+// set takes the server's word, which is about host by the host's own clock, and reports whether it differs by more than a
+// jump.
+func (c *clock) set(serverMS, hostMS int64) bool {
 	if serverMS <= 0 {
 		return false
 	}
-	off := time.Duration(serverMS-c.now()) * time.Millisecond
-	c.server, c.at = serverMS, boottime()
-	return off > jump || off < -jump
+	at, now := boottime(), c.now()
+	ahead := serverMS - at.Milliseconds()
+	// Words differ by what the network delays; many small steps back are still one.
+	if back := c.top - ahead; c.told && back > jump.Milliseconds() && distance(hostMS, serverMS) >= distance(hostMS, now) {
+		c.refused = time.Duration(back) * time.Millisecond
+		return false
+	} else if back > jump.Milliseconds() {
+		c.top = ahead
+	}
+	off := serverMS - now
+	c.server, c.at, c.told, c.refused, c.top = serverMS, at, true, 0, max(c.top, ahead)
+	return max(off, -off) > jump.Milliseconds()
 }
+
+func distance(a, b int64) int64 { return max(a-b, b-a) }
 
 // slept reports whether the machine was suspended since the last call.
 func (c *clock) slept() bool {

@@ -103,7 +103,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if e.state, err = loadState(cfg.StateDir); err != nil {
 		e.log.Error("The helper's switches can't be read and are put aside: enforcement is on, local exemptions are gone", "error", err)
 	}
-	e.clock.start(e.state.ClockOffset, e.state.LastServer)
+	e.clock.start(e.state.ClockOffset, e.state.LastServer, e.state.ServerTold)
 	e.policy = PolicyState{Policy: policy.Strictest(), Path: cfg.PolicyPath}
 	e.loadPolicy()
 	e.prot = protect.New(protect.Config{Root: cfg.Root}, e.policy.Policy)
@@ -136,10 +136,11 @@ func (e *Engine) Close() error {
 // Apply applies a delta, a page or a sync. The answer means what its outcome says; an error means the request was
 // malformed and nothing was changed.
 func (e *Engine) Apply(ctx context.Context, req *hostv1.ApplyRequest) (*hostv1.ApplyResponse, error) {
+	received := time.Now()
 	defer e.tellAllows()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	jumped := e.clock.set(req.GetServerUnixMs())
+	jumped := e.clock.set(req.GetServerUnixMs(), time.Now().UnixMilli())
 	var (
 		change  holding.Change
 		outcome holding.Outcome
@@ -169,6 +170,9 @@ func (e *Engine) Apply(ctx context.Context, req *hostv1.ApplyRequest) (*hostv1.A
 	}
 	e.absorb(ctx, change)
 	took := time.Since(begin)
+	// For who debugs how long a ban takes: microseconds of Unix time.
+	e.log.Debug("change in force", "set", set, "version", req.GetDelta().GetVersion(),
+		"received_us", received.UnixMicro(), "held_us", begin.UnixMicro(), "in_force_us", begin.Add(took).UnixMicro())
 	e.publish()
 	return hostv1.ApplyResponse_builder{
 		Outcome: outcome, Cursor: e.hold.Cursor(set),
@@ -196,7 +200,7 @@ func (e *Engine) SetSession(ctx context.Context, req *hostv1.SetSessionRequest) 
 	defer e.mu.Unlock()
 	before := e.reported.exceptions
 	change := e.hold.KeepOnly(names)
-	change.Large = e.clock.set(req.GetServerUnixMs()) || change.Large
+	change.Large = e.clock.set(req.GetServerUnixMs(), time.Now().UnixMilli()) || change.Large
 	if len(control) > 0 && e.prot.SetControlPlane(control) {
 		e.state.ControlPlane = control
 		change.Large = true

@@ -105,6 +105,67 @@ func TestReplaysExtendNothing(t *testing.T) {
 	}
 }
 
+func (h *host) says(server time.Duration) {
+	h.t.Helper()
+	_, err := h.e.SetSession(h.t.Context(), hostv1.SetSessionRequest_builder{ServerUnixMs: time.Now().Add(server).UnixMilli()}.Build())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) finds(code string) bool {
+	for _, f := range h.e.Findings() {
+		if f.GetCode() == code {
+			return true
+		}
+	}
+	return false
+}
+
+// A clock that a control plane, or who poses as it, sets back extends nothing.
+func TestClockSetBackExtendsNothing(t *testing.T) {
+	t.Parallel()
+	const name, year = "203.0.113.9/32", 365 * 24 * time.Hour
+	h := newHost(t)
+	h.ahead = -10 * time.Hour // the first word is taken, however wrong this host's clock is
+	h.delta("all", ban, change{name, present, 30 * time.Minute})
+	within := func(step string) {
+		t.Helper()
+		// Words may differ by two seconds.
+		if r := h.kernel()[name]; r > 30*time.Minute+2*time.Second || r < 29*time.Minute {
+			t.Fatalf("%s: it had half an hour, the kernel says %s", step, r)
+		}
+	}
+	within("first word")
+
+	h.says(h.ahead - year)
+	within("a year back")
+	if !h.finds("control-plane-clock") {
+		t.Error("nobody is told")
+	}
+	for back := time.Second; back < 2*time.Hour; back *= 2 {
+		h.says(h.ahead - back)
+	}
+	for i := range 100 {
+		h.says(h.ahead - time.Duration(i)*1900*time.Millisecond)
+	}
+	within("step by step")
+	// Not through a restart either, nor by the table being made anew.
+	_ = h.e.Close()
+	h.open()
+	h.says(h.ahead - year)
+	within("a year back after a restart")
+
+	// What was wrongly set forward comes back: this host's clock bears it out.
+	h.says(h.ahead + year)
+	h.wantKernel("a year on, it has ended")
+	h.says(h.ahead)
+	within("back to the truth")
+	if h.finds("control-plane-clock") {
+		t.Error("it is over and still told")
+	}
+}
+
 // BenchmarkResident prints the memory of this process with 10,000 and 100,000 bans enforced; a test binary's own 6 MB or
 // so are in it.
 func BenchmarkResident(b *testing.B) {

@@ -121,6 +121,10 @@ func (e *Engine) Findings() []*fleetbanv1.Finding {
 	if p := e.prot.Problem(); p != "" {
 		add(fleetbanv1.Finding_SEVERITY_WARNING, "ssh-peers", p, "give the helper the capabilities of its unit file")
 	}
+	if back := e.clock.refused; back != 0 {
+		add(fleetbanv1.Finding_SEVERITY_WARNING, "control-plane-clock", fmt.Sprintf("the control plane set its clock back by %s, which this host's own clock "+
+			"contradicts: bans end by the time before", back.Round(time.Second)), "turn time synchronisation on where Redis runs, and here: timedatectl set-ntp true")
+	}
 	if e.policy.Policy.Proxied {
 		add(fleetbanv1.Finding_SEVERITY_INFO, "proxied", "the policy file says that clients reach this host through a proxy: dropping packets stops nobody", "ban at the proxy")
 	}

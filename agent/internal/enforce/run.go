@@ -222,7 +222,7 @@ func (e *Engine) saveState() { e.stateSaved(e.stateWriter()()) }
 
 // stateWriter returns what saves the switches as they are now; it needs no lock.
 func (e *Engine) stateWriter() func() error {
-	e.state.ClockOffset, e.state.LastServer = e.clock.offset(), e.clock.now()
+	e.state.ClockOffset, e.state.LastServer, e.state.ServerTold = e.clock.offset(), e.clock.now(), e.clock.told
 	e.stateNumber++
 	number := e.stateNumber
 	data, err := e.state.marshal()

@@ -37,6 +37,8 @@ type saved struct {
 	// ClockOffset is the server's clock less the host's, and LastServer the last that was known of it.
 	ClockOffset int64 `json:"clock_offset_ms,omitempty"`
 	LastServer  int64 `json:"last_server_unix_ms,omitempty"`
+	// ServerTold says that these come from the server, not from the host's clock alone.
+	ServerTold bool `json:"server_told,omitempty"`
 
 	settings *fleetbanv1.Settings
 }
