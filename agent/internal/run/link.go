@@ -267,8 +267,10 @@ func (l *link) Cursors(ctx context.Context) ([]*fleetbanv1.SetCursor, error) {
 // Begin tells the helper of the stream's Welcome.
 func (l *link) Begin(ctx context.Context, w *fleetbanv1.Welcome, serverMS int64, peers []netip.Addr) error {
 	b := hostv1.SetSessionRequest_builder{ServerUnixMs: serverMS, Sets: w.GetSets(), Settings: w.GetSettings()}
-	b.ControlPlane = packed(l.places.met(peers))
-	return l.call(ctx, hostv1connect.HelperServiceSetSessionProcedure, b.Build(), &hostv1.SetSessionResponse{})
+	return l.places.met(peers, func(all []netip.Addr) error {
+		b.ControlPlane = packed(all)
+		return l.call(ctx, hostv1connect.HelperServiceSetSessionProcedure, b.Build(), &hostv1.SetSessionResponse{})
+	})
 }
 
 // tellPlaces tells the helper where the control plane is; all else stays as it is.

@@ -39,17 +39,20 @@ func newPlaces(host string, log *slog.Logger) *places {
 	return &places{host: host, lookup: net.DefaultResolver.LookupNetIP, log: log, began: make(chan struct{}, 1)}
 }
 
-// met takes in the addresses at a new stream's other end and returns all that are known.
-func (p *places) met(peers []netip.Addr) []netip.Addr {
+// met takes in the addresses at a new stream's other end and tells all that are known. Only then is the name looked up
+// anew, so that what is found is told later than what was known.
+func (p *places) met(peers []netip.Addr, tell func([]netip.Addr) error) error {
 	p.mu.Lock()
 	p.peers = slices.Clone(peers)
 	all := p.all()
 	p.mu.Unlock()
-	select {
-	case p.began <- struct{}{}:
-	default:
-	}
-	return all
+	defer func() {
+		select {
+		case p.began <- struct{}{}:
+		default:
+		}
+	}()
+	return tell(all)
 }
 
 // all is every address known. The caller holds the lock.

@@ -55,9 +55,24 @@ func TestPlaces(t *testing.T) {
 		later := func() { time.Sleep(placesEvery) }
 
 		expect("before any stream", 0)
-		if all := p.met(addrs("192.0.2.1")); !slices.Equal(all, addrs("192.0.2.1")) {
-			t.Errorf("at the first stream: %v", all)
+		meet := func(what, peer string, want ...string) {
+			t.Helper()
+			times := len(told)
+			err := p.met(addrs(peer), func(all []netip.Addr) error {
+				synctest.Wait()
+				if len(told) != times {
+					t.Errorf("%s: the name was looked up before what is known was told", what)
+				}
+				if !slices.Equal(all, addrs(want...)) {
+					t.Errorf("%s: the helper is told %v, want %v", what, all, want)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
 		}
+		meet("at the first stream", "192.0.2.1", "192.0.2.1")
 		all := []string{"192.0.2.1", "203.0.113.5", "203.0.113.6", "2001:db8::5"}
 		expect("after the first stream", 1, all...)
 		later()
@@ -70,9 +85,7 @@ func TestPlaces(t *testing.T) {
 		failure = errors.New("no such host")
 		later()
 		expect("the resolver is away", 3, all...)
-		if got := p.met(addrs("203.0.113.5")); !slices.Equal(got, addrs(all[1:]...)) {
-			t.Errorf("at the next stream, with the resolver away: %v", got)
-		}
+		meet("at the next stream, with the resolver away", "203.0.113.5", all[1:]...)
 		answer, failure = addrs("203.0.113.7"), nil
 		later()
 		expect("moved", 4, "203.0.113.5", "203.0.113.7")
