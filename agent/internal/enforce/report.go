@@ -118,6 +118,9 @@ func (e *Engine) Findings() []*fleetbanv1.Finding {
 	} else if e.stateProblem != "" {
 		add(fleetbanv1.Finding_SEVERITY_ERROR, "state-not-saved", e.stateProblem, "free space or make the state folder writable")
 	}
+	if p := e.hold.Full(); p != "" {
+		add(fleetbanv1.Finding_SEVERITY_ERROR, "too-many-records", p, "put whole networks on the lists instead of their addresses, or let old bans end")
+	}
 	if p := e.prot.Problem(); p != "" {
 		add(fleetbanv1.Finding_SEVERITY_WARNING, "ssh-peers", p, "give the helper the capabilities of its unit file")
 	}
@@ -180,7 +183,7 @@ func (e *Engine) publish() {
 	}
 	h := e.health()
 	next.health = fmt.Sprint(h.GetBackend(), h.GetInert(), h.GetRepairs(), h.GetProblem(), h.GetOffUntilUnixMs(), h.GetEnforced(),
-		h.GetSuppressed(), h.GetRefused(), e.hold.Problem(), e.stateProblem, e.prot.Problem())
+		h.GetSuppressed(), h.GetRefused(), e.hold.Problem(), e.hold.Full(), e.stateProblem, e.prot.Problem())
 	next.policy = e.policy.Policy.Level.String()
 	if e.policy.Problem != nil {
 		next.policy += e.policy.Problem.Error()

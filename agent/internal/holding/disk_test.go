@@ -318,3 +318,56 @@ func TestRefusedDeltaLeavesNoTrace(t *testing.T) {
 		t.Errorf("holds %v at %v", got, h.Cursor("all"))
 	}
 }
+
+// However much a control plane sends, in whatever number of sets and unfinished snapshots, no more is held than there is
+// room for, and what is held stays.
+func TestMoreThanThereIsRoomFor(t *testing.T) {
+	t.Parallel()
+	h := mustOpen(t, t.TempDir())
+	defer h.Close() //nolint:errcheck // a test's end
+	h.most = 2500
+	s := crowd(1000)
+	s.feed(t, h)
+
+	// A snapshot that never ends, and others beside it.
+	outcomes := map[Outcome]int{}
+	for _, name := range []string{"one", "two", "all"} {
+		flood := crowd(10_000)
+		flood.name = name
+		for _, p := range flood.pages(flood.version(), 500, false, flood.past[flood.version()]) {
+			_, outcome, err := h.ApplyPage(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			outcomes[outcome]++
+		}
+	}
+	if outcomes[Applied] != 0 || outcomes[Gap] == 0 {
+		t.Errorf("outcomes: %v", outcomes)
+	}
+	total := 0
+	for _, s := range h.sets {
+		total += len(s.records)
+		if s.pending != nil {
+			total += len(s.pending.records)
+		}
+	}
+	if total > h.most || len(h.held("all")) != 1000 || h.Full() == "" {
+		t.Errorf("%d records, %d of the set before, told: %q", total, len(h.held("all")), h.Full())
+	}
+
+	// With no room left at all, a ban can still be lifted, and when the rest has room nobody is told any more.
+	h.most = 1000
+	var first netip.Prefix
+	for first = range s.past[s.version()] {
+		break
+	}
+	s.mutate(map[netip.Prefix]modelRecord{first: {fleetbanv1.RecordKind_RECORD_KIND_RETRACTED, 1, 5}})
+	d := s.delta(s.version()-1, s.version())
+	if _, outcome, err := h.ApplyDelta(d); outcome != Applied || err != nil {
+		t.Errorf("lifting a ban: %v, %v", outcome, err)
+	}
+	if h.Full() != "" {
+		t.Errorf("still told: %s", h.Full())
+	}
+}

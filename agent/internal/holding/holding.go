@@ -15,8 +15,10 @@ import (
 
 // Bounds of what is held.
 const (
-	maxSets    = 256
-	maxRecords = 1 << 20 // in one set
+	maxSets = 256
+	// maxRecords is for all sets together, snapshots under way included. As many take less than 300 MB here and 100 MB of
+	// the kernel: what the helper's unit allows it. A fleet of 100,000 bans is a tenth of it.
+	maxRecords = 1_000_000
 	maxName    = 128
 )
 
@@ -60,6 +62,9 @@ type Holding struct {
 	sets  map[string]*set
 	names []string // sorted
 	disk  *disk
+	// most is maxRecords; full names the set that found no room last.
+	most int
+	full string
 }
 
 type set struct {
@@ -89,7 +94,7 @@ type pending struct {
 // Open loads what is saved in dir, which must exist. An error means that the folder can't be used at all; damaged
 // files are repaired, and logged.
 func Open(dir string, log *slog.Logger) (*Holding, error) {
-	h := &Holding{log: log, sets: make(map[string]*set)}
+	h := &Holding{log: log, sets: make(map[string]*set), most: maxRecords}
 	d, err := openDisk(dir, log, h.replay)
 	if err != nil {
 		return nil, fmt.Errorf("open the saved sets: %w", err)
@@ -179,7 +184,7 @@ func (h *Holding) ApplyDelta(d *fleetbanv1.Delta) (Change, Outcome, error) {
 		}
 		return Change{}, Skipped, nil
 	}
-	if s.version < d.GetFromVersion() || len(s.records)+len(records) > maxRecords {
+	if s.version < d.GetFromVersion() || !h.room(s, s.records, records) {
 		return Change{}, Gap, nil
 	}
 	before := h.views(s.kind, records)
@@ -194,8 +199,52 @@ func (h *Holding) ApplyDelta(d *fleetbanv1.Delta) (Change, Outcome, error) {
 		s.merged = false
 	}
 	h.keep(s)
+	h.fits(s.name)
 	h.disk.append(frame{op: opDelta, set: s, records: records})
 	return h.changed(s.kind, before), Applied, nil
+}
+
+// room reports whether there is room for what records add to one map of a set's. What takes records out always has room.
+func (h *Holding) room(to *set, into map[key]record, records []keyed) bool {
+	total := len(records)
+	for _, s := range h.sets {
+		total += len(s.records)
+		if s.pending != nil {
+			total += len(s.pending.records)
+		}
+	}
+	if total > h.most {
+		for _, kr := range records {
+			if _, ok := into[kr.key]; ok || kr.kind == expired {
+				total--
+			}
+		}
+	}
+	if total <= h.most {
+		return true
+	}
+	if h.full != to.name {
+		h.log.Error("The control plane sends more records than this host takes; what is held stays in force", "set", to.name, "most", h.most)
+	}
+	h.full = to.name
+	return false
+}
+
+// fits notes that all of a set that was sent is held.
+func (h *Holding) fits(name string) {
+	if h.full == name {
+		h.full = ""
+	}
+}
+
+// Full says that more was sent than is held, and what to do; empty if not.
+func (h *Holding) Full() string {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if h.full == "" {
+		return ""
+	}
+	return fmt.Sprintf("the control plane sends more than the %d records that a host takes (set %.128q): what is held stays in force, the rest isn't enforced", h.most, h.full)
 }
 
 // undone is a record as it was before; existed is false where there was none.
@@ -274,7 +323,7 @@ func (h *Holding) ApplyPage(p *fleetbanv1.SnapshotPage) (Change, Outcome, error)
 	}
 	w := s.pending
 	if w == nil || w.next != p.GetPage() || w.kind != p.GetKind() || w.epoch != p.GetEpoch() || w.version != p.GetVersion() ||
-		w.digest != p.GetDigest() || w.partial != p.GetPartial() || len(w.records)+len(records) > maxRecords {
+		w.digest != p.GetDigest() || w.partial != p.GetPartial() || !h.room(s, w.records, records) {
 		s.pending = nil
 		return Change{}, Gap, nil
 	}
@@ -324,6 +373,7 @@ func (h *Holding) finish(s *set, w *pending) (Change, Outcome, error) {
 	d.large = d.large || s.kind != next.kind
 	h.disk.append(frame{op: opImage, set: next})
 	*s = *next
+	h.fits(s.name)
 	return h.resolve(d), Applied, nil
 }
 
@@ -398,6 +448,7 @@ func (h *Holding) KeepOnly(names []string) Change {
 		s := h.sets[name]
 		delete(h.sets, name)
 		h.forget(name)
+		h.fits(name)
 		h.disk.append(frame{op: opDrop, set: s})
 		if s.present > 0 {
 			change.Large = true
