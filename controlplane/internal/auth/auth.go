@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
-	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 )
 
 // Principal is an authenticated caller of the operator API.
@@ -25,11 +25,11 @@ type Principal struct {
 	Org string
 	// ID is stable and unique in the organisation; Name is what people read.
 	ID, Name    string
-	Permissions []fleetbanv1.Permission
+	Permissions []optionsv1.Permission
 }
 
 // May reports whether the caller holds p.
-func (p Principal) May(permission fleetbanv1.Permission) bool {
+func (p Principal) May(permission optionsv1.Permission) bool {
 	return slices.Contains(p.Permissions, permission)
 }
 
@@ -73,21 +73,21 @@ func From(ctx context.Context) (Principal, bool) {
 }
 
 // PermissionOf reads what an RPC asks of its caller; an error if it declares nothing, or nothing this build knows.
-func PermissionOf(method protoreflect.MethodDescriptor) (fleetbanv1.Permission, error) {
+func PermissionOf(method protoreflect.MethodDescriptor) (optionsv1.Permission, error) {
 	options, ok := method.Options().(*descriptorpb.MethodOptions)
-	if !ok || !proto.HasExtension(options, fleetbanv1.E_Permission) {
+	if !ok || !proto.HasExtension(options, optionsv1.E_Permission) {
 		return 0, fmt.Errorf("%s declares no permission: add option (fleetban.v1.permission)", method.FullName())
 	}
-	permission, _ := proto.GetExtension(options, fleetbanv1.E_Permission).(fleetbanv1.Permission)
-	if _, known := fleetbanv1.Permission_name[int32(permission)]; !known || permission == fleetbanv1.Permission_PERMISSION_UNSPECIFIED {
+	permission, _ := proto.GetExtension(options, optionsv1.E_Permission).(optionsv1.Permission)
+	if _, known := optionsv1.Permission_name[int32(permission)]; !known || permission == optionsv1.Permission_PERMISSION_UNSPECIFIED {
 		return 0, fmt.Errorf("%s declares the permission %d, which means nothing", method.FullName(), permission)
 	}
 	return permission, nil
 }
 
 // procedures maps each RPC of the services, by its path, to what it asks.
-func procedures(services []protoreflect.ServiceDescriptor) (map[string]fleetbanv1.Permission, error) {
-	table := make(map[string]fleetbanv1.Permission)
+func procedures(services []protoreflect.ServiceDescriptor) (map[string]optionsv1.Permission, error) {
+	table := make(map[string]optionsv1.Permission)
 	var errs []error
 	for _, service := range services {
 		for i := range service.Methods().Len() {

@@ -24,6 +24,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
 )
@@ -55,11 +56,11 @@ func TestEveryMethodDeclaresAPermission(t *testing.T) {
 }
 
 // service is BanService with one more method of the given options.
-func service(t *testing.T, permission *fleetbanv1.Permission) protoreflect.ServiceDescriptor {
+func service(t *testing.T, permission *optionsv1.Permission) protoreflect.ServiceDescriptor {
 	t.Helper()
 	options := &descriptorpb.MethodOptions{}
 	if permission != nil {
-		proto.SetExtension(options, fleetbanv1.E_Permission, *permission)
+		proto.SetExtension(options, optionsv1.E_Permission, *permission)
 	}
 	file, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
 		Name: proto.String("x.proto"), Package: proto.String("x"), Syntax: proto.String("proto3"),
@@ -76,10 +77,10 @@ func service(t *testing.T, permission *fleetbanv1.Permission) protoreflect.Servi
 
 func TestNewInterceptorRefuses(t *testing.T) {
 	t.Parallel()
-	unspecified, unknown, host, read := fleetbanv1.Permission_PERMISSION_UNSPECIFIED, fleetbanv1.Permission(77),
-		fleetbanv1.Permission_PERMISSION_HOST, fleetbanv1.Permission_PERMISSION_FLEET_READ
+	unspecified, unknown, host, read := optionsv1.Permission_PERMISSION_UNSPECIFIED, optionsv1.Permission(77),
+		optionsv1.Permission_PERMISSION_HOST, optionsv1.Permission_PERMISSION_FLEET_READ
 	for name, tc := range map[string]struct {
-		permission *fleetbanv1.Permission
+		permission *optionsv1.Permission
 		people     auth.Authenticator
 	}{
 		"no declaration":         {nil, auth.Tokens{}},
@@ -188,7 +189,7 @@ func (r *rig) fleet() operatorv1connect.FleetServiceClient {
 	return operatorv1connect.NewFleetServiceClient(http.DefaultClient, r.url)
 }
 
-func (r *rig) token(t *testing.T, permissions ...fleetbanv1.Permission) orgs.Token {
+func (r *rig) token(t *testing.T, permissions ...optionsv1.Permission) orgs.Token {
 	t.Helper()
 	token, err := r.orgs.CreateToken(context.Background(), r.org.ID, "ci", permissions)
 	if err != nil {
@@ -217,9 +218,9 @@ func TestCredentials(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	r := start(t, auth.Limits{}, 0)
-	reader := r.token(t, fleetbanv1.Permission_PERMISSION_FLEET_READ)
-	banner := r.token(t, fleetbanv1.Permission_PERMISSION_BANS_WRITE)
-	gone := r.token(t, fleetbanv1.Permission_PERMISSION_FLEET_READ)
+	reader := r.token(t, optionsv1.Permission_PERMISSION_FLEET_READ)
+	banner := r.token(t, optionsv1.Permission_PERMISSION_BANS_WRITE)
+	gone := r.token(t, optionsv1.Permission_PERMISSION_FLEET_READ)
 	if err := r.orgs.RevokeToken(ctx, r.org.ID, gone.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +271,7 @@ func TestRevokedTokenLosesItsStream(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	r := start(t, auth.Limits{}, 10*time.Millisecond)
-	token := r.token(t, fleetbanv1.Permission_PERMISSION_FLEET_READ)
+	token := r.token(t, optionsv1.Permission_PERMISSION_FLEET_READ)
 	stream, err := r.fleet().Watch(ctx, request(&operatorv1.WatchRequest{}, "Bearer "+token.Secret))
 	if err != nil {
 		t.Fatal(err)
@@ -290,7 +291,7 @@ func TestFailuresAreLimited(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	r := start(t, auth.Limits{Failures: 5}, 0)
-	good := r.token(t, fleetbanv1.Permission_PERMISSION_FLEET_READ)
+	good := r.token(t, optionsv1.Permission_PERMISSION_FLEET_READ)
 	try := func(from, token string) error {
 		req := request(&operatorv1.GetFleetRequest{}, "Bearer "+token)
 		req.Header().Set("test-from", from)
@@ -325,7 +326,7 @@ func TestCallsAreLimited(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	r := start(t, auth.Limits{Calls: 20}, 0)
-	token := r.token(t, fleetbanv1.Permission_PERMISSION_FLEET_READ)
+	token := r.token(t, optionsv1.Permission_PERMISSION_FLEET_READ)
 	began := time.Now()
 	done := 0
 	var err error

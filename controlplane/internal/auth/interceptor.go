@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -41,7 +42,7 @@ type Options struct {
 // Interceptor is the whole of connect.Interceptor, for one that wraps unary calls only lets every stream through.
 type Interceptor struct {
 	options Options
-	table   map[string]fleetbanv1.Permission
+	table   map[string]optionsv1.Permission
 }
 
 var _ connect.Interceptor = (*Interceptor)(nil)
@@ -54,10 +55,10 @@ func NewInterceptor(o Options) (*Interceptor, error) {
 	}
 	for procedure, permission := range table {
 		switch {
-		case permission == fleetbanv1.Permission_PERMISSION_NONE:
-		case permission == fleetbanv1.Permission_PERMISSION_HOST && o.Hosts == nil:
+		case permission == optionsv1.Permission_PERMISSION_NONE:
+		case permission == optionsv1.Permission_PERMISSION_HOST && o.Hosts == nil:
 			return nil, errors.New(procedure + " is for hosts, and no HostAuthenticator is given")
-		case permission != fleetbanv1.Permission_PERMISSION_HOST && o.People == nil:
+		case permission != optionsv1.Permission_PERMISSION_HOST && o.People == nil:
 			return nil, errors.New(procedure + " is for people, and no Authenticator is given")
 		}
 	}
@@ -135,10 +136,10 @@ func (i *Interceptor) admit(ctx context.Context, procedure string, addr netip.Ad
 			"this control plane has no such procedure", "use a client of its release")
 	}
 	switch permission {
-	case fleetbanv1.Permission_PERMISSION_NONE:
+	case optionsv1.Permission_PERMISSION_NONE:
 		// What the request carries is the credential: who failed too often isn't heard.
 		return ctx, i.options.Limiter.mayTry(ctx, addr)
-	case fleetbanv1.Permission_PERMISSION_HOST:
+	case optionsv1.Permission_PERMISSION_HOST:
 		return i.options.Hosts.AuthenticateHost(ctx, header)
 	default:
 	}
@@ -176,7 +177,7 @@ func (i *Interceptor) authenticate(ctx context.Context, addr netip.Addr, header 
 
 // count counts a refused credential of an RPC that authenticates by what its request carries.
 func (i *Interceptor) count(ctx context.Context, procedure string, addr netip.Addr, err error) error {
-	if err == nil || i.table[procedure] != fleetbanv1.Permission_PERMISSION_NONE {
+	if err == nil || i.table[procedure] != optionsv1.Permission_PERMISSION_NONE {
 		return err
 	}
 	switch apierr.ReasonOf(err) {
@@ -194,7 +195,7 @@ var errRevoked = errors.New("the credential was revoked")
 
 // recheck ends a stream whose credential is no longer good, until ctx ends. Redis being away ends nothing.
 func (i *Interceptor) recheck(
-	ctx context.Context, cancel context.CancelCauseFunc, was Principal, permission fleetbanv1.Permission, header http.Header,
+	ctx context.Context, cancel context.CancelCauseFunc, was Principal, permission optionsv1.Permission, header http.Header,
 ) {
 	tick := time.NewTicker(i.options.Recheck)
 	defer tick.Stop()
@@ -231,7 +232,7 @@ func bearer(header http.Header) (string, error) {
 	return strings.TrimSpace(credential), nil
 }
 
-func lacks(p Principal, permission fleetbanv1.Permission) error {
+func lacks(p Principal, permission optionsv1.Permission) error {
 	name := strings.ToLower(strings.TrimPrefix(permission.String(), "PERMISSION_"))
 	return apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "",
 		"the token "+quote(p.Name)+" may not do this: it lacks "+name, "use a token that holds "+name+", or ask an administrator for one")

@@ -18,6 +18,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/cli"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi/apitest"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
@@ -195,7 +196,7 @@ func TestFailures(t *testing.T) {
 		}
 		return q
 	}
-	reader := cp.NewToken(cp.Org.ID, fleetbanv1.Permission_PERMISSION_FLEET_READ)
+	reader := cp.NewToken(cp.Org.ID, optionsv1.Permission_PERMISSION_FLEET_READ)
 	otherPin := strings.Replace(cp.Pin, "sha256//", "sha256//AAAA", 1)
 	otherPin = otherPin[:len(cp.Pin)-1] + "="
 	for _, tc := range []struct {

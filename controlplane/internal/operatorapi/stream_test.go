@@ -14,6 +14,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -270,14 +271,14 @@ func unary[Req, Res any](method func(api) call[Req, Res], message *Req) func(con
 }
 
 // needs is written here once more, apart from the protos: a permission that is loosened there by accident is seen.
-var needs = map[fleetbanv1.Permission][]string{
-	fleetbanv1.Permission_PERMISSION_FLEET_READ: {
+var needs = map[optionsv1.Permission][]string{
+	optionsv1.Permission_PERMISSION_FLEET_READ: {
 		"ListBans", "Explain", "WatchReceipts", "ListAllowed", "GetFleet", "Watch", "ListHosts", "GetHost", "ListCommands",
 	},
-	fleetbanv1.Permission_PERMISSION_BANS_WRITE:      {"Ban", "Unban"},
-	fleetbanv1.Permission_PERMISSION_ALLOWLIST_WRITE: {"Allow", "Disallow"},
-	fleetbanv1.Permission_PERMISSION_POLICY_WRITE:    {"Pause", "Resume", "SetMode"},
-	fleetbanv1.Permission_PERMISSION_HOSTS_WRITE:     {"DeleteHost", "ReleaseHost", "CreateJoinToken", "ListJoinTokens", "RevokeJoinToken"},
+	optionsv1.Permission_PERMISSION_BANS_WRITE:      {"Ban", "Unban"},
+	optionsv1.Permission_PERMISSION_ALLOWLIST_WRITE: {"Allow", "Disallow"},
+	optionsv1.Permission_PERMISSION_POLICY_WRITE:    {"Pause", "Resume", "SetMode"},
+	optionsv1.Permission_PERMISSION_HOSTS_WRITE:     {"DeleteHost", "ReleaseHost", "CreateJoinToken", "ListJoinTokens", "RevokeJoinToken"},
 }
 
 // Each RPC with a token that holds exactly its permission, with one that holds all others, with none.
@@ -288,7 +289,7 @@ func TestPermissionMatrix(t *testing.T) {
 	cp.Enrol("web-1", nil)
 	tested := 0
 	for permission, methods := range needs {
-		var others []fleetbanv1.Permission
+		var others []optionsv1.Permission
 		for _, p := range orgs.AllPermissions() {
 			if p != permission {
 				others = append(others, p)

@@ -13,7 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/store"
-	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 )
 
 // Token is an API token: a program's or, until accounts come, a person's.
@@ -21,7 +21,7 @@ type Token struct {
 	ID          string // ULID
 	Org         string
 	Name        string
-	Permissions []fleetbanv1.Permission
+	Permissions []optionsv1.Permission
 	Created     int64 // Unix milliseconds
 	// Secret is set by CreateToken only: it is shown once and kept nowhere.
 	Secret string
@@ -39,16 +39,16 @@ type tokenRecord struct {
 }
 
 // AllPermissions is what an administrator holds.
-func AllPermissions() []fleetbanv1.Permission {
-	return []fleetbanv1.Permission{
-		fleetbanv1.Permission_PERMISSION_FLEET_READ, fleetbanv1.Permission_PERMISSION_BANS_WRITE,
-		fleetbanv1.Permission_PERMISSION_ALLOWLIST_WRITE, fleetbanv1.Permission_PERMISSION_POLICY_WRITE,
-		fleetbanv1.Permission_PERMISSION_HOSTS_WRITE,
+func AllPermissions() []optionsv1.Permission {
+	return []optionsv1.Permission{
+		optionsv1.Permission_PERMISSION_FLEET_READ, optionsv1.Permission_PERMISSION_BANS_WRITE,
+		optionsv1.Permission_PERMISSION_ALLOWLIST_WRITE, optionsv1.Permission_PERMISSION_POLICY_WRITE,
+		optionsv1.Permission_PERMISSION_HOSTS_WRITE,
 	}
 }
 
 // CreateToken makes an API token of an organisation.
-func (o *Orgs) CreateToken(ctx context.Context, org, name string, permissions []fleetbanv1.Permission) (Token, error) {
+func (o *Orgs) CreateToken(ctx context.Context, org, name string, permissions []optionsv1.Permission) (Token, error) {
 	if err := checkText("name", name, MaxNameLen); err != nil {
 		return Token{}, err
 	}
@@ -149,8 +149,8 @@ func (r tokenRecord) token() Token {
 	t := Token{ID: r.ID, Org: r.Org, Name: r.Name, Created: r.Created}
 	for _, name := range r.Permissions {
 		// One that a newer release gave and this one doesn't know grants nothing here.
-		if p, known := fleetbanv1.Permission_value[name]; known {
-			t.Permissions = append(t.Permissions, fleetbanv1.Permission(p))
+		if p, known := optionsv1.Permission_value[name]; known {
+			t.Permissions = append(t.Permissions, optionsv1.Permission(p))
 		}
 	}
 	return t

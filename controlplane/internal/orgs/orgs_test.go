@@ -12,6 +12,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -153,7 +154,7 @@ func TestTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read := []fleetbanv1.Permission{fleetbanv1.Permission_PERMISSION_FLEET_READ}
+	read := []optionsv1.Permission{optionsv1.Permission_PERMISSION_FLEET_READ}
 	token, err := o.CreateToken(ctx, org.ID, "grafana", read)
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +198,7 @@ func TestTokens(t *testing.T) {
 	if _, err := o.Token(ctx, token.Secret); !errors.Is(err, orgs.ErrUnknownToken) {
 		t.Fatalf("after revoking: %v", err)
 	}
-	for _, bad := range [][]fleetbanv1.Permission{nil, {fleetbanv1.Permission_PERMISSION_HOST}, {fleetbanv1.Permission_PERMISSION_NONE}, {99}} {
+	for _, bad := range [][]optionsv1.Permission{nil, {optionsv1.Permission_PERMISSION_HOST}, {optionsv1.Permission_PERMISSION_NONE}, {99}} {
 		if _, err := o.CreateToken(ctx, org.ID, "x", bad); !errors.Is(err, orgs.ErrInvalid) {
 			t.Errorf("permissions %v: %v", bad, err)
 		}

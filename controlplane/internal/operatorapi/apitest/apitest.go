@@ -25,6 +25,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -103,7 +104,7 @@ func Start(t testing.TB) *ControlPlane {
 }
 
 // NewToken makes another token of the organisation.
-func (cp *ControlPlane) NewToken(org string, permissions ...fleetbanv1.Permission) string {
+func (cp *ControlPlane) NewToken(org string, permissions ...optionsv1.Permission) string {
 	cp.t.Helper()
 	token, err := cp.Orgs.CreateToken(context.Background(), org, "test", permissions)
 	if err != nil {

@@ -5079,7 +5079,7 @@ const file_fleetban_v1_agent_proto_rawDesc = "" +
 	"\x1bCOMMAND_OUTCOME_UNSUPPORTED\x10\x062\xa7\x01\n" +
 	"\fAgentService\x12G\n" +
 	"\x06Enroll\x12\x1a.fleetban.v1.EnrollRequest\x1a\x1b.fleetban.v1.EnrollResponse\"\x04\xc8\xc1\x18\x01\x12N\n" +
-	"\aConnect\x12\x1b.fleetban.v1.ConnectRequest\x1a\x1c.fleetban.v1.ConnectResponse\"\x04\xc8\xc1\x18\x02(\x010\x01BGZ@github.com/fleetban/fleetban/proto/gen/go/fleetban/v1;fleetbanv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz\x19fleetban/v1/options.proto"
+	"\aConnect\x12\x1b.fleetban.v1.ConnectRequest\x1a\x1c.fleetban.v1.ConnectResponse\"\x04\xc8\xc1\x18\x02(\x010\x01BGZ@github.com/fleetban/fleetban/proto/gen/go/fleetban/v1;fleetbanv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
 var file_fleetban_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)

@@ -5814,7 +5814,7 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x10JoinTokenService\x12t\n" +
 	"\x0fCreateJoinToken\x12,.fleetban.operator.v1.CreateJoinTokenRequest\x1a-.fleetban.operator.v1.CreateJoinTokenResponse\"\x04\xc8\xc1\x18\x0e\x12q\n" +
 	"\x0eListJoinTokens\x12+.fleetban.operator.v1.ListJoinTokensRequest\x1a,.fleetban.operator.v1.ListJoinTokensResponse\"\x04\xc8\xc1\x18\x0e\x12t\n" +
-	"\x0fRevokeJoinToken\x12,.fleetban.operator.v1.RevokeJoinTokenRequest\x1a-.fleetban.operator.v1.RevokeJoinTokenResponse\"\x04\xc8\xc1\x18\x0eBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz\x19fleetban/v1/options.proto"
+	"\x0fRevokeJoinToken\x12,.fleetban.operator.v1.RevokeJoinTokenRequest\x1a-.fleetban.operator.v1.RevokeJoinTokenResponse\"\x04\xc8\xc1\x18\x0eBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
 var file_fleetban_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 59)

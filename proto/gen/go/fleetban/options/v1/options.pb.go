@@ -2,9 +2,9 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        (unknown)
-// source: fleetban/v1/options.proto
+// source: fleetban/options/v1/options.proto
 
-package fleetbanv1
+package optionsv1
 
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
@@ -78,25 +78,25 @@ func (x Permission) String() string {
 }
 
 func (Permission) Descriptor() protoreflect.EnumDescriptor {
-	return file_fleetban_v1_options_proto_enumTypes[0].Descriptor()
+	return file_fleetban_options_v1_options_proto_enumTypes[0].Descriptor()
 }
 
 func (Permission) Type() protoreflect.EnumType {
-	return &file_fleetban_v1_options_proto_enumTypes[0]
+	return &file_fleetban_options_v1_options_proto_enumTypes[0]
 }
 
 func (x Permission) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-var file_fleetban_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
+var file_fleetban_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
 		ExtensionType: (*Permission)(nil),
 		Field:         50201,
-		Name:          "fleetban.v1.permission",
-		Tag:           "varint,50201,opt,name=permission,enum=fleetban.v1.Permission",
-		Filename:      "fleetban/v1/options.proto",
+		Name:          "fleetban.options.v1.permission",
+		Tag:           "varint,50201,opt,name=permission,enum=fleetban.options.v1.Permission",
+		Filename:      "fleetban/options/v1/options.proto",
 	},
 }
 
@@ -104,15 +104,15 @@ var file_fleetban_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 var (
 	// What the caller must hold.
 	//
-	// optional fleetban.v1.Permission permission = 50201;
-	E_Permission = &file_fleetban_v1_options_proto_extTypes[0]
+	// optional fleetban.options.v1.Permission permission = 50201;
+	E_Permission = &file_fleetban_options_v1_options_proto_extTypes[0]
 )
 
-var File_fleetban_v1_options_proto protoreflect.FileDescriptor
+var File_fleetban_options_v1_options_proto protoreflect.FileDescriptor
 
-const file_fleetban_v1_options_proto_rawDesc = "" +
+const file_fleetban_options_v1_options_proto_rawDesc = "" +
 	"\n" +
-	"\x19fleetban/v1/options.proto\x12\vfleetban.v1\x1a google/protobuf/descriptor.proto*\xe1\x01\n" +
+	"!fleetban/options/v1/options.proto\x12\x13fleetban.options.v1\x1a google/protobuf/descriptor.proto*\xe1\x01\n" +
 	"\n" +
 	"Permission\x12\x1a\n" +
 	"\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n" +
@@ -123,19 +123,19 @@ const file_fleetban_v1_options_proto_rawDesc = "" +
 	"\x15PERMISSION_BANS_WRITE\x10\v\x12\x1e\n" +
 	"\x1aPERMISSION_ALLOWLIST_WRITE\x10\f\x12\x1b\n" +
 	"\x17PERMISSION_POLICY_WRITE\x10\r\x12\x1a\n" +
-	"\x16PERMISSION_HOSTS_WRITE\x10\x0e:Y\n" +
+	"\x16PERMISSION_HOSTS_WRITE\x10\x0e:a\n" +
 	"\n" +
-	"permission\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0e2\x17.fleetban.v1.PermissionR\n" +
-	"permissionBGZ@github.com/fleetban/fleetban/proto/gen/go/fleetban/v1;fleetbanv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
+	"permission\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0e2\x1f.fleetban.options.v1.PermissionR\n" +
+	"permissionBNZGgithub.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1;optionsv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 
-var file_fleetban_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleetban_v1_options_proto_goTypes = []any{
-	(Permission)(0),                    // 0: fleetban.v1.Permission
+var file_fleetban_options_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_fleetban_options_v1_options_proto_goTypes = []any{
+	(Permission)(0),                    // 0: fleetban.options.v1.Permission
 	(*descriptorpb.MethodOptions)(nil), // 1: google.protobuf.MethodOptions
 }
-var file_fleetban_v1_options_proto_depIdxs = []int32{
-	1, // 0: fleetban.v1.permission:extendee -> google.protobuf.MethodOptions
-	0, // 1: fleetban.v1.permission:type_name -> fleetban.v1.Permission
+var file_fleetban_options_v1_options_proto_depIdxs = []int32{
+	1, // 0: fleetban.options.v1.permission:extendee -> google.protobuf.MethodOptions
+	0, // 1: fleetban.options.v1.permission:type_name -> fleetban.options.v1.Permission
 	2, // [2:2] is the sub-list for method output_type
 	2, // [2:2] is the sub-list for method input_type
 	1, // [1:2] is the sub-list for extension type_name
@@ -143,27 +143,27 @@ var file_fleetban_v1_options_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for field type_name
 }
 
-func init() { file_fleetban_v1_options_proto_init() }
-func file_fleetban_v1_options_proto_init() {
-	if File_fleetban_v1_options_proto != nil {
+func init() { file_fleetban_options_v1_options_proto_init() }
+func file_fleetban_options_v1_options_proto_init() {
+	if File_fleetban_options_v1_options_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_v1_options_proto_rawDesc), len(file_fleetban_v1_options_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_options_v1_options_proto_rawDesc), len(file_fleetban_options_v1_options_proto_rawDesc)),
 			NumEnums:      1,
 			NumMessages:   0,
 			NumExtensions: 1,
 			NumServices:   0,
 		},
-		GoTypes:           file_fleetban_v1_options_proto_goTypes,
-		DependencyIndexes: file_fleetban_v1_options_proto_depIdxs,
-		EnumInfos:         file_fleetban_v1_options_proto_enumTypes,
-		ExtensionInfos:    file_fleetban_v1_options_proto_extTypes,
+		GoTypes:           file_fleetban_options_v1_options_proto_goTypes,
+		DependencyIndexes: file_fleetban_options_v1_options_proto_depIdxs,
+		EnumInfos:         file_fleetban_options_v1_options_proto_enumTypes,
+		ExtensionInfos:    file_fleetban_options_v1_options_proto_extTypes,
 	}.Build()
-	File_fleetban_v1_options_proto = out.File
-	file_fleetban_v1_options_proto_goTypes = nil
-	file_fleetban_v1_options_proto_depIdxs = nil
+	File_fleetban_options_v1_options_proto = out.File
+	file_fleetban_options_v1_options_proto_goTypes = nil
+	file_fleetban_options_v1_options_proto_depIdxs = nil
 }
