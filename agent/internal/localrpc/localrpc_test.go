@@ -1,14 +1,18 @@
 package localrpc_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,8 +26,13 @@ import (
 
 func serve(t *testing.T, path string, procedures ...localrpc.Procedure) {
 	t.Helper()
+	serveAs(t, path, localrpc.SocketOptions{Mode: 0o660, UID: -1, GID: -1}, procedures...)
+}
+
+func serveAs(t *testing.T, path string, o localrpc.SocketOptions, procedures ...localrpc.Procedure) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	server, err := localrpc.Listen(ctx, path, localrpc.SocketOptions{Mode: 0o660, UID: -1, GID: -1}, slog.New(slog.DiscardHandler), procedures...)
+	server, err := localrpc.Listen(ctx, path, o, slog.New(slog.DiscardHandler), procedures...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +145,66 @@ func TestMessageBound(t *testing.T) {
 	big := hostv1.ApplyRequest_builder{Sync: fleetbanv1.SetSync_builder{Cursor: fleetbanv1.SetCursor_builder{Set: strings.Repeat("x", 5<<20)}.Build()}.Build()}.Build()
 	if _, err := generated.Apply(t.Context(), connect.NewRequest(big)); connect.CodeOf(err) != connect.CodeResourceExhausted {
 		t.Errorf("5 MiB: %v", err)
+	}
+}
+
+// The other half, taken over, can't keep a person from the off switch, nor fill the memory with calls that never end.
+func TestConnectionsOfOneUserAreBounded(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test becomes another user: run it as root")
+	}
+	const nobody, tries = 65534, 100
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s")
+	serveAs(t, path, localrpc.SocketOptions{Mode: 0o660, UID: -1, GID: nobody},
+		localrpc.Unary(hostv1connect.HelperServiceTurnOffProcedure, localrpc.Allow{0}, turnOff))
+	// A shell's worth of connections that say half a request and wait.
+	flood := exec.Command("/usr/bin/python3", "-c", `
+import socket, sys
+held = []
+for _ in range(int(sys.argv[2])):
+    s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect(sys.argv[1])
+    try: s.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n")
+    except OSError: pass
+    held.append(s)
+refused = 0
+for s in held:
+    s.settimeout(0.02)
+    try: refused += s.recv(1) == b""
+    except TimeoutError: pass
+    except OSError: refused += 1
+print(refused, flush=True)
+sys.stdin.read()
+`, path, strconv.Itoa(tries))
+	flood.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	hold, err := flood.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := flood.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := flood.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer flood.Wait() //nolint:errcheck // a test's end
+	defer hold.Close() //nolint:errcheck // a test's end
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if refused, _ := strconv.Atoi(strings.TrimSpace(line)); err != nil || refused < tries/2 {
+		t.Errorf("%q of %d connections were turned away, %v", line, tries, err)
+	}
+	client := localrpc.NewClient(path)
+	defer client.Close()
+	if err := client.Call(t.Context(), hostv1connect.HelperServiceTurnOffProcedure, &hostv1.TurnOffRequest{}, &hostv1.TurnOffResponse{}); err != nil {
+		t.Errorf("root: %v", err)
 	}
 }
 

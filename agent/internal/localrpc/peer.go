@@ -38,6 +38,9 @@ func withPeer(ctx context.Context, conn net.Conn) context.Context {
 }
 
 func peerOf(conn net.Conn) (Peer, error) {
+	if c, ok := conn.(*counted); ok {
+		conn = c.UnixConn
+	}
 	uc, ok := conn.(*net.UnixConn)
 	if !ok {
 		return Peer{}, fmt.Errorf("peer of %T: not a Unix socket", conn)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,9 @@ type socket struct {
 	path string
 	lock *os.File
 	made unix.Stat_t
+
+	mu    sync.Mutex
+	conns map[uint32]int // by user
 }
 
 // listenUnix makes a socket file with its final mode and owner from the first moment that its name exists: it is bound
@@ -106,6 +110,63 @@ func (s *socket) bind(ctx context.Context, temp string, o SocketOptions) error {
 		return errors.Join(err, l.Close())
 	}
 	return nil
+}
+
+// maxConns is how many connections one user may have at a time. Root's aren't counted: whatever became of the other half,
+// a person on the host can always turn it off.
+const maxConns = 32
+
+// Accept turns away users that have too many connections, and whom the kernel doesn't know.
+func (s *socket) Accept() (net.Conn, error) {
+	for {
+		c, err := s.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		p, err := peerOf(c)
+		if err == nil && s.take(p.UID) {
+			return &counted{UnixConn: c, release: sync.OnceFunc(func() { s.give(p.UID) })}, nil
+		}
+		_ = c.Close()
+	}
+}
+
+func (s *socket) take(uid uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if uid == 0 {
+		return true
+	}
+	if s.conns[uid] >= maxConns {
+		return false
+	}
+	if s.conns == nil {
+		s.conns = map[uint32]int{}
+	}
+	s.conns[uid]++
+	return true
+}
+
+func (s *socket) give(uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if uid == 0 {
+		return
+	}
+	if s.conns[uid]--; s.conns[uid] <= 0 {
+		delete(s.conns, uid)
+	}
+}
+
+// counted is a connection that counts until it is closed.
+type counted struct {
+	*net.UnixConn
+	release func()
+}
+
+func (c *counted) Close() error {
+	c.release()
+	return c.UnixConn.Close()
 }
 
 // Close stops listening and removes the file, if it is still this listener's.
