@@ -7,8 +7,6 @@ package apierr
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -163,7 +161,7 @@ func invalidField(err *protovalidate.ValidationError) *Error {
 	if len(err.Violations) > 0 {
 		first := err.Violations[0].Proto
 		out.Field = protovalidate.FieldPathString(first.GetField())
-		out.Message = strings.TrimSpace(fmt.Sprintf("%s: %s", out.Field, first.GetMessage()))
+		out.Message = plain(err.Violations[0])
 	}
 	return out
 }

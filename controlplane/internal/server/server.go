@@ -284,7 +284,7 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(tlsConfig == nil)
 	s.main = &http.Server{
-		Handler: wrap(handler, s.logger), TLSConfig: tlsConfig, Protocols: protocols,
+		Handler: wrap(limitUnary(handler, maxRequest), s.logger), TLSConfig: tlsConfig, Protocols: protocols,
 		// No ReadTimeout or WriteTimeout: they would end streams. Requests that are none get theirs in wrap.
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000},

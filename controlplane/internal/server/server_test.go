@@ -723,7 +723,39 @@ func TestUnknownPathsAndBigRequests(t *testing.T) {
 	}
 	bans := operatorv1connect.NewBanServiceClient(client, "https://"+p.addr(), bearer(apiToken.FindString(p.notices.String())))
 	_, err := bans.Ban(t.Context(), connect.NewRequest(operatorv1.BanRequest_builder{Reason: strings.Repeat("x", 10<<20), DurationS: 1, Prefixes: []string{"203.0.113.9"}}.Build()))
-	if connect.CodeOf(err) != connect.CodeResourceExhausted {
-		t.Errorf("10 MB: %v", err)
+	tooLarge(t, "10 MB", err)
+	base := "https://" + p.addr()
+	big := connect.NewRequest(fleetbanv1.EnrollRequest_builder{JoinToken: strings.Repeat("x", 2<<20), PublicKey: make([]byte, 32), Name: "a"}.Build())
+	_, err = fleetbanv1connect.NewAgentServiceClient(client, base).Enroll(t.Context(), big)
+	tooLarge(t, "enrolment", err)
+	_, err = fleetbanv1connect.NewAgentServiceClient(client, base, connect.WithGRPC()).Enroll(t.Context(), big)
+	tooLarge(t, "enrolment over gRPC, which doesn't say its length", err)
+	chunked, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base+fleetbanv1connect.AgentServiceEnrollProcedure, io.MultiReader(bytes.NewReader(make([]byte, 2<<20))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	chunked.Header.Set("Content-Type", "application/proto")
+	res, err := client.Do(chunked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(res.Body)
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusTooManyRequests || !strings.Contains(string(text), "fleetban.v1.ErrorInfo") {
+		t.Errorf("chunked: %s %s", res.Status, text)
+	}
+	// One that just fits is understood, whatever it is.
+	_, err = fleetbanv1connect.NewAgentServiceClient(client, base, connect.WithGRPC()).Enroll(t.Context(),
+		connect.NewRequest(fleetbanv1.EnrollRequest_builder{JoinToken: strings.Repeat("x", 1<<20-100), PublicKey: make([]byte, 32), Name: "a"}.Build()))
+	if connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("just below the limit: %v", err)
+	}
+}
+
+func tooLarge(t *testing.T, what string, err error) {
+	t.Helper()
+	info := stream.InfoOf(err)
+	if connect.CodeOf(err) != connect.CodeResourceExhausted || info.GetReason() != fleetbanv1.Reason_REASON_MESSAGE_TOO_LARGE || info.GetFix() == "" || info.GetServerUnixMs() == 0 {
+		t.Errorf("%s: %v with %v", what, err, info)
 	}
 }
