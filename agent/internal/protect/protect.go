@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"sync"
 
 	"github.com/fleetban/fleetban/agent/internal/policy"
@@ -70,7 +71,7 @@ func (p *Protector) SetControlPlane(addresses []netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	addresses = slices.Clone(addresses)
-	slices.SortFunc(addresses, netip.Addr.Compare)
+	sort.Slice(addresses, func(i, j int) bool { return addresses[i].Less(addresses[j]) })
 	if slices.Equal(p.controlPlane, addresses) {
 		return false
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -82,8 +83,24 @@ func (s *sshPeers) lookAtConnections() {
 	if s.conns != nil && now.Sub(s.connsAt) < freshFor {
 		return
 	}
-	conns := make([]connection, 0, len(s.conns))
 	s.problem = ""
+	var conns []connection
+	asked := false
+	if s.root == "/" {
+		var err error
+		conns, err = askKernel(make([]connection, 0, len(s.conns)+8))
+		asked = err == nil
+	}
+	if !asked {
+		conns = s.readConnections()
+	}
+	sort.Slice(conns, func(i, j int) bool { return conns[i].peer.Less(conns[j].peer) })
+	s.conns, s.connsAt = conns, now
+}
+
+// readConnections reads them from /proc.
+func (s *sshPeers) readConnections() []connection {
+	conns := make([]connection, 0, len(s.conns))
 	for _, name := range []string{"proc/net/tcp", "proc/net/tcp6"} {
 		data, err := os.ReadFile(filepath.Join(s.root, name))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -95,8 +112,7 @@ func (s *sshPeers) lookAtConnections() {
 		}
 		conns = appendConnections(conns, data)
 	}
-	slices.SortFunc(conns, func(a, b connection) int { return a.peer.Compare(b.peer) })
-	s.conns, s.connsAt = conns, now
+	return conns
 }
 
 // appendConnections reads /proc/net/tcp or tcp6: "sl local:port remote:port state … inode …".
