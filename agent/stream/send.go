@@ -1,9 +1,11 @@
 package stream
 
 import (
+	"log/slog"
 	"time"
 
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
 // sender is what the sending goroutine remembers.
@@ -107,9 +109,35 @@ func (w *sender) events() error {
 		}
 		s.mu.Unlock()
 		batch := fleetbanv1.EventBatch_builder{Spool: s.cfg.Source.ID(), Events: events}.Build()
+		begun := time.Now()
 		if err := s.stream.send(fleetbanv1.ConnectRequest_builder{Events: batch}.Build()); err != nil {
 			return err
 		}
+		s.tellSent(events, begun)
+	}
+}
+
+// tellSent tells, to who debugs how long a ban takes, when it left: microseconds of Unix time.
+func (s *session) tellSent(events []*fleetbanv1.Event, begun time.Time) {
+	if !s.cfg.Log.Enabled(s.ctx, slog.LevelDebug) {
+		return
+	}
+	sent := time.Now().UnixMicro()
+	for _, e := range events {
+		if p, err := prefix.Unpack(e.GetPrefix()); err == nil && e.HasBan() {
+			s.cfg.Log.Debug("ban sent", "prefix", p.String(), "sending_us", begun.UnixMicro(), "sent_us", sent)
+		}
+	}
+}
+
+// tellApplied tells when a change of one prefix came and when it was in force.
+func (s *session) tellApplied(d *fleetbanv1.Delta, received time.Time) {
+	if !s.cfg.Log.Enabled(s.ctx, slog.LevelDebug) || len(d.GetRecords()) != 1 {
+		return
+	}
+	if p, err := prefix.Unpack(d.GetRecords()[0].GetPrefix()); err == nil {
+		s.cfg.Log.Debug("change applied", "prefix", p.String(), "set", d.GetSet(), "version", d.GetVersion(),
+			"received_us", received.UnixMicro(), "applied_us", time.Now().UnixMicro())
 	}
 }
 

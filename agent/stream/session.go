@@ -310,6 +310,7 @@ func (s *session) apply(set string, u Update) error {
 	if s.deaf || s.blocked[set] {
 		return nil
 	}
+	received := time.Now()
 	a, err := s.cfg.Sink.Apply(s.ctx, u, s.c.clock.nowMS())
 	if err != nil {
 		s.deaf = true
@@ -325,6 +326,7 @@ func (s *session) apply(set string, u Update) error {
 	case More:
 		return nil
 	}
+	s.tellApplied(u.Delta, received)
 	s.mu.Lock()
 	s.held[set] = a.Cursor
 	s.unsent[set] = true

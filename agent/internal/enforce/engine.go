@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -582,7 +582,7 @@ func (e *Engine) judge() {
 		}
 		return true
 	})
-	slices.SortFunc(last, netip.Prefix.Compare)
+	sort.Slice(last, func(i, j int) bool { return last[i].Compare(last[j]) < 0 })
 	for _, p := range last {
 		take(p)
 	}

@@ -257,7 +257,7 @@ func show(ctx context.Context, args []string) error {
 func measure(ctx context.Context, args []string) error {
 	set, name := flags("bench")
 	bans := set.Int("bans", 200, "how many bans are measured, at most 200")
-	hosts := set.Int("hosts", 8, "how many hosts there are; each but the first has at most 30 bans promoted")
+	hosts := set.Int("hosts", 5, "how many hosts there are; fewer take longer, for each has 30 bans promoted, and then one every 2 s")
 	idle := set.Duration("idle", 10*time.Second, "for how long the processes are watched at rest")
 	if err := set.Parse(args); err != nil {
 		return flag.ErrHelp

@@ -30,7 +30,7 @@ const (
 const URL = "https://" + ControlPlaneName
 
 const (
-	redisURL   = "redis://127.0.0.1:6379"
+	redisURL   = "redis://" + RedisAddress
 	secretPath = "/etc/fleetban/secret"
 	policyPath = "/etc/fleetban/policy.toml"
 	tokenPath  = "/run/lab-join-token"
@@ -72,6 +72,9 @@ func (l *Lab) programs(r role) map[string]string {
 	return programs
 }
 
+// RedisAddress is where Redis listens, within the control plane's machine.
+const RedisAddress = "127.0.0.1:6379"
+
 // startFleetban sets the control plane up, starts its replicas, enrols every host and waits until all are online.
 func (l *Lab) startFleetban(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
@@ -104,15 +107,21 @@ func (l *Lab) startFleetban(ctx context.Context) error {
 
 // replica is a control-plane replica as a service. Its name is new with each start, for streams are fenced by it.
 func (l *Lab) replica(i int) node.Service {
-	name := ServiceReplica(i)
+	name, level := ServiceReplica(i), "info"
+	if l.options.Debug {
+		level = "debug"
+	}
 	return node.Service{Name: name, User: agentUser, Restart: true, Argv: []string{
 		"sh", "-c", `exec "$@" --replica "` + name + `-$$"`, name,
 		programControlPlane, "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", replicaPort(i)), "--public-url", URL,
 		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/" + name,
 		"--tls-cert", "/etc/fleetban/tls.crt", "--tls-key", "/etc/fleetban/tls.key",
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort(i)),
-	}, Env: []string{"HOME=/var/lib/fleetban"}}
+	}, Env: []string{"HOME=/var/lib/fleetban", "FLEETBAN_LOG_LEVEL=" + level}}
 }
+
+// ServiceLog is where the output of one of the machine's services is, on the surrounding machine.
+func (n *Node) ServiceLog(service string) string { return n.Path(node.LogDir + "/" + service + ".log") }
 
 // awaitControlPlane waits until people reach a replica that is ready, through haproxy.
 func (l *Lab) awaitControlPlane(ctx context.Context) error {
@@ -163,7 +172,7 @@ func (l *Lab) Enrol(ctx context.Context, n *Node, joinToken string) error {
 
 // StartAgent starts the agent's two halves on a host.
 func (n *Node) StartAgent(ctx context.Context) error {
-	for _, service := range agentServices() {
+	for _, service := range agentServices(n.debug) {
 		if err := n.Start(ctx, service); err != nil {
 			return err
 		}
@@ -172,10 +181,14 @@ func (n *Node) StartAgent(ctx context.Context) error {
 }
 
 // agentServices are the agent's halves as their systemd units run them.
-func agentServices() []node.Service {
+func agentServices(debug bool) []node.Service {
+	level := "info"
+	if debug {
+		level = "debug"
+	}
 	return []node.Service{
-		{Name: ServiceHelper, Argv: []string{programAgent, "helper"}, Restart: true},
-		{Name: ServiceAgent, User: agentUser, Argv: []string{programAgent, "run"}, Restart: true},
+		{Name: ServiceHelper, Argv: []string{programAgent, "helper", "--log-level", level}, Restart: true},
+		{Name: ServiceAgent, User: agentUser, Argv: []string{programAgent, "run", "--log-level", level}, Restart: true},
 	}
 }
 

@@ -40,8 +40,10 @@ type Options struct {
 	Mode string
 	// Policy is the agents' /etc/fleetban/policy.toml; empty leaves the agent's defaults.
 	Policy string
-	// BinDir is where the Fleetban programs are. The repository's bin folder.
+	// BinDir is where the Fleetban programs are. FLEETBAN_BIN, or the repository's bin folder.
 	BinDir string
+	// Debug has agents and replicas log at level debug.
+	Debug bool
 	// Leased labs end with the process that made them, however it ends. Else a lab stands until Down.
 	Leased bool
 }
@@ -109,6 +111,7 @@ type Node struct {
 	role     role
 	dir      string
 	fail2ban Fail2ban
+	debug    bool
 	cmd      *exec.Cmd
 }
 
@@ -231,6 +234,7 @@ func (l *Lab) plan() {
 	add := func(name string, r role, addr, addr6 netip.Addr) {
 		l.nodes = append(l.nodes, &Node{
 			Name: name, Addr: addr, Addr6: addr6, role: r, dir: filepath.Join(l.dir, name), fail2ban: l.options.Fail2ban[name],
+			debug: l.options.Debug,
 		})
 	}
 	add(Switch, roleSwitch, netip.Addr{}, netip.Addr{})
@@ -355,7 +359,7 @@ func Open(name string) (*Lab, error) {
 	l := &Lab{options: s.Options, dir: dir, token: s.Token, pki: pki{authority: s.Authority}}
 	for _, n := range s.Nodes {
 		l.nodes = append(l.nodes, &Node{
-			Name: n.Name, Addr: n.Addr, Addr6: n.Addr6, PID: n.PID, role: n.Role, dir: filepath.Join(dir, n.Name), fail2ban: n.Fail2ban,
+			Name: n.Name, Addr: n.Addr, Addr6: n.Addr6, PID: n.PID, role: n.Role, dir: filepath.Join(dir, n.Name), fail2ban: n.Fail2ban, debug: s.Options.Debug,
 		})
 	}
 	return l, nil
