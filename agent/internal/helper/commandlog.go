@@ -21,7 +21,9 @@ import (
 // A command that was begun and has no end was cut off: whether it was done, nobody knows.
 type commandLog struct {
 	mu    sync.Mutex
-	file  *os.File
+	path  string
+	file  *os.File // nil while it can't be written
+	begun int      // since it was compacted
 	known map[string]*commandEntry
 	times []time.Time // of the last minute
 }
@@ -32,17 +34,24 @@ type commandEntry struct {
 	result   result
 }
 
-// maxCommands bounds what is remembered; more can't be begun within their time by any policy that people write.
-const maxCommands = 100_000
+const (
+	// maxCommands bounds what is remembered; more can't be begun within their time by any policy that people write.
+	maxCommands = 100_000
+	// maxLifeMS is how far ahead a command's time may end: what is remembered longer would fill the memory for good.
+	maxLifeMS = 7 * 24 * 60 * 60 * 1000
+	// compactEvery is how many commands are appended before the file is written anew.
+	compactEvery = 1000
+)
 
 // graceMS is how long beyond its time a command is remembered: clocks differ.
 const graceMS = 10 * 60 * 1000
 
+// openCommands never fails: a helper that can't save commands refuses them and goes on enforcing.
 func openCommands(path string, nowMS int64) (*commandLog, error) {
-	l := &commandLog{known: map[string]*commandEntry{}}
+	l := &commandLog{path: path, known: map[string]*commandEntry{}}
 	old, err := os.ReadFile(path) //nolint:gosec // our own path
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read which commands were carried out: %w", err)
+		return l, fmt.Errorf("read which commands were carried out: %w", err)
 	}
 	for line := range bytes.Lines(old) {
 		if !bytes.HasSuffix(line, []byte("\n")) {
@@ -50,6 +59,11 @@ func openCommands(path string, nowMS int64) (*commandLog, error) {
 		}
 		l.read(strings.Fields(string(line)), string(line))
 	}
+	return l, l.compact(nowMS)
+}
+
+// compact forgets what can't be sent again and writes the rest anew.
+func (l *commandLog) compact(nowMS int64) error {
 	var fresh []byte
 	for id, e := range l.known {
 		if e.notAfter+graceMS < nowMS {
@@ -61,14 +75,16 @@ func openCommands(path string, nowMS int64) (*commandLog, error) {
 			fresh = append(fresh, endLine(id, e.result)...)
 		}
 	}
-	if err := writeWhole(path, fresh); err != nil {
-		return nil, fmt.Errorf("save which commands were carried out: %w", err)
+	if err := writeWhole(l.path, fresh); err != nil {
+		return fmt.Errorf("save which commands were carried out: %w", err)
 	}
-	l.file, err = os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // our own path
+	file, err := os.OpenFile(l.path, os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // our own path
 	if err != nil {
-		return nil, fmt.Errorf("save which commands were carried out: %w", err)
+		return fmt.Errorf("save which commands were carried out: %w", err)
 	}
-	return l, nil
+	_ = l.Close()
+	l.file, l.begun = file, 0
+	return nil
 }
 
 func (l *commandLog) read(f []string, line string) {
@@ -106,13 +122,19 @@ func (l *commandLog) find(id string) (result, bool) {
 	return e.result, true
 }
 
-func (l *commandLog) begin(id string, notAfter int64) error {
+func (l *commandLog) begin(id string, notAfter, nowMS int64) error {
+	if l.file == nil || l.begun >= compactEvery {
+		if err := l.compact(nowMS); err != nil {
+			return err
+		}
+	}
 	if len(l.known) >= maxCommands {
 		return errors.New("too many commands at once")
 	}
 	if err := l.append(beginLine(id, notAfter)); err != nil {
 		return err
 	}
+	l.begun++
 	l.known[id] = &commandEntry{notAfter: notAfter}
 	return nil
 }
@@ -122,11 +144,16 @@ func (l *commandLog) end(id string, r result) error {
 	return l.append(endLine(id, r))
 }
 
+// append writes a line and syncs it. Half a line, of a disk that is full, must not spoil the next: the file is made anew.
 func (l *commandLog) append(line string) error {
-	if _, err := l.file.WriteString(line); err != nil {
-		return err
+	_, err := l.file.WriteString(line)
+	if err == nil {
+		err = l.file.Sync()
 	}
-	return l.file.Sync()
+	if err != nil {
+		_ = l.Close()
+	}
+	return err
 }
 
 // within counts a command and reports whether it is among the first n of the last minute.
@@ -144,7 +171,14 @@ func (l *commandLog) within(n int, now time.Time) bool {
 }
 
 // Close closes the file.
-func (l *commandLog) Close() error { return l.file.Close() }
+func (l *commandLog) Close() error {
+	if l.file == nil {
+		return nil
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
+}
 
 // writeWhole replaces a file: old or new, never half.
 func writeWhole(path string, b []byte) error {

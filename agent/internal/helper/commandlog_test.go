@@ -1,6 +1,7 @@
 package helper
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -18,7 +19,7 @@ func TestCommandsAreRememberedThroughAKill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.begin("A", now+60_000); err != nil {
+	if err := l.begin("A", now+60_000, now); err != nil {
 		t.Fatal(err)
 	}
 	begun, _ := os.ReadFile(path) //nolint:gosec // a test's
@@ -55,6 +56,73 @@ func TestCommandsAreRememberedThroughAKill(t *testing.T) {
 	defer l.Close() //nolint:errcheck // a test's
 	if _, ok := l.find("A"); ok {
 		t.Error("remembered beyond its time")
+	}
+}
+
+// A disk without room refuses commands, and takes them again when there is room: what was cut off in between does no harm.
+func TestCommandsOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	const now = 1_700_000_000_000
+	path := filepath.Join(t.TempDir(), "commands")
+	if err := os.Mkdir(path+".new", 0o700); err != nil { // nothing can be written
+		t.Fatal(err)
+	}
+	l, err := openCommands(path, now)
+	if err == nil {
+		t.Error("nobody is told")
+	}
+	if err := l.begin("A", now+60_000, now); err == nil {
+		t.Error("a command was begun that can't be remembered")
+	}
+	if err := os.Remove(path + ".new"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.begin("B", now+60_000, now); err != nil {
+		t.Fatal(err)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	l.file = full
+	if err := l.begin("C", now+60_000, now); err == nil {
+		t.Error("a command was begun on a full disk")
+	}
+	if err := l.begin("D", now+60_000, now); err != nil {
+		t.Errorf("there is room again: %v", err)
+	}
+	_ = l.Close()
+	l, err = openCommands(path, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // a test's
+	for id, want := range map[string]bool{"A": false, "B": true, "C": false, "D": true} {
+		if _, ok := l.find(id); ok != want {
+			t.Errorf("%s is remembered: %v", id, ok)
+		}
+	}
+}
+
+// Neither memory nor disk grows with the commands of months.
+func TestCommandsAreForgotten(t *testing.T) {
+	t.Parallel()
+	now := int64(1_700_000_000_000)
+	path := filepath.Join(t.TempDir(), "commands")
+	l, err := openCommands(path, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // a test's
+	for i := range 3 * compactEvery {
+		now += graceMS
+		if err := l.begin(fmt.Sprint(i), now+60_000, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() > 40*compactEvery || len(l.known) > compactEvery+10 {
+		t.Errorf("%d commands in %d bytes, %v", len(l.known), info.Size(), err)
 	}
 }
 

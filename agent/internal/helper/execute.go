@@ -58,6 +58,9 @@ func (h *Helper) once(ctx context.Context, c *fleetbanv1.Command, serverMS int64
 	if serverMS > c.GetNotAfterUnixMs() {
 		return result{fleetbanv1.CommandOutcome_COMMAND_OUTCOME_EXPIRED, "it arrived after its time"}
 	}
+	if c.GetNotAfterUnixMs() > serverMS+maxLifeMS {
+		return refused("the command's time ends more than seven days from now")
+	}
 	p := h.engine.Policy().Policy
 	if p.Level < policy.LevelBan {
 		return refused("the host's policy (%s) says %s; to allow it, set level = \"ban\" there", h.engine.Policy().Path, p.Level)
@@ -70,7 +73,7 @@ func (h *Helper) once(ctx context.Context, c *fleetbanv1.Command, serverMS int64
 		return r
 	}
 	// On disk before it begins: if this process dies now, nobody carries it out again, and the answer is "unknown".
-	if err := h.commands.begin(c.GetCommandId(), c.GetNotAfterUnixMs()); err != nil {
+	if err := h.commands.begin(c.GetCommandId(), c.GetNotAfterUnixMs(), serverMS); err != nil {
 		return result{fleetbanv1.CommandOutcome_COMMAND_OUTCOME_FAILED, "can't be noted on this host's disk: " + err.Error()}
 	}
 	ctx, cancel := context.WithTimeout(ctx, executeAtMost)

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/fleetban/fleetban/agent/internal/enforce"
 	"github.com/fleetban/fleetban/agent/internal/fail2ban"
@@ -67,10 +66,6 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		return err
 	}
 	h.runUID, h.runGID = uint32(uid), gid //nolint:gosec // ids are 32 bits
-	if h.commands, err = openCommands(filepath.Join(cfg.StateDir, "commands"), time.Now().UnixMilli()); err != nil {
-		return err
-	}
-	defer h.commands.Close() //nolint:errcheck // every line was synced when it was written
 	h.observer = observe.New(observe.Config{Client: h.client, Logger: cfg.Log})
 	h.ignore = newIgnorer(filepath.Join(cfg.StateDir, "ignored"), h.client, h.observer, cfg.Log)
 	h.engine, err = enforce.Open(ctx, enforce.Config{
@@ -81,6 +76,11 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	}
 	h.ignore.engine = h.engine
 	defer h.engine.Close() //nolint:errcheck // what counts is saved as it changes
+	// By the server's clock, for that is what a command's time is told in.
+	if h.commands, err = openCommands(filepath.Join(cfg.StateDir, "commands"), h.engine.ServerNow()); err != nil {
+		h.log.Error("commands of the fleet are refused until they can be saved: free space or make the state folder writable", "error", err)
+	}
+	defer h.commands.Close() //nolint:errcheck // every line was synced when it was written
 
 	server, err := localrpc.Listen(ctx, cfg.Socket, localrpc.SocketOptions{Mode: 0o660, UID: -1, GID: h.runGID}, cfg.Log, h.procedures()...)
 	if err != nil {
