@@ -128,8 +128,7 @@ func (e *Enforcer) Replace(ctx context.Context, d Desired) error {
 	old := e.sets
 	e.sets = make(map[setID]bool)
 	w := e.writer(1 << 16)
-	w.dropTable()
-	w.skeleton()
+	e.begin(w)
 	f := filler{e: e, w: w, lists: make(map[setID]*list)}
 	err := f.fill(ctx, d)
 	if err == nil {
@@ -143,8 +142,7 @@ func (e *Enforcer) Replace(ctx context.Context, d Desired) error {
 		}
 		e.sets = make(map[setID]bool)
 		w := e.writer(0)
-		w.dropTable()
-		w.skeleton()
+		e.begin(w)
 		if err := w.commit(ctx); err != nil {
 			e.sets = old
 			return fmt.Errorf("replace the nftables table: %w", err)
@@ -153,6 +151,19 @@ func (e *Enforcer) Replace(ctx context.Context, d Desired) error {
 	// Some element is refused. Find which, a thousand at a time.
 	e.past = past
 	return e.refill(ctx, d)
+}
+
+// usual are the sets that nearly every fleet comes to need. A set that comes with its first element takes tens of
+// milliseconds, for the kernel waits until nobody uses the old rules; without elements a set costs next to nothing.
+var usual = []setID{{bits: 32}, {six: true, bits: 128}, {six: true, bits: 64}}
+
+// begin writes the table anew, with the usual sets.
+func (e *Enforcer) begin(w writer) {
+	w.dropTable()
+	w.skeleton()
+	for _, id := range usual {
+		e.need(w, id)
+	}
 }
 
 // refill adds everything of d in small transactions.
