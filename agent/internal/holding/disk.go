@@ -101,6 +101,9 @@ func (d *disk) path() string { return filepath.Join(d.dir, fileName) }
 
 func (d *disk) load(replay func(loaded) error) error {
 	f, err := os.OpenFile(d.path(), os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return d.loadOnly(err, replay)
+	}
 	if err != nil {
 		return err
 	}
@@ -136,6 +139,27 @@ func (d *disk) load(replay func(loaded) error) error {
 			d.size = int64(len(magic))
 		}
 	}
+	return nil
+}
+
+// loadOnly reads what is saved where nothing can be written because of why: a file system that turned read-only or is full.
+// What is held must be enforced all the same; maintain tries to write it anew until it can.
+func (d *disk) loadOnly(why error, replay func(loaded) error) error {
+	f, err := os.Open(d.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.Open(os.DevNull) // nothing is held yet
+	}
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return err
+	}
+	good, _ := read(f, info.Size(), replay)
+	d.file, d.size, d.live, d.missing = f, good, good, true
+	d.setProblem(why)
 	return nil
 }
 

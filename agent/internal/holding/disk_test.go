@@ -371,3 +371,54 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 		t.Errorf("still told: %s", h.Full())
 	}
 }
+
+// A file system that turned read-only is no reason to enforce nothing after a restart.
+func TestReadOnlyFolder(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	mount := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("mount", append(args, dir)...).CombinedOutput(); err != nil {
+			t.Fatalf("mount (root is needed): %v: %s", err, out)
+		}
+	}
+	mount("-t", "tmpfs", "-o", "size=8m", "none")
+	defer exec.Command("umount", "-l", dir).Run() //nolint:errcheck // a test's end
+	mount("-o", "remount,ro")
+	h := mustOpen(t, dir) // with nothing saved yet
+	if h.Problem() == "" {
+		t.Error("nobody is told")
+	}
+	_ = h.Close()
+
+	mount("-o", "remount,rw")
+	h = mustOpen(t, dir)
+	s := crowd(100)
+	s.feed(t, h)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mount("-o", "remount,ro")
+	h = mustOpen(t, dir)
+	if n, p := len(h.held("all")), h.Problem(); n != 100 || !strings.Contains(p, "writable") {
+		t.Errorf("%d of 100 records, problem %q", n, p)
+	}
+	s.mutate(map[netip.Prefix]modelRecord{netip.MustParsePrefix("2001:db8::/64"): {fleetbanv1.RecordKind_RECORD_KIND_PRESENT, 1, 9}})
+	if _, outcome, err := h.ApplyDelta(s.delta(s.version()-1, s.version())); outcome != Applied || err != nil {
+		t.Errorf("a ban while it can't be saved: %v, %v", outcome, err)
+	}
+	h.Maintain()
+	mount("-o", "remount,rw")
+	h.Maintain()
+	if p := h.Problem(); p != "" {
+		t.Errorf("it can be written again, and is told: %s", p)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = mustOpen(t, dir)
+	defer h.Close() //nolint:errcheck // a test's end
+	if n := len(h.held("all")); n != 101 {
+		t.Errorf("%d of 101 records", n)
+	}
+}
