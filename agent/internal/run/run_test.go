@@ -264,7 +264,7 @@ func newHost(t *testing.T) *host {
 	}
 	h := &host{t: t, dir: t.TempDir(), namespace: fmt.Sprintf("fbrun%d", os.Getpid())}
 	h.bin = filepath.Join(h.dir, "fleetban-agent")
-	if out, err := exec.Command("go", "build", "-trimpath", "-gcflags=all=-l", "-ldflags=-s -w -funcalign=16", "-o", h.bin, "../../cmd/fleetban-agent").CombinedOutput(); err != nil { //nolint:gosec // a test's own
+	if out, err := exec.Command("../../../scripts/build-agent", h.bin).CombinedOutput(); err != nil { //nolint:gosec // a test's own
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if out, err := exec.Command("ip", "netns", "add", h.namespace).CombinedOutput(); err != nil { //nolint:gosec // a test's own
