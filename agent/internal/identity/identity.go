@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/tls"
@@ -162,11 +163,7 @@ func makeKey(dir string, uid, gid int) (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	return key, writeFile(filepath.Join(dir, keyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), uid, gid)
+	return key, writeFile(filepath.Join(dir, keyFile), encodeKey(key), uid, gid)
 }
 
 func loadKey(dir string) (ed25519.PrivateKey, error) {
@@ -175,14 +172,30 @@ func loadKey(dir string) (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if block, _ := pem.Decode(b); block != nil {
-		if k, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
-			if key, ok := k.(ed25519.PrivateKey); ok {
-				return key, nil
-			}
-		}
+	if key, ok := decodeKey(b); ok {
+		return key, nil
 	}
 	return nil, fmt.Errorf("%s holds no Ed25519 key; move it away and enrol again", path)
+}
+
+// pkcs8 is what stands before the seed in the PKCS #8 encoding of an Ed25519 key (RFC 8410, section 7): all its lengths are
+// fixed. crypto/x509 writes the same, and brings 100 kB for the keys of all other kinds.
+const pkcs8 = "\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"
+
+func encodeKey(key ed25519.PrivateKey) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: append([]byte(pkcs8), key.Seed()...)})
+}
+
+func decodeKey(b []byte) (ed25519.PrivateKey, bool) {
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, false
+	}
+	seed, ok := bytes.CutPrefix(block.Bytes, []byte(pkcs8))
+	if !ok || len(seed) != ed25519.SeedSize {
+		return nil, false
+	}
+	return ed25519.NewKeyFromSeed(seed), true
 }
 
 func readFile(path string) ([]byte, error) {

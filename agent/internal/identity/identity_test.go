@@ -2,7 +2,10 @@ package identity_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -45,6 +48,49 @@ func serve(t *testing.T) (*enroller, *httptest.Server, string) {
 	s := httptest.NewTLSServer(mux)
 	t.Cleanup(s.Close)
 	return e, s, identity.PinOf(s.Certificate())
+}
+
+// The key is written as others write it, and theirs can be read.
+func TestKeyFile(t *testing.T) {
+	t.Parallel()
+	_, s, pin := serve(t)
+	r := identity.Request{Dir: t.TempDir(), URL: s.URL, Pin: pin, Token: "good", Name: "web-1", UID: -1, GID: -1}
+	res, err := identity.Enroll(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(r.Dir, "identity.key")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		t.Fatalf("no PEM: %q", b)
+	}
+	if key, err := x509.ParsePKCS8PrivateKey(block.Bytes); err != nil || !res.Identity.Key.Equal(key) {
+		t.Errorf("crypto/x509 reads %v, %v", key, err)
+	}
+	_, other, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		der  []byte
+		good bool
+	}{"whole": {der, true}, "cut": {der[:len(der)-1], false}, "longer": {append(der[:len(der):len(der)], 0), false}, "empty": {nil, false}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: c.der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		id, err := identity.Load(r.Dir)
+		if c.good != (err == nil) || c.good && !id.Key.Equal(other) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestEnroll(t *testing.T) {

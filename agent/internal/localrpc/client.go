@@ -51,10 +51,10 @@ func (c *Client) Call(ctx context.Context, procedure string, req, res proto.Mess
 
 // Stream asks a procedure with many answers and gives each to f until the stream ends, f fails or ctx ends. An orderly
 // end is nil.
-func Stream[Res any, PRes message[Res]](ctx context.Context, c *Client, procedure string, req proto.Message, f func(PRes) error) error {
+func Stream[Res proto.Message](ctx context.Context, c *Client, procedure string, req proto.Message, f func(Res) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	client := connect.NewClient[envelope.Envelope, envelope.Envelope](c.http, baseURL+procedure, c.options(func() proto.Message { return PRes(new(Res)) })...)
+	client := connect.NewClient[envelope.Envelope, envelope.Envelope](c.http, baseURL+procedure, c.options(maker[Res]())...)
 	stream, err := client.CallServerStream(ctx, connect.NewRequest(&envelope.Envelope{Message: req}))
 	if err != nil {
 		return c.explain(err)
@@ -64,7 +64,7 @@ func Stream[Res any, PRes message[Res]](ctx context.Context, c *Client, procedur
 	stop := context.AfterFunc(ctx, func() { _ = stream.Close() })
 	defer stop()
 	for stream.Receive() {
-		if err := f(stream.Msg().Message.(PRes)); err != nil { //nolint:forcetypeassert // made by the initializer
+		if err := f(stream.Msg().Message.(Res)); err != nil { //nolint:forcetypeassert // made by the initializer
 			return err
 		}
 	}

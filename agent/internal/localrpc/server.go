@@ -27,34 +27,34 @@ type Procedure struct {
 	stream func(context.Context, proto.Message, func(proto.Message) error) error
 }
 
-// message is a pointer to a generated message.
-type message[T any] interface {
-	*T
-	proto.Message
-}
-
 // Unary is a procedure with one answer. path is a constant of the generated hostv1connect.
-func Unary[Req any, PReq message[Req], Res proto.Message](path string, allow Allow, f func(context.Context, PReq) (Res, error)) Procedure {
+func Unary[Req, Res proto.Message](path string, allow Allow, f func(context.Context, Req) (Res, error)) Procedure {
 	return Procedure{
 		path: path, allow: allow,
-		newReq: func() proto.Message { return PReq(new(Req)) },
+		newReq: maker[Req](),
 		unary: func(ctx context.Context, m proto.Message) (proto.Message, error) {
-			return f(ctx, m.(PReq)) //nolint:forcetypeassert // made by newReq
+			return f(ctx, m.(Req)) //nolint:forcetypeassert // made by newReq
 		},
 	}
 }
 
 // ServerStream is a procedure with many answers: it ends when f returns.
-func ServerStream[Req any, PReq message[Req], Res proto.Message](
-	path string, allow Allow, f func(context.Context, PReq, func(Res) error) error,
-) Procedure {
+func ServerStream[Req, Res proto.Message](path string, allow Allow, f func(context.Context, Req, func(Res) error) error) Procedure {
 	return Procedure{
 		path: path, allow: allow,
-		newReq: func() proto.Message { return PReq(new(Req)) },
+		newReq: maker[Req](),
 		stream: func(ctx context.Context, m proto.Message, send func(proto.Message) error) error {
-			return f(ctx, m.(PReq), func(r Res) error { return send(r) }) //nolint:forcetypeassert // made by newReq
+			return f(ctx, m.(Req), func(r Res) error { return send(r) }) //nolint:forcetypeassert // made by newReq
 		},
 	}
+}
+
+// maker makes empty messages of one type. Its type parameter, as those above, is a pointer only: the compiler makes generic
+// code once for each layout, and pointers are all alike.
+func maker[M proto.Message]() func() proto.Message {
+	var none M
+	t := none.ProtoReflect().Type()
+	return func() proto.Message { return t.New().Interface() }
 }
 
 // Server answers procedures on one Unix socket.

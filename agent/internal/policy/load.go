@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -209,8 +210,10 @@ func syntaxError(name string, err error) *Error {
 	}
 	// A value of the wrong type comes as text only: `line 3 (last key "proxied"): incompatible types: …`.
 	problem, line := strings.TrimPrefix(err.Error(), "toml: "), 0
-	if _, scan := fmt.Sscanf(problem, "line %d", &line); scan == nil {
-		if _, rest, ok := strings.Cut(problem, "): "); ok {
+	if rest, ok := strings.CutPrefix(problem, "line "); ok {
+		digits, _, _ := strings.Cut(rest, " ")
+		line, _ = strconv.Atoi(digits) // 0 is the whole file
+		if _, rest, ok = strings.Cut(problem, "): "); ok {
 			problem = rest
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sort"
 	"sync"
 	"time"
 )
@@ -58,7 +59,7 @@ func (p *places) met(peers []netip.Addr, tell func([]netip.Addr) error) error {
 // all is every address known. The caller holds the lock.
 func (p *places) all() []netip.Addr {
 	all := slices.Concat(p.peers, p.named)
-	slices.SortFunc(all, netip.Addr.Compare)
+	sort.Slice(all, func(i, j int) bool { return all[i].Less(all[j]) })
 	return slices.Compact(all)
 }
 
