@@ -11,18 +11,15 @@
 package embedded
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -64,6 +61,7 @@ type Server struct {
 	child    *os.Process
 	starts   int
 	lastErr  error
+	said     map[string]bool // advice that was given
 }
 
 // Start starts a server and returns when it answers.
@@ -80,6 +78,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 			return nil, err
 		}
 	}
+	if err := checkVersion(ctx, o.Binary); err != nil {
+		return nil, err
+	}
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("embedded Redis: %w", err)
@@ -88,7 +89,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("embedded Redis: make its folder: %w", err)
 	}
-	s := &Server{options: o, socket: filepath.Join(dir, socketName), done: make(chan struct{}), stop: make(chan struct{})}
+	s := &Server{options: o, socket: filepath.Join(dir, socketName), done: make(chan struct{}), stop: make(chan struct{}), said: map[string]bool{}}
 	if s.lock, err = lock(ctx, filepath.Join(dir, "lock"), o.LockWait); err != nil {
 		return nil, err
 	}
@@ -229,6 +230,8 @@ func (s *Server) runChild() error {
 	cmd := exec.Command(o.Binary, //nolint:gosec,noctx // the administrator's or PATH's; ended by Stop
 		"--port", "0", "--unixsocket", socketName, "--unixsocketperm", "700", "--dir", o.Dir, "--daemonize", "no", "--supervised", "no",
 		"--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory", "0", "--maxmemory-policy", "noeviction",
+		// A prefix that several hosts ban has a value longer than the 64 bytes up to which Redis packs hashes by default.
+		"--hash-max-listpack-value", "512", "--hash-max-listpack-entries", "512",
 		"--logfile", "", "--always-show-logo", "no", "--protected-mode", "yes")
 	cmd.Dir = o.Dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + o.Dir, "LANG=C", "TZ=UTC"}
@@ -262,46 +265,6 @@ func (s *Server) runChild() error {
 		return fmt.Errorf("%w: %s", err, last)
 	}
 	return err
-}
-
-// logs passes on what the server prints, and returns the last few lines: they say why it ended.
-func (s *Server) logs(r io.Reader) string {
-	var last []string
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		level, text := parseLine(lines.Text())
-		if text == "" {
-			continue
-		}
-		if level >= slog.LevelInfo {
-			last = append(last, text)
-			last = last[max(0, len(last)-4):]
-		}
-		s.options.Logger.Log(context.Background(), level, "redis-server", slog.String("line", text))
-	}
-	_, _ = io.Copy(io.Discard, r) // a line too long: keep the child from blocking
-	return strings.Join(last, "; ")
-}
-
-// parseLine reads "PID:ROLE DAY MON YEAR TIME LEVEL TEXT". What looks otherwise is an error that was printed before
-// logging began.
-func parseLine(line string) (slog.Level, string) {
-	fields := strings.SplitN(strings.TrimSpace(line), " ", 7)
-	if len(fields) == 7 {
-		switch fields[5] {
-		case ".", "-", "*":
-			return slog.LevelDebug, fields[6]
-		case "#":
-			if strings.HasPrefix(fields[6], "WARNING") {
-				return slog.LevelWarn, fields[6]
-			}
-			return slog.LevelInfo, fields[6]
-		}
-	}
-	if text := strings.TrimSpace(line); text != "" {
-		return slog.LevelWarn, text
-	}
-	return slog.LevelDebug, ""
 }
 
 // await waits until the server answers: it may have much to load.

@@ -2,9 +2,11 @@ package embedded_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,7 +68,7 @@ func TestSupervises(t *testing.T) {
 	// Longer than a Unix socket's address may be.
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 24))
 	s, st := start(t, dir)
-	for key, want := range map[string]string{"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": "", "port": "0"} {
+	for key, want := range map[string]string{"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": "", "port": "0", "hash-max-listpack-value": "512"} {
 		if got, err := st.Client().ConfigGet(ctx, key).Result(); err != nil || got[key] != want {
 			t.Errorf("%s is %q, %v; want %q", key, got[key], err, want)
 		}
@@ -94,6 +96,44 @@ func TestSupervises(t *testing.T) {
 	_, again := start(t, dir)
 	if v, err := again.Client().Get(ctx, "k").Result(); err != nil || v != "v" {
 		t.Errorf("after a restart: %q, %v", v, err)
+	}
+}
+
+// A start says nothing that isn't for people; what is, once and in plain words. The server's own lines stay for who debugs.
+func TestSaysLittle(t *testing.T) {
+	t.Parallel()
+	var shown, all bytes.Buffer
+	split := slog.NewMultiHandler(slog.NewTextHandler(&shown, nil), slog.NewTextHandler(&all, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s, err := embedded.Start(t.Context(), embedded.Options{Dir: t.TempDir(), Logger: slog.New(split)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(shown.String()) {
+		if !strings.Contains(line, "fix=") {
+			t.Errorf("shown: %s", line)
+		}
+	}
+	if strings.Count(shown.String(), "overcommit") > 1 {
+		t.Errorf("twice: %s", &shown)
+	}
+	for _, want := range []string{"Redis", "version=", "exit"} {
+		if !strings.Contains(all.String(), want) {
+			t.Errorf("who debugs doesn't see %q: %s", want, &all)
+		}
+	}
+}
+
+func TestRefusesAnOldServer(t *testing.T) {
+	t.Parallel()
+	old := filepath.Join(t.TempDir(), "redis-server")
+	if err := os.WriteFile(old, []byte("#!/bin/sh\necho 'Redis server v=6.0.16 sha=00000000:0 malloc=jemalloc-5.2.1 bits=64 build=6d95e1af3a2c082a'\n"), 0o700); err != nil { //nolint:gosec // it is run
+		t.Fatal(err)
+	}
+	if _, err := embedded.Start(t.Context(), embedded.Options{Dir: t.TempDir(), Binary: old}); err == nil || !strings.Contains(err.Error(), "6.0.16") {
+		t.Error(err)
 	}
 }
 

@@ -25,7 +25,7 @@ type Backend struct {
 	SecretFile string `name:"secret-file" env:"FLEETBAN_SECRET_FILE" placeholder:"FILE" help:"The fleet's secret, 32 bytes or 64 hex digits, the same for every replica; make the organisation with setup then. Without it: DATA-DIR/secret, made at the first start."`
 	PublicURL  string `name:"public-url" env:"FLEETBAN_PUBLIC_URL" placeholder:"URL" help:"How hosts and people reach the control plane: https://fleet.example.com. Without it: the host's name and the port of --listen."`
 	LogLevel   string `name:"log-level" env:"FLEETBAN_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
-	LogFormat  string `name:"log-format" env:"FLEETBAN_LOG_FORMAT" enum:"auto,json,text" default:"auto" help:"json, text, or auto: text on a terminal."`
+	LogFormat  string `name:"log-format" env:"FLEETBAN_LOG_FORMAT" enum:"auto,json,text" default:"auto" help:"json, text for people, or auto: text on a terminal, json elsewhere."`
 }
 
 // Config is everything that `serve` can be told.
@@ -172,7 +172,7 @@ func (b *Backend) NewLogger(stderr *os.File) *slog.Logger {
 	}
 	var h slog.Handler = slog.NewJSONHandler(stderr, options)
 	if text {
-		h = slog.NewTextHandler(stderr, options)
+		h = newConsole(stderr, level)
 	}
 	return slog.New(requestHandler{h})
 }

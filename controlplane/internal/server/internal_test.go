@@ -1,15 +1,18 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +55,27 @@ func TestLease(t *testing.T) {
 	}
 	if err := two.once(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestConsole(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	logger := slog.New(requestHandler{newConsole(&out, slog.LevelInfo)}).With("replica", "one")
+	ctx := context.WithValue(t.Context(), requestIDKey{}, "R1")
+	logger.DebugContext(ctx, "unseen")
+	logger.InfoContext(ctx, "host connected", slog.String("name", "web 1"), slog.Group("from", slog.Int("port", 22)), slog.String("raw", "a\x1b[2Jb\n"))
+	logger.WithGroup("g").Warn("odd", slog.Any("error", errors.New("x=1")), slog.String("none", ""))
+	want := `  host connected  replica=one name="web 1" from.port=22 raw="a\x1b[2Jb\n" request_id=R1` + "\n" + `  WARNING odd  replica=one g.error="x=1" g.none=""` + "\n"
+	var got strings.Builder
+	for line := range strings.Lines(out.String()) {
+		if _, err := time.Parse(time.TimeOnly, line[:8]); err != nil {
+			t.Error(err)
+		}
+		got.WriteString(line[8:])
+	}
+	if got.String() != want {
+		t.Errorf("got\n%swant\n%s", got.String(), want)
 	}
 }
 

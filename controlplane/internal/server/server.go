@@ -80,9 +80,9 @@ type base struct {
 	keys *keys.Keys
 	// firstStart is the file that says so where this is a fleet's first start, else empty.
 	firstStart string
-	child *embedded.Server
-	store *store.Store
-	orgs  *orgs.Orgs
+	child      *embedded.Server
+	store      *store.Store
+	orgs       *orgs.Orgs
 }
 
 // open opens what b says. The child, where there is one, answers when it returns; a Redis that is given may be away.

@@ -56,6 +56,8 @@ func Open(o Options) (*Store, error) {
 	parsed.WriteTimeout = o.Timeout
 	// A change that timed out is reported as unknown, never repeated behind the caller's back.
 	parsed.MaxRetries = -1
+	// Whoever waits for Redis tries again by itself.
+	parsed.DialerRetries = 1
 	parsed.ContextTimeoutEnabled = true
 	parsed.DisableIdentity = true
 	if parsed.TLSConfig != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -22,6 +24,13 @@ type Server struct {
 	socket string
 	cmd    *exec.Cmd
 }
+
+// quiet drops what go-redis says of servers that tests kill.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
+func init() { redis.SetLogger(quiet{}) }
 
 // Start starts a server that fsyncs always and stops it when the test ends.
 func Start(t testing.TB) *Server {
