@@ -100,6 +100,7 @@ func (o *Observer) announcements(lines []line) []line {
 		case kindReload:
 			o.metaAt = time.Time{}
 			for _, j := range o.jails {
+				j.lifted = nil // a jail that stops lifts its bans
 				j.inexact, j.settingsAt = true, time.Time{}
 			}
 		case kindRestore:
@@ -120,8 +121,12 @@ func (o *Observer) announcements(lines []line) []line {
 				out = append(out, l)
 			}
 		case kindUnban:
-			if j != nil && o.state == stateUp && !j.settling {
+			switch {
+			case j == nil:
+			case o.state == stateUp && !j.settling:
 				out = append(out, l)
+			case o.state == stateStarting:
+				o.liftedEarly(j, l)
 			}
 		}
 	}
@@ -283,7 +288,7 @@ func (o *Observer) unban(j *jail, p netip.Prefix, b ban, at time.Time, settled b
 		u.SetCause(fleetbanv1.UnbanCause_UNBAN_CAUSE_COMMAND)
 	case b.over(at):
 		u.SetCause(fleetbanv1.UnbanCause_UNBAN_CAUSE_EXPIRED)
-	case settled:
+	case settled && (!j.lifted[p] || len(j.lifted) > mostLifted):
 		u.SetCause(fleetbanv1.UnbanCause_UNBAN_CAUSE_JAIL_STOPPED)
 	default:
 		// A shorter ban time, set while the ban ran, ends it too.
@@ -292,6 +297,21 @@ func (o *Observer) unban(j *jail, p netip.Prefix, b ban, at time.Time, settled b
 		}
 	}
 	return u
+}
+
+// mostLifted is how many bans of a jail a person is believed to lift while it starts. More than that is a jail that stops.
+const mostLifted = 8
+
+// liftedEarly remembers that the server that starts has lifted a ban. Where it still is lifted when all bans were read
+// back, a person did it: a jail's stop takes nothing out of fail2ban's database, and its lines say that it stopped.
+func (o *Observer) liftedEarly(j *jail, l line) {
+	if at, usable := o.written(l); !usable || !at.After(o.born()) || len(j.lifted) > mostLifted {
+		return // a line of the server before, which stopped
+	}
+	if j.lifted == nil {
+		j.lifted = map[netip.Prefix]bool{}
+	}
+	j.lifted[l.prefix] = true
 }
 
 func change(jail string, p netip.Prefix) *hostv1.Change {

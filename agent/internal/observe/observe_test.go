@@ -336,6 +336,40 @@ func TestRestartRestores(t *testing.T) {
 	}
 }
 
+func TestPersonUnbansWhileItStarts(t *testing.T) {
+	for name, down := range map[string]func(*fail2bantest.Server){
+		"stop": (*fail2bantest.Server).Stop, "kill": (*fail2bantest.Server).Kill,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := fail2bantest.Start(t, fail2bantest.Options{})
+			w := start(t, observe.Config{Client: s.Client()})
+			w.ready()
+			s.Command("set", "sshd", "banip", "192.0.2.1", "192.0.2.2", "192.0.2.3")
+			w.until("3 bans", func() bool { return len(w.state) == 3 })
+			before := len(w.all())
+			down(s)
+			w.health("down", func(h *fleetbanv1.Fail2BanHealth) bool { return h.GetState() == fleetbanv1.Fail2BanHealth_STATE_DOWN })
+			s.Launch()
+			fail2bantest.Eventually(t, patience, "its bans to be read back", func() bool {
+				return s.Command("get", "sshd", "banned", "192.0.2.3") == "1"
+			})
+			s.Command("set", "sshd", "unbanip", "192.0.2.2") // one that was read back
+			s.Attack("sshd", "203.0.113.1")
+			w.ban("sshd", "203.0.113.1")
+			s.Command("set", "sshd", "unbanip", "203.0.113.1") // and a new one
+			w.unban("sshd", "192.0.2.2", person)
+			w.unban("sshd", "203.0.113.1", person)
+			w.health("up", up)
+			for _, c := range w.all()[before:] {
+				if k := key(c.GetJail(), c.GetPrefix()); k != "sshd 192.0.2.2" && k != "sshd 203.0.113.1" {
+					t.Errorf("the restart told %v", c)
+				}
+			}
+		})
+	}
+}
+
 func TestRestartWithoutDatabaseLosesBans(t *testing.T) {
 	t.Parallel()
 	s := fail2bantest.Start(t, fail2bantest.Options{NoDatabase: true})

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -278,7 +278,7 @@ func (o *Observer) begin(peer fail2ban.Peer) {
 	default:
 		o.state, o.begunAt = stateStarting, now
 		for _, j := range o.jails {
-			j.counts, j.told, j.settingsAt = fail2ban.Counts{}, 0, time.Time{}
+			j.counts, j.told, j.settingsAt, j.lifted = fail2ban.Counts{}, 0, time.Time{}, nil
 			j.settle(now, o.born())
 		}
 	}
@@ -341,6 +341,9 @@ func (o *Observer) stop() {
 		o.stopping = o.now()
 	}
 	o.state, o.problem, o.sawDown = stateStopping, "fail2ban is shutting down.", true
+	for _, j := range o.jails {
+		j.lifted = nil
+	}
 }
 
 // openLog opens the log that fail2ban writes, if there is one to be read, and decides where events come from.
@@ -467,12 +470,13 @@ func (o *Observer) snapshot(afterStart bool) *baseline {
 			b.entries = append(b.entries, entry{name, p, x.since, x.duration})
 		}
 	}
-	slices.Sort(b.jails)
-	slices.SortFunc(b.entries, func(x, y entry) int {
-		if c := strings.Compare(x.jail, y.jail); c != 0 {
-			return c
+	sort.Strings(b.jails)
+	sort.Slice(b.entries, func(i, j int) bool {
+		x, y := &b.entries[i], &b.entries[j]
+		if x.jail != y.jail {
+			return x.jail < y.jail
 		}
-		return comparePrefix(x.prefix, y.prefix)
+		return comparePrefix(x.prefix, y.prefix) < 0
 	})
 	return b
 }

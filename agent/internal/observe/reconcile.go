@@ -120,6 +120,7 @@ func (o *Observer) add(name string) *jail {
 // drop lets go of a jail that isn't up any more.
 func (o *Observer) drop(j *jail) {
 	delete(o.jails, j.name)
+	j.lifted = nil
 	now := o.now()
 	for p, b := range j.bans {
 		c := change(j.name, p)
@@ -133,7 +134,7 @@ func (o *Observer) drop(j *jail) {
 func (o *Observer) restarted(j *jail, counts fail2ban.Counts) {
 	now := o.now()
 	j.settle(now, now.Add(-o.cfg.PollInterval-time.Second))
-	j.counts, j.told = counts, counts.TotalBanned
+	j.counts, j.told, j.lifted = counts, counts.TotalBanned, nil
 	j.settingsAt = time.Time{}
 }
 
@@ -342,5 +343,8 @@ func (o *Observer) tell(j *jail, d difference, now time.Time, settled bool) {
 		c.SetReadUnixMs(unixMs(now))
 		c.SetConfirmedUnixMs(unixMs(now))
 		o.emit(c, now)
+	}
+	if settled {
+		j.lifted = nil
 	}
 }

@@ -79,6 +79,8 @@ type jail struct {
 	settlingSince time.Time
 	stillSince    time.Time
 	bornAt        time.Time // bans from before this moment are restored ones
+	// lifted are the bans that the server lifted since it started, while it starts.
+	lifted map[netip.Prefix]bool
 
 	// A full read blocks fail2ban: how long the last took, and when the next may be.
 	readCost time.Duration
