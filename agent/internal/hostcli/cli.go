@@ -88,19 +88,19 @@ var errProblem = errors.New("")
 func Main(args []string, in *os.File, out, errOut *os.File) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	c := &cli{in: in, out: out, err: errOut, colour: isTerminal(out) && os.Getenv("NO_COLOR") == ""}
+	c := &cli{in: in, out: plain{out}, err: plain{errOut}, colour: isTerminal(out) && os.Getenv("NO_COLOR") == ""}
 	err := c.dispatch(ctx, args)
 	var usage *usageError
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case errors.As(err, &usage):
-		fmt.Fprintf(errOut, "fleetban-agent: %s\nSee fleetban-agent --help.\n", usage.text) //nolint:errcheck // nobody to tell
+		fmt.Fprintf(c.err, "fleetban-agent: %s\nSee fleetban-agent --help.\n", usage.text) //nolint:errcheck // nobody to tell
 		return exitUsage
 	case errors.Is(err, errProblem):
 		return exitProblem
 	default:
-		fmt.Fprintf(errOut, "fleetban-agent: %v\n", err) //nolint:errcheck // nobody to tell
+		fmt.Fprintf(c.err, "fleetban-agent: %v\n", err) //nolint:errcheck // nobody to tell
 		return exitProblem
 	}
 }

@@ -3,6 +3,7 @@ package hostcli
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -118,7 +119,7 @@ func (c *cli) printJSON(r report) error {
 			return nil
 		}
 		text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
-		b.Write(text)
+		b.Write(readable(text))
 		return err
 	}
 	if err := put(r.agent, r.agentErr); err != nil {
@@ -145,6 +146,29 @@ func (c *cli) printJSON(r report) error {
 	out.WriteByte('\n')
 	_, err := out.WriteTo(c.out)
 	return err
+}
+
+// readable writes the prefixes in a message's JSON as people and programs write them: JSON has no bytes, and protobuf's
+// base64 of our packing tells nobody anything.
+func readable(text []byte) []byte {
+	const key = `"prefix":`
+	out := make([]byte, 0, len(text))
+	for {
+		before, after, ok := bytes.Cut(text, []byte(key))
+		out = append(out, before...)
+		if !ok {
+			return out
+		}
+		out = append(out, key...)
+		value, rest, ok := bytes.Cut(bytes.TrimPrefix(bytes.TrimLeft(after, " "), []byte(`"`)), []byte(`"`))
+		packed, err := base64.StdEncoding.DecodeString(string(value))
+		if !ok || err != nil {
+			text = after
+			continue
+		}
+		out = append(out, `"`+unpacked(packed)+`"`...)
+		text = rest
+	}
 }
 
 func (c *cli) row(name, format string, args ...any) {
