@@ -1,12 +1,12 @@
 package enforce
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"sort"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -51,7 +51,7 @@ func (e *Engine) listExceptions() []*fleetbanv1.SetException {
 	for p := range e.refused {
 		prefixes = append(prefixes, p)
 	}
-	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	sort.Slice(prefixes, func(i, j int) bool { return prefixes[i].Compare(prefixes[j]) < 0 })
 	out := make([]*fleetbanv1.SetException, 0, min(len(prefixes), mostExceptions))
 	for _, p := range prefixes {
 		for _, set := range e.hold.In(kindBan, p) {
@@ -210,7 +210,7 @@ func (e *Engine) LocalAllows() []*hostv1.LocalAllow {
 			out = append(out, hostv1.LocalAllow_builder{Prefix: prefix.Pack(p), UntilUnixMs: end}.Build())
 		}
 	}
-	slices.SortFunc(out, func(a, b *hostv1.LocalAllow) int { return cmp.Compare(string(a.GetPrefix()), string(b.GetPrefix())) })
+	sort.Slice(out, func(i, j int) bool { return string(out[i].GetPrefix()) < string(out[j].GetPrefix()) })
 	return out
 }
 

@@ -3,7 +3,7 @@ package observe
 import (
 	"context"
 	"errors"
-	"slices"
+	"sort"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -98,12 +98,7 @@ func (o *Observer) tellHealth() {
 			FailedTotal: j.counts.TotalFailed, BantimeS: wholeSeconds(j.banTime), FindtimeS: wholeSeconds(j.findTime), Maxretry: j.maxRetry,
 		}.Build())
 	}
-	slices.SortFunc(jails, func(a, b *fleetbanv1.JailHealth) int {
-		if a.GetName() < b.GetName() {
-			return -1
-		}
-		return 1
-	})
+	sort.Slice(jails, func(i, j int) bool { return jails[i].GetName() < jails[j].GetName() })
 	h.SetJails(jails[:min(len(jails), maxJails)])
 
 	now := o.now()
