@@ -70,6 +70,10 @@ func (h *Helper) examine(ctx context.Context) []*fleetbanv1.Finding {
 		add(finding(severityWarn, "table-flushed", fmt.Sprintf("another program took Fleetban's nftables table away %d times; it was put back each time", e.GetRepairs()),
 			"Find what runs `nft flush ruleset` (the nftables service, a firewall script) and let it flush its own tables only."))
 	}
+	if n := h.ignore.notIgnored(); n > 0 {
+		add(finding(severityWarn, "ignoreip-full", fmt.Sprintf("%d allowed prefixes found no room in fail2ban's ignoreip, which takes %d from Fleetban: this host's own fail2ban may ban them", n, maxIgnored),
+			"Allow networks instead of single addresses, or put them into ignoreip in jail.local."))
+	}
 	add(h.examineClock(), flowtables(), macvlan())
 	return found
 }

@@ -36,7 +36,9 @@ type ignorer struct {
 
 	mu    sync.Mutex
 	added map[string]map[netip.Prefix]bool // by jail
-	fresh []netip.Prefix                   // allowed since the last round: bans of these are lifted
+	fresh map[netip.Prefix]bool            // allowed since the last round: bans of these are lifted
+	// left is how many allowed prefixes found no room in ignoreip.
+	left int
 }
 
 const (
@@ -63,13 +65,19 @@ func (i *ignorer) poke() {
 
 // allowed takes note of prefixes that have just been allowed.
 func (i *ignorer) allowed(prefixes []netip.Prefix) {
-	i.mu.Lock()
-	i.fresh = append(i.fresh, prefixes...)
-	if len(i.fresh) > maxIgnored {
-		i.fresh = i.fresh[len(i.fresh)-maxIgnored:]
-	}
-	i.mu.Unlock()
+	i.again(prefixes)
 	i.poke()
+}
+
+func (i *ignorer) again(prefixes []netip.Prefix) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.fresh == nil {
+		i.fresh = map[netip.Prefix]bool{}
+	}
+	for _, p := range prefixes {
+		i.fresh[p] = true
+	}
 }
 
 // run keeps fail2ban in step until ctx ends.
@@ -113,32 +121,59 @@ func jailNames(h *fleetbanv1.Fail2BanHealth) string {
 	return h.GetState().String() + strings.Join(names, "\n")
 }
 
-// wanted is what is allowed now.
+// wanted is what is allowed now: this host's own entries first, and no more than fail2ban can bear.
 func (i *ignorer) wanted() map[netip.Prefix]bool {
 	now := i.engine.ServerNow()
-	out := map[netip.Prefix]bool{}
-	add := func(packed []byte, until int64) {
-		if p, err := prefix.Unpack(packed); err == nil && (until == 0 || until > now) && len(out) < maxIgnored {
-			out[p] = true
-		}
-	}
+	var local, fleet []netip.Prefix
 	for _, a := range i.engine.LocalAllows() {
-		add(a.GetPrefix(), a.GetUntilUnixMs())
+		if p, err := prefix.Unpack(a.GetPrefix()); err == nil {
+			local = append(local, p)
+		}
 	}
 	_ = i.engine.Held(banset.Allow, 0, func(records []*fleetbanv1.Record) error {
 		for _, r := range records {
-			if r.GetKind() == fleetbanv1.RecordKind_RECORD_KIND_PRESENT {
-				add(r.GetPrefix(), r.GetExpiresUnixMs())
+			if p, err := prefix.Unpack(r.GetPrefix()); err == nil && r.GetKind() == fleetbanv1.RecordKind_RECORD_KIND_PRESENT && r.GetExpiresUnixMs() > now {
+				fleet = append(fleet, p)
 			}
 		}
 		return nil
 	})
+	out, left := choose(local, fleet)
+	i.mu.Lock()
+	i.left = left
+	i.mu.Unlock()
 	return out
+}
+
+// choose takes the first maxIgnored, always the same ones, and says how many are left.
+func choose(local, fleet []netip.Prefix) (map[netip.Prefix]bool, int) {
+	out := map[netip.Prefix]bool{}
+	left := 0
+	for _, list := range [][]netip.Prefix{local, fleet} {
+		slices.SortFunc(list, netip.Prefix.Compare)
+		for _, p := range slices.Compact(list) {
+			switch {
+			case out[p]:
+			case len(out) < maxIgnored:
+				out[p] = true
+			default:
+				left++
+			}
+		}
+	}
+	return out, left
+}
+
+// notIgnored is how many allowed prefixes fail2ban doesn't know of.
+func (i *ignorer) notIgnored() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.left
 }
 
 func (i *ignorer) round(ctx context.Context) error {
 	i.mu.Lock()
-	fresh := i.fresh
+	fresh := slices.Collect(maps.Keys(i.fresh))
 	i.fresh = nil
 	i.mu.Unlock()
 	want := i.wanted()
@@ -146,12 +181,10 @@ func (i *ignorer) round(ctx context.Context) error {
 	for _, jail := range jails {
 		err = errors.Join(err, i.sync(ctx, jail, want))
 	}
-	for n, p := range fresh {
-		if _, liftErr := i.lift(ctx, p); liftErr != nil {
-			i.mu.Lock()
-			i.fresh = append(i.fresh, fresh[n:]...) // again in the next round
-			i.mu.Unlock()
-			return errors.Join(err, liftErr)
+	if len(fresh) > 0 {
+		if _, liftErr := i.lift(ctx, fresh...); liftErr != nil {
+			i.again(fresh) // in the next round
+			err = errors.Join(err, liftErr)
 		}
 	}
 	return err
@@ -193,17 +226,22 @@ func (i *ignorer) sync(ctx context.Context, jail string, want map[netip.Prefix]b
 	return i.note(jail, surplus, false)
 }
 
-// lift unbans p, and what is in it, in every jail, and returns those where anything was lifted.
-func (i *ignorer) lift(ctx context.Context, p netip.Prefix) ([]string, error) {
+// lift unbans prefixes, and what is in them, in every jail, and returns those where anything was lifted.
+func (i *ignorer) lift(ctx context.Context, prefixes ...netip.Prefix) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, executeAtMost)
 	defer cancel()
 	jails, err := i.client.Jails(ctx)
 	if err != nil {
 		return nil, err
 	}
+	allowed := make(map[netip.Prefix]bool, len(prefixes))
+	for _, p := range prefixes {
+		allowed[p] = true
+	}
 	var in []string
+	want := i.wanted()
 	for _, jail := range jails {
-		err = errors.Join(err, i.sync(ctx, jail, i.wanted()))
+		err = errors.Join(err, i.sync(ctx, jail, want))
 		listing, listErr := i.client.BannedWithTime(ctx, jail)
 		if listErr != nil {
 			err = errors.Join(err, listErr)
@@ -211,7 +249,7 @@ func (i *ignorer) lift(ctx context.Context, p netip.Prefix) ([]string, error) {
 		}
 		var lift []netip.Prefix
 		for _, b := range listing.Entries {
-			if prefix.Covers(p, b.Addr) {
+			if covered(allowed, b.Addr) {
 				i.observer.ExpectUnban(allowCommand, b.Addr)
 				lift = append(lift, b.Addr)
 			}
@@ -226,6 +264,16 @@ func (i *ignorer) lift(ctx context.Context, p netip.Prefix) ([]string, error) {
 		}
 	}
 	return in, err
+}
+
+// covered reports whether one of many prefixes covers p.
+func covered(by map[netip.Prefix]bool, p netip.Prefix) bool {
+	for bits := p.Bits(); bits >= 0; bits-- {
+		if wide, err := p.Addr().Prefix(bits); err == nil && by[wide] {
+			return true
+		}
+	}
+	return false
 }
 
 // note saves what is or isn't added any more.
