@@ -43,6 +43,8 @@ type Options struct {
 type Interceptor struct {
 	options Options
 	table   map[string]optionsv1.Permission
+	// A program that calls often at once costs one look at its token for all of them.
+	looks shared[Principal]
 }
 
 var _ connect.Interceptor = (*Interceptor)(nil)
@@ -161,7 +163,9 @@ func (i *Interceptor) authenticate(ctx context.Context, addr netip.Addr, header 
 	if err != nil {
 		return Principal{}, err
 	}
-	principal, err := i.options.People.Authenticate(ctx, credential)
+	principal, err := i.looks.do(ctx, credential, func(ctx context.Context) (Principal, error) {
+		return i.options.People.Authenticate(ctx, credential)
+	})
 	if err == nil {
 		return principal, nil
 	}

@@ -47,6 +47,8 @@ const (
 	drainGrace = 5 * time.Second
 	// maxRequest bounds one message of the operator API.
 	maxRequest = 1 << 20
+	// compressFrom is where compressing an answer begins to save more than it costs, bytes.
+	compressFrom = 4 << 10
 )
 
 // Server is one replica.
@@ -218,7 +220,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(s.agents.Handler(interceptors...))
-	operators.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))
+	operators.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
 	install.Register(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.Handle("GET /readyz", s.ready)
