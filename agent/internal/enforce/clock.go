@@ -40,11 +40,13 @@ func boottime() time.Duration { return monotonic(unix.CLOCK_BOOTTIME) }
 
 func sleeping() time.Duration { return boottime() - monotonic(unix.CLOCK_MONOTONIC) }
 
-// start sets the clock from what was saved: the server's clock less the host's, and the last time known.
+// start sets the clock from what was saved: the server's clock less the host's, and the last time known. That last time is
+// a word of the server's; what the host's clock adds to it is a guess, for it may have been set while we were away (a
+// hardware clock in local time is), and the first word may take that back.
 func (c *clock) start(offsetMS, lastMS int64, told bool) {
 	c.server = max(time.Now().UnixMilli()+offsetMS, lastMS)
 	c.at, c.told = boottime(), told
-	c.top = c.server - c.at.Milliseconds()
+	c.top = lastMS - c.at.Milliseconds()
 	c.asleep = sleeping()
 }
 

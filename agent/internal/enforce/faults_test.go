@@ -2,6 +2,7 @@ package enforce_test
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -163,6 +164,45 @@ func TestClockSetBackExtendsNothing(t *testing.T) {
 	within("back to the truth")
 	if h.finds("control-plane-clock") {
 		t.Error("it is over and still told")
+	}
+}
+
+// A host whose own clock was set while its helper was down, as a hardware clock in local time is at boot, believes the
+// server's first word: its bans last as long as everywhere.
+func TestHostClockSetAheadWhileDown(t *testing.T) {
+	t.Parallel()
+	const name = "203.0.113.9/32"
+	h := newHost(t)
+	h.delta("all", ban, change{name, present, 30 * time.Minute})
+	if err := h.e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// What is saved is a difference to the host's clock: an hour more of it is an hour more on the clock.
+	saved := filepath.Join(h.dir, "state", "switches.json")
+	content, err := os.ReadFile(saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(content, &fields); err != nil {
+		t.Fatal(err)
+	}
+	offset, _ := fields["clock_offset_ms"].(float64) // left out where it is 0
+	fields["clock_offset_ms"] = offset + float64(time.Hour.Milliseconds())
+	if content, err = json.Marshal(fields); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(saved, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.open()
+	h.wantKernel("by the host's clock it has ended")
+	h.says(0)
+	if r := h.kernel()[name]; r > 30*time.Minute || r < 29*time.Minute {
+		t.Errorf("the server said what time it is; the ban has half an hour, the kernel says %s", r)
+	}
+	if h.finds("control-plane-clock") {
+		t.Error("the server's word is doubted")
 	}
 }
 

@@ -29,14 +29,14 @@ type report struct {
 	findings  []*fleetbanv1.Finding
 }
 
-func (c *cli) report(ctx context.Context, doctor bool) report {
+func (c *cli) report(ctx context.Context) report {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	r := report{agent: &hostv1.RunStatusResponse{}, helper: &hostv1.StatusResponse{}}
 	runClient := localrpc.NewClient(c.opts.socket)
 	defer runClient.Close()
 	r.agentErr = explain(runClient.Call(ctx, hostv1connect.RunServiceStatusProcedure, &hostv1.RunStatusRequest{}, r.agent), "fleetban-agent")
-	r.helperErr = c.callHelper(ctx, hostv1connect.HelperServiceStatusProcedure, hostv1.StatusRequest_builder{Doctor: doctor}.Build(), r.helper)
+	r.helperErr = c.callHelper(ctx, hostv1connect.HelperServiceStatusProcedure, hostv1.StatusRequest_builder{Doctor: true}.Build(), r.helper)
 	add := func(s fleetbanv1.Finding_Severity, code, problem, fix string) {
 		r.findings = append(r.findings, fleetbanv1.Finding_builder{Severity: s, Code: code, Problem: problem, Fix: fix}.Build())
 	}
@@ -47,7 +47,7 @@ func (c *cli) report(ctx context.Context, doctor bool) report {
 	if _, err := identity.Load(c.opts.agentDir); err != nil && r.agentErr != nil {
 		add(bad, "not-enrolled", err.Error(), "Make a join token in the console or with fleetban join-token create.")
 	} else if r.agentErr != nil {
-		add(bad, "agent-away", "the unprivileged half doesn't answer: "+r.agentErr.Error(), "")
+		add(bad, "agent-away", "the unprivileged half doesn't answer: "+r.agentErr.Error(), "Known bans stay enforced meanwhile.")
 	}
 	if r.agentErr == nil {
 		if !r.agent.GetStream().GetConnected() {
@@ -57,7 +57,8 @@ func (c *cli) report(ctx context.Context, doctor bool) report {
 			add(bad, "helper-refuses-agent", "the unprivileged half can't use the helper: "+r.agent.GetHelperProblem(), "Start both with the same --run-user.")
 		}
 		if p := r.agent.GetSpool().GetProblem(); p != "" {
-			add(fleetbanv1.Finding_SEVERITY_WARNING, "spool", p, "")
+			add(fleetbanv1.Finding_SEVERITY_WARNING, "spool", p,
+				"Free space on the disk of the state folder, or bring the control plane back; nothing is lost that fail2ban still bans.")
 		}
 	}
 	r.findings = append(r.findings, r.helper.GetFindings()...)
@@ -81,7 +82,7 @@ func (r report) end() error {
 }
 
 func (c *cli) status(ctx context.Context, _ []string) error {
-	r := c.report(ctx, false)
+	r := c.report(ctx)
 	if c.opts.output == "json" {
 		if err := c.printJSON(r); err != nil {
 			return err
@@ -95,7 +96,7 @@ func (c *cli) status(ctx context.Context, _ []string) error {
 }
 
 func (c *cli) doctor(ctx context.Context, _ []string) error {
-	r := c.report(ctx, true)
+	r := c.report(ctx)
 	if c.opts.output == "json" {
 		if err := c.printJSON(r); err != nil {
 			return err
