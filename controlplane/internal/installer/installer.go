@@ -13,11 +13,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -41,14 +45,16 @@ type Options struct {
 // Installer serves the files. Safe for concurrent use.
 type Installer struct {
 	o      Options
-	script []byte
-	served map[string]file // by path
+	script func() (file, error) // rendered once
+	served map[string]file      // by path
 }
 
+// file is a file to serve. Its contents stay in the program's own file until somebody asks: they are several times what
+// the control plane needs to run.
 type file struct {
-	contents []byte
-	sha256   string
-	kind     string
+	open func() (io.ReadSeeker, error)
+	sum  func() (string, error) // SHA-256, hexadecimal; computed once
+	kind string
 }
 
 var (
@@ -76,57 +82,90 @@ func newFrom(o Options, source fs.FS) (*Installer, error) {
 		return nil, fmt.Errorf("pin %q: it must be sha256// and 32 bytes in base64", o.Pin)
 	}
 	i := &Installer{o: o, served: map[string]file{}}
-	sums := map[string]string{"@URL@": o.PublicURL, "@PIN@": o.Pin}
+	placeholders := map[string]string{} // of a path's SHA-256
 	for name, placeholder := range map[string]string{
 		"fleetban-agent.service": "@SHA256_AGENT_SERVICE@", "fleetban-helper.service": "@SHA256_HELPER_SERVICE@", "policy.toml": "@SHA256_POLICY@",
 	} {
-		if sums[placeholder], err = i.add(source, name, "/agent/"+name, "text/plain; charset=utf-8"); err != nil {
-			return nil, err
-		}
+		i.add(source, name, "/agent/"+name, "text/plain; charset=utf-8")
+		placeholders[placeholder] = "/agent/" + name
 	}
 	for _, arch := range Architectures {
-		sum, err := i.add(source, "dist/fleetban-agent-linux-"+arch, "/agent/linux-"+arch, "application/octet-stream")
-		if err != nil {
-			return nil, err
-		}
-		sums["@SHA256_"+strings.ToUpper(arch)+"@"] = sum
-		if sum != "" {
-			line := []byte(sum + "  fleetban-agent\n")
-			i.served["/agent/linux-"+arch+".sha256"] = newFile(line, "text/plain; charset=utf-8")
+		path := "/agent/linux-" + arch
+		i.add(source, "dist/fleetban-agent-linux-"+arch, path, "application/octet-stream")
+		placeholders["@SHA256_"+strings.ToUpper(arch)+"@"] = path
+		if binary, ok := i.served[path]; ok {
+			i.served[path+".sha256"] = made(func() ([]byte, error) {
+				sum, err := binary.sum()
+				return []byte(sum + "  fleetban-agent\n"), err
+			}, "text/plain; charset=utf-8")
 		}
 	}
 	text, err := fs.ReadFile(source, "install.sh")
 	if err != nil {
 		return nil, fmt.Errorf("read embedded install.sh: %w", err)
 	}
-	pairs := make([]string, 0, 2*len(sums))
-	for placeholder, value := range sums {
+	for _, placeholder := range append(slices.Collect(maps.Keys(placeholders)), "@URL@", "@PIN@") {
 		if !bytes.Contains(text, []byte(placeholder)) {
 			return nil, fmt.Errorf("install.sh has no place for %s", placeholder)
 		}
-		pairs = append(pairs, placeholder, value)
 	}
-	i.script = []byte(strings.NewReplacer(pairs...).Replace(string(text)))
+	i.script = sync.OnceValues(func() (file, error) {
+		pairs := []string{"@URL@", o.PublicURL, "@PIN@", o.Pin}
+		for placeholder, path := range placeholders {
+			sum := ""
+			if f, ok := i.served[path]; ok {
+				var err error
+				if sum, err = f.sum(); err != nil {
+					return file{}, err
+				}
+			}
+			pairs = append(pairs, placeholder, sum)
+		}
+		rendered := []byte(strings.NewReplacer(pairs...).Replace(string(text)))
+		return made(func() ([]byte, error) { return rendered, nil }, "text/x-shellscript; charset=utf-8"), nil
+	})
 	return i, nil
 }
 
-// add serves a file, if this build has it, and returns its SHA-256.
-func (i *Installer) add(source fs.FS, name, path, kind string) (string, error) {
-	contents, err := fs.ReadFile(source, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+// add serves a file, if this build has it.
+func (i *Installer) add(source fs.FS, name, path, kind string) {
+	if _, err := fs.Stat(source, name); err != nil {
+		return
 	}
-	if err != nil {
-		return "", fmt.Errorf("read embedded %s: %w", name, err)
-	}
-	f := newFile(contents, kind)
-	i.served[path] = f
-	return f.sha256, nil
+	i.served[path] = newFile(func() (io.ReadSeeker, error) {
+		f, err := source.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("open embedded %s: %w", name, err)
+		}
+		// A file that is part of the program: there is nothing to close.
+		if seeker, ok := f.(io.ReadSeeker); ok {
+			return seeker, nil
+		}
+		contents, err := io.ReadAll(f)
+		return bytes.NewReader(contents), errors.Join(err, f.Close())
+	}, kind)
 }
 
-func newFile(contents []byte, kind string) file {
-	sum := sha256.Sum256(contents)
-	return file{contents: contents, sha256: hex.EncodeToString(sum[:]), kind: kind}
+// made is a file that isn't there but made.
+func made(contents func() ([]byte, error), kind string) file {
+	return newFile(func() (io.ReadSeeker, error) {
+		raw, err := contents()
+		return bytes.NewReader(raw), err
+	}, kind)
+}
+
+func newFile(open func() (io.ReadSeeker, error), kind string) file {
+	return file{open: open, kind: kind, sum: sync.OnceValues(func() (string, error) {
+		r, err := open()
+		if err != nil {
+			return "", err
+		}
+		h := sha256.New()
+		if _, err := io.Copy(h, r); err != nil {
+			return "", fmt.Errorf("read an embedded file: %w", err)
+		}
+		return hex.EncodeToString(h.Sum(nil)), nil
+	})}
 }
 
 // Missing names the architectures that this build has no agent for.
@@ -153,7 +192,12 @@ func (i *Installer) Register(mux *http.ServeMux) {
 	mux.HandleFunc("GET /install.sh", func(w http.ResponseWriter, r *http.Request) {
 		// Of one build and one URL: never an old one from a cache, whose hashes no longer hold.
 		w.Header().Set("Cache-Control", "no-store")
-		serve(w, r, newFile(i.script, "text/x-shellscript; charset=utf-8"))
+		script, err := i.script()
+		if err != nil {
+			http.Error(w, "the installer can't be read: "+err.Error(), http.StatusInternalServerError)
+			return
+		}
+		serve(w, r, script)
 	})
 	mux.HandleFunc("GET /agent/{name}", func(w http.ResponseWriter, r *http.Request) {
 		f, ok := i.served[r.URL.Path]
@@ -167,10 +211,19 @@ func (i *Installer) Register(mux *http.ServeMux) {
 }
 
 func serve(w http.ResponseWriter, r *http.Request, f file) {
+	sum, err := f.sum()
+	var contents io.ReadSeeker
+	if err == nil {
+		contents, err = f.open()
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
 	w.Header().Set("Content-Type", f.kind)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Etag", `"`+f.sha256+`"`)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.contents))
+	w.Header().Set("Etag", `"`+sum+`"`)
+	http.ServeContent(w, r, "", time.Time{}, contents)
 }
 
 func (i *Installer) missing(w http.ResponseWriter, r *http.Request) {
