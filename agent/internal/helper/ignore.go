@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -150,7 +151,7 @@ func choose(local, fleet []netip.Prefix) (map[netip.Prefix]bool, int) {
 	out := map[netip.Prefix]bool{}
 	left := 0
 	for _, list := range [][]netip.Prefix{local, fleet} {
-		slices.SortFunc(list, netip.Prefix.Compare)
+		sort.Slice(list, func(i, j int) bool { return list[i].Compare(list[j]) < 0 })
 		for _, p := range slices.Compact(list) {
 			switch {
 			case out[p]:
