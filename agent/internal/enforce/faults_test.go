@@ -173,11 +173,12 @@ func TestHostClockSetAheadWhileDown(t *testing.T) {
 	t.Parallel()
 	const name = "203.0.113.9/32"
 	h := newHost(t)
+	h.ahead = -time.Hour
 	h.delta("all", ban, change{name, present, 30 * time.Minute})
 	if err := h.e.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// What is saved is a difference to the host's clock: an hour more of it is an hour more on the clock.
+	// What is saved is the difference to the host's clock as it was: right then, an hour behind what it is now.
 	saved := filepath.Join(h.dir, "state", "switches.json")
 	content, err := os.ReadFile(saved)
 	if err != nil {
@@ -197,7 +198,7 @@ func TestHostClockSetAheadWhileDown(t *testing.T) {
 	}
 	h.open()
 	h.wantKernel("by the host's clock it has ended")
-	h.says(0)
+	h.says(h.ahead)
 	if r := h.kernel()[name]; r > 30*time.Minute || r < 29*time.Minute {
 		t.Errorf("the server said what time it is; the ban has half an hour, the kernel says %s", r)
 	}
