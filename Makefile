@@ -63,7 +63,7 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos and shell
 	@cd proto && buf lint && buf format --diff --exit-code --path fleetban
 	@scripts/check-breaking
 	@for m in $(MODULES); do (cd $$m && golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
-	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/install.sh .ci/run
+	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/install.sh .ci/run
 
 .PHONY: clean
 clean: ## Remove what was built
