@@ -33,51 +33,98 @@ func (c *cli) uninstall(ctx context.Context, _ []string) error {
 		}
 	}
 	var failed []error
-	step := func(what string, err error) {
+	step := func(did, undone string, err error) {
 		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", what, err))
+			failed = append(failed, fmt.Errorf("%s: %w", undone, err))
 			return
 		}
-		c.printf("%s\n", what)
+		c.printf("%s\n", did)
 	}
 	standard := o.stateDir == "" // the one that the installer made
 	if standard && haveSystemd() {
-		step("Stopped the services", systemctl(ctx, "disable", "--now", "--quiet", "fleetban-agent.service", "fleetban-helper.service"))
+		for _, name := range units() {
+			if _, err := os.Lstat(filepath.Join(unitDir, name)); err == nil {
+				step("Stopped "+name, "stop "+name, systemctl(ctx, "disable", "--now", "--quiet", name))
+			}
+		}
 	}
-	stopPeer(ctx, o.socket)
-	stopPeer(ctx, o.helperSocket)
+	for _, socket := range []string{o.socket, o.helperSocket} {
+		if stopPeer(ctx, socket) && answersAgain(ctx, socket) {
+			return fmt.Errorf("what serves %s was stopped and started again: stop fleetban-agent where this machine supervises its services, then run uninstall again", socket)
+		}
+	}
 	n, err := helper.Restore(ctx, o.helperDir, o.fail2banSocket)
 	if err == nil && n > 0 {
-		step(fmt.Sprintf("Took what was allowed out of %d of fail2ban's jails", n), nil)
+		step(fmt.Sprintf("Took what was allowed out of %d of fail2ban's jails", n), "", nil)
 	} else if err != nil {
 		// A fail2ban that isn't there has forgotten it.
 		c.printf("fail2ban couldn't be told to forget what was allowed (%v); it does at its next restart\n", err)
 	}
-	step("Took the bans out of the kernel", removeTable(ctx, o.table))
+	step("Took the bans out of the kernel", "take the bans out of the kernel", removeTable(ctx, o.table))
 	if standard {
-		for _, unit := range []string{"fleetban-agent.service", "fleetban-helper.service"} {
-			err = errors.Join(err, remove(filepath.Join("/etc/systemd/system", unit)))
+		var err error
+		for _, name := range units() {
+			err = errors.Join(err, remove(filepath.Join(unitDir, name)))
+		}
+		if err != nil {
+			failed = append(failed, err)
 		}
 		if haveSystemd() {
 			_ = systemctl(ctx, "daemon-reload")
 		}
 	}
-	step("Removed the state", errors.Join(os.RemoveAll(o.agentDir), os.RemoveAll(o.helperDir),
-		os.RemoveAll(filepath.Dir(o.helperSocket)), os.RemoveAll(filepath.Dir(o.socket))))
+	step("Removed the state", "remove the state", errors.Join(os.RemoveAll(o.agentDir), os.RemoveAll(o.helperDir), removeSocket(o.helperSocket), removeSocket(o.socket)))
 	if standard {
-		step("Removed the policy", os.RemoveAll("/etc/fleetban"))
+		// A control plane on this machine has its own file there.
+		step("Removed the settings", "remove the settings", removeFrom("/etc/fleetban", "policy.toml", "policy.toml.new", "agent.env"))
 		if _, _, err := helper.LookUpUser(o.runUser); err == nil && o.runUser == defaultUser {
-			step("Removed the user "+defaultUser, removeUser(ctx, defaultUser))
+			step("Removed the user "+defaultUser, "remove the user "+defaultUser, removeUser(ctx, defaultUser))
 		}
 		if self, err := os.Executable(); err == nil && filepath.Base(self) == "fleetban-agent" {
-			step("Removed "+self, remove(self))
+			step("Removed "+self, "remove "+self, remove(self))
 		}
 	}
 	if len(failed) > 0 {
-		return fmt.Errorf("some of it is left: %w", errors.Join(failed...))
+		return fmt.Errorf("some of it is left; run this again when this is mended: %w", errors.Join(failed...))
 	}
-	c.printf("Fleetban is gone from this host. Remove the host in the console as well.\n")
+	c.printf("Fleetban is gone from this host. It stays in the list of hosts until: fleetban forget HOST\n")
 	return nil
+}
+
+const unitDir = "/etc/systemd/system"
+
+func units() []string { return []string{"fleetban-agent.service", "fleetban-helper.service"} }
+
+// removeFrom removes files of a folder, and the folder if nothing else is in it.
+func removeFrom(dir string, names ...string) error {
+	var err error
+	for _, name := range names {
+		err = errors.Join(err, remove(filepath.Join(dir, name)))
+	}
+	_ = os.Remove(dir) // others may have something there
+	return err
+}
+
+// removeSocket removes what listening on a socket left.
+func removeSocket(path string) error {
+	return removeFrom(filepath.Dir(path), filepath.Base(path), filepath.Base(path)+".lock")
+}
+
+// answersAgain waits as long as a supervisor may take, where one is at work that isn't systemd, and reports whether somebody
+// serves the socket again.
+func answersAgain(ctx context.Context, socket string) bool {
+	limit := time.Now().Add(2500 * time.Millisecond)
+	for time.Now().Before(limit) && ctx.Err() == nil {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			_ = conn.Close()
+			return true
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return false
 }
 
 func haveSystemd() bool {
@@ -162,37 +209,38 @@ func removeTable(ctx context.Context, table string) error {
 }
 
 // stopPeer ends the process that serves a socket of ours, where no systemd did, and waits until it is gone. The kernel
-// says which process that is.
-func stopPeer(ctx context.Context, socket string) {
+// says which process that is. It reports whether there was one.
+func stopPeer(ctx context.Context, socket string) bool {
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
-		return
+		return false
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost with it
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return
+		return false
 	}
 	var cred *unix.Ucred
 	_ = raw.Control(func(fd uintptr) {
 		cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor fits
 	})
 	if cred == nil || cred.Pid <= 1 {
-		return
+		return false
 	}
 	fd, err := unix.PidfdOpen(int(cred.Pid), 0)
 	if err != nil {
-		return
+		return false
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing is lost with it
 	if unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0) != nil {
-		return
+		return false
 	}
 	limit := time.Now().Add(10 * time.Second)
 	for time.Now().Before(limit) && ctx.Err() == nil {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200) //nolint:gosec // a descriptor fits
 		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
-			return
+			break
 		}
 	}
+	return true
 }
