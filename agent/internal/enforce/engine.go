@@ -205,7 +205,9 @@ func (e *Engine) SetSession(ctx context.Context, req *hostv1.SetSessionRequest) 
 		e.state.ControlPlane = control
 		change.Large = true
 	}
-	if s := req.GetSettings(); s != nil && (e.state.settings == nil || s.GetVersion() > e.state.settings.GetVersion()) {
+	// A Welcome, which names sets, says how things are: a control plane that lost its Redis counts from the beginning again,
+	// and a pause of before must not hold for ever. What comes later on a stream may come late, from one that ends.
+	if s := req.GetSettings(); s != nil && (len(names) > 0 || e.state.settings == nil || s.GetVersion() > e.state.settings.GetVersion()) {
 		e.state.settings = s
 	}
 	e.saveState()

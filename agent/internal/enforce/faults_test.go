@@ -167,6 +167,30 @@ func TestClockSetBackExtendsNothing(t *testing.T) {
 	}
 }
 
+// A control plane that lost its Redis counts its settings from the beginning: a pause of before ends all the same.
+func TestSettingsOfAControlPlaneThatLostItsRedis(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.delta("all", ban, change{"203.0.113.9/32", present, time.Hour})
+	told := func(version uint64, paused time.Duration, sets ...*fleetbanv1.SetInfo) {
+		t.Helper()
+		b := fleetbanv1.Settings_builder{Version: version}
+		if paused > 0 {
+			b.PausedUntilUnixMs = h.now() + paused.Milliseconds()
+		}
+		if _, err := h.e.SetSession(t.Context(), hostv1.SetSessionRequest_builder{ServerUnixMs: h.now(), Settings: b.Build(), Sets: sets}.Build()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := fleetbanv1.SetInfo_builder{Set: "all", Kind: ban}.Build()
+	told(90, 24*time.Hour, all)
+	h.wantKernel("paused")
+	told(1, 0) // late, of a stream that ends
+	h.wantKernel("paused still")
+	told(1, 0, all) // a Welcome
+	h.wantKernel("no longer paused", "203.0.113.9/32")
+}
+
 // A host whose own clock was set while its helper was down, as a hardware clock in local time is at boot, believes the
 // server's first word: its bans last as long as everywhere.
 func TestHostClockSetAheadWhileDown(t *testing.T) {
