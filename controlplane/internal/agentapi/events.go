@@ -25,7 +25,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 			return apierr.Invalid("events.spool", "the name of a spool must be printable ASCII without spaces", "use an agent of this release")
 		}
 		// A new spool was made under the stream: its numbers are its own.
-		st.spool, st.through = batch.GetSpool(), 0
+		st.spool = batch.GetSpool()
 	}
 	received := time.Now()
 	last := batch.GetEvents()[len(batch.GetEvents())-1].GetSeq()
@@ -33,18 +33,14 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	var events []sets.Event
 	policy := uint64(0)
 	decided := false
-	var taken taken
-	var rated time.Time
 	err := st.untilStored(ctx, func() error {
 		if !decided {
 			p, err := st.tenant.policy(ctx)
 			if err != nil {
 				return err
 			}
-			if events, err = st.decide(ctx, batch, p, &taken); err != nil {
-				return err
-			}
-			policy, decided, rated = p.version, true, time.Now()
+			events = st.decide(ctx, batch, p)
+			policy, decided = p.version, true
 		}
 		if len(events) == 0 {
 			result.Through = last
@@ -60,6 +56,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 		var err error
 		result, err = s.Sets.RecordEvents(ctx, org, sets.EventsInput{
 			HostID: host, Fence: st.currentFence().N, Spool: batch.GetSpool(), Events: aged, PolicyVersion: policy,
+			HostRate: promotion.HostPerMinute, OrganisationRate: promotion.OrganisationPerMinute,
 		})
 		switch {
 		case errors.Is(err, sets.ErrPolicyChanged):
@@ -77,20 +74,25 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	if err != nil || result.Through == 0 {
 		return err
 	}
-	st.through = max(st.through, result.Through)
-	st.tellRecorded(ctx, events, received, rated)
+	st.tellRecorded(ctx, events, received)
 	s.count(func(c *Counts) {
 		c.EventBatches++
 		c.Events += uint64(len(events))
 		c.Promotions += uint64(result.Promoted) //nolint:gosec // a count
 	})
+	switch {
+	case result.OverHostRate > 0:
+		st.tellRate(ctx, result.OverHostRate, operatorv1.Unpromoted_UNPROMOTED_HOST_RATE)
+	case result.OverOrganisationRate > 0:
+		st.tellRate(ctx, result.OverOrganisationRate, operatorv1.Unpromoted_UNPROMOTED_ORGANISATION_RATE)
+	}
 	st.note(func(m *mailbox) { m.events, m.eventsThrough = true, max(m.eventsThrough, result.Through, last) })
 	return nil
 }
 
 // tellRecorded tells, to who debugs how long a ban takes, when each step of its way here was over: microseconds of Unix
 // time.
-func (st *stream) tellRecorded(ctx context.Context, events []sets.Event, received, rated time.Time) {
+func (st *stream) tellRecorded(ctx context.Context, events []sets.Event, received time.Time) {
 	logger := st.service.Logger
 	if !logger.Enabled(ctx, slog.LevelDebug) {
 		return
@@ -99,59 +101,26 @@ func (st *stream) tellRecorded(ctx context.Context, events []sets.Event, receive
 	for _, e := range events {
 		if e.Kind == sets.EventBan {
 			logger.DebugContext(ctx, "ban recorded", slog.String("host", st.grant.HostID), slog.String("prefix", e.Prefix.String()),
-				slog.Int64("received_us", received.UnixMicro()), slog.Int64("rated_us", rated.UnixMicro()), slog.Int64("recorded_us", recorded))
+				slog.Int64("received_us", received.UnixMicro()), slog.Int64("recorded_us", recorded))
 		}
 	}
 }
 
-// taken is what a batch has taken of the rates: deciding it again, under a changed policy, takes no more.
-type taken struct {
-	wanted int
-	grant  promotion.Grant
-}
-
 // decide turns a batch into what sets records. Events that can't be understood are left out, and acknowledged with
-// their batch: sending them again would not help. Those that were stored before take nothing of the rates.
-func (st *stream) decide(ctx context.Context, batch *fleetbanv1.EventBatch, p policy, before *taken) ([]sets.Event, error) {
+// their batch: sending them again would not help.
+func (st *stream) decide(ctx context.Context, batch *fleetbanv1.EventBatch, p policy) []sets.Event {
 	events := make([]sets.Event, 0, len(batch.GetEvents()))
-	decisions := make([]promotion.Decision, 0, len(batch.GetEvents()))
-	wanted := 0
 	for _, e := range batch.GetEvents() {
-		event, decision, err := decideOne(e, p.mode)
+		event, d, err := decideOne(e, p.mode)
 		if err != nil {
 			st.service.Logger.WarnContext(ctx, "event can't be understood, leaving it out",
 				slog.String("host", st.grant.HostID), slog.Uint64("seq", e.GetSeq()), slog.Any("error", err))
 			continue
 		}
-		if event.Kind == sets.EventBan && decision.Counts() && event.Seq > st.through {
-			wanted++
-		}
-		events, decisions = append(events, event), append(decisions, decision)
+		event.Set, event.Unpromoted, event.Window, event.Cap = d.Set, d.Unpromoted, d.Window, d.Cap
+		events = append(events, event)
 	}
-	if wanted > before.wanted {
-		grant, err := st.service.Rates.Take(ctx, st.grant.OrganisationID, st.grant.HostID, wanted-before.wanted)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
-		}
-		before.wanted, before.grant = wanted, promotion.Grant{Allowed: before.grant.Allowed + grant.Allowed, Why: grant.Why}
-	}
-	grant := before.grant
-	left := grant.Allowed
-	for i := range events {
-		d := decisions[i]
-		if events[i].Kind == sets.EventBan && d.Counts() && events[i].Seq > st.through {
-			if left == 0 {
-				d = d.Refuse(grant.Why)
-			} else {
-				left--
-			}
-		}
-		events[i].Set, events[i].Unpromoted, events[i].Window, events[i].Cap = d.Set, d.Unpromoted, d.Window, d.Cap
-	}
-	if wanted > grant.Allowed {
-		st.tellRate(ctx, wanted-grant.Allowed, grant.Why)
-	}
-	return events, nil
+	return events
 }
 
 func decideOne(e *fleetbanv1.Event, mode fleetbanv1.Mode) (sets.Event, promotion.Decision, error) {

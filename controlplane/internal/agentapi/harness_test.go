@@ -20,7 +20,6 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
-	"github.com/fleetban/fleetban/controlplane/internal/promotion"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
@@ -84,7 +83,7 @@ func (f *fleet) replica(name string, options ...option) *replica {
 	r.hosts = hosts.New(st, r.sets, logger)
 	o := agentapi.Options{
 		Replica: name, Keys: f.keys, Store: st, Sets: r.sets, Feeds: r.feeds, Hosts: r.hosts, Orgs: orgs.New(st),
-		Rates: promotion.NewRates(st.Client()), Logger: logger,
+		Logger: logger,
 	}
 	for _, set := range options {
 		set(&o)

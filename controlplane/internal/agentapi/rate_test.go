@@ -5,9 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	"github.com/fleetban/fleetban/controlplane/internal/promotion"
-	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
 )
@@ -51,34 +49,6 @@ func TestReplaysTakeNoRate(t *testing.T) {
 	}
 	if n := one.banned(t); n > promotion.HostPerMinute+2 { // one is given back every two seconds
 		t.Errorf("%d bans in a minute, want %d", n, promotion.HostPerMinute)
-	}
-}
-
-// Where the rates can't be asked, nothing is recorded and nothing acknowledged; once they can, everything is.
-func TestRatesAway(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t)
-	away := redistest.Start(t)
-	one := f.replica("one", func(o *agentapi.Options) { o.Rates = promotion.NewRates(away.Open().Client()) })
-	s := one.enrol("a", nil).connect(one)
-	away.Kill()
-	s.ban(1, "sshd", "203.0.113.1", time.Hour)
-	s.ban(2, "sshd", "203.0.113.2", time.Hour)
-	one.manual("203.0.113.99", time.Hour)
-	// The stream serves on meanwhile.
-	s.next("the person's ban, and no acknowledgement", func(m *fleetbanv1.ConnectResponse) bool {
-		if m.GetEventAck() != nil {
-			t.Fatalf("acknowledged %v", m)
-		}
-		return len(m.GetDelta().GetRecords())+len(m.GetSnapshot().GetRecords()) == 1
-	})
-	if n := one.banned(t); n != 1 {
-		t.Errorf("%d bans, want the person's only", n)
-	}
-	away.Start()
-	s.eventAck(2)
-	if n := one.banned(t); n != 3 {
-		t.Errorf("%d bans, want 3", n)
 	}
 }
 

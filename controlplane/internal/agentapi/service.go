@@ -31,7 +31,6 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
-	"github.com/fleetban/fleetban/controlplane/internal/promotion"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -60,7 +59,6 @@ type Options struct {
 	Feeds   *feed.Feeds
 	Hosts   *hosts.Hosts
 	Orgs    *orgs.Orgs
-	Rates   *promotion.Rates
 	// Now is the server's clock; optional, default time.Now.
 	Now func() time.Time
 	// Heartbeat is how often each side speaks when it has nothing to say, at most 25 s; optional, default 20 s.

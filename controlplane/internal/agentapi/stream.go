@@ -39,7 +39,6 @@ type stream struct {
 	name     string
 	sets     []string
 	sub      *feed.Subscription // the writer's
-	through  uint64             // last event of the spool known to be stored; the reader's
 
 	// Milliseconds of a monotonic clock. reading is 0 while a message is being worked on: a peer isn't silent then.
 	reading, sent, sending atomic.Int64
@@ -150,7 +149,6 @@ func (st *stream) attach(ctx context.Context, hello *fleetbanv1.Hello) (*fleetba
 	if err != nil {
 		return nil, err
 	}
-	st.through = through
 	settings := st.tenant.current()
 	infos := make([]*fleetbanv1.SetInfo, len(st.sets))
 	for i, set := range st.sets {

@@ -102,11 +102,6 @@ func (d Decision) Counts() bool {
 		d.Unpromoted == operatorv1.Unpromoted_UNPROMOTED_AWAITS_SECOND_HOST)
 }
 
-// Refuse turns a decision into one that stays local because of a rate.
-func (d Decision) Refuse(why operatorv1.Unpromoted) Decision {
-	return Decision{Unpromoted: why, Cap: d.Cap}
-}
-
 // Decide decides. The most lasting reason is named first: a restored ban in watch mode is "restored".
 func Decide(mode fleetbanv1.Mode, o Observed) Decision {
 	d := Decision{Cap: CapOf(o.Jail)}

@@ -1,15 +1,11 @@
 package promotion_test
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/promotion"
-	"github.com/fleetban/fleetban/controlplane/internal/store"
-	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
@@ -61,44 +57,5 @@ func TestDecide(t *testing.T) {
 	}
 	if d := promotion.Decide(enforce, promotion.Observed{Jail: "recidive", Prefix: one}); d.Cap != 7*24*time.Hour {
 		t.Errorf("recidive: %+v", d)
-	}
-	if d := promotion.Decide(enforce, promotion.Observed{Jail: "sshd", Prefix: one}).Refuse(operatorv1.Unpromoted_UNPROMOTED_HOST_RATE); d.Counts() || d.Unpromoted != operatorv1.Unpromoted_UNPROMOTED_HOST_RATE {
-		t.Errorf("refused: %+v", d)
-	}
-}
-
-func TestRates(t *testing.T) {
-	t.Parallel()
-	server := redistest.Start(t)
-	st := server.Open()
-	a, b := promotion.NewRates(st.Client()), promotion.NewRates(st.Client())
-	ctx := t.Context()
-	take := func(r *promotion.Rates, host string, n int) promotion.Grant {
-		t.Helper()
-		g, err := r.Take(ctx, "O", host, n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return g
-	}
-	if g := take(a, "H0", 20); g.Allowed != 20 {
-		t.Fatalf("%+v", g)
-	}
-	// The limit is one, whichever replica asks. A token may come back meanwhile (one in 2 s).
-	if g := take(b, "H0", 20); g.Allowed < 10 || g.Allowed > 12 || g.Why != operatorv1.Unpromoted_UNPROMOTED_HOST_RATE {
-		t.Fatalf("%+v", g)
-	}
-	granted := 30
-	var last promotion.Grant
-	for n := 1; n <= 12; n++ {
-		last = take(a, fmt.Sprintf("H%d", n), 30)
-		granted += last.Allowed
-	}
-	if granted < 300 || granted > 330 || last.Allowed == 30 || last.Why != operatorv1.Unpromoted_UNPROMOTED_ORGANISATION_RATE {
-		t.Fatalf("the organisation was granted %d, at last %+v", granted, last)
-	}
-	server.Kill()
-	if g, err := a.Take(ctx, "P", "H1", 1); g.Allowed != 0 || !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrOutcomeUnknown) {
-		t.Fatalf("with Redis away: %+v, %v", g, err)
 	}
 }

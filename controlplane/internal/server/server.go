@@ -35,7 +35,6 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
-	"github.com/fleetban/fleetban/controlplane/internal/promotion"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
@@ -199,7 +198,7 @@ func (s *Server) build(ctx context.Context) error {
 	h := hosts.New(st, s.sets, s.logger)
 	s.agents = agentapi.New(agentapi.Options{
 		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
-		Rates: promotion.NewRates(st.Client()), Now: clk.now, Logger: s.logger,
+		Now: clk.now, Logger: s.logger,
 	})
 	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, holder: c.Replica, logger: s.logger}
 	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: s.isBare}

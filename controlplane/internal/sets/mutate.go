@@ -244,7 +244,7 @@ func (s *Sets) RecordEvents(ctx context.Context, org string, in EventsInput) (Ev
 	for i, piece := range packed {
 		n := min(batchPrefixes, len(in.Events)-i*batchPrefixes)
 		_, r, err := s.mutate(ctx, org, "record events", newMutation(false, n, "events", strconv.FormatUint(in.PolicyVersion, 10), in.HostID,
-			strconv.FormatUint(in.Fence, 10), in.Spool, piece))
+			strconv.FormatUint(in.Fence, 10), in.Spool, strconv.Itoa(max(in.HostRate, 0)), strconv.Itoa(max(in.OrganisationRate, 0)), piece))
 		if err != nil {
 			return out, err
 		}
@@ -252,6 +252,8 @@ func (s *Sets) RecordEvents(ctx context.Context, org string, in EventsInput) (Ev
 		out.Promoted += int(r.number())
 		out.Skipped += int(r.number())
 		out.Refused += int(r.number())
+		out.OverHostRate += int(r.number())
+		out.OverOrganisationRate += int(r.number())
 		if r.err != nil {
 			return out, fmt.Errorf("record events: %w", r.err)
 		}

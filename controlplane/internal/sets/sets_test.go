@@ -144,6 +144,45 @@ func (f *fixture) events(t testing.TB, host string, events ...sets.Event) sets.E
 	return must(f.RecordEvents(context.Background(), org, sets.EventsInput{HostID: host, Fence: 1, Spool: "s1", Events: events}))(t)
 }
 
+// TestRates takes both rates of promotion to their ends, from two hosts.
+func TestRates(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	seq := map[string]uint64{}
+	record := func(host string, first, n int) sets.EventsResult {
+		t.Helper()
+		in := sets.EventsInput{HostID: host, Fence: 1, Spool: "s1", HostRate: 30, OrganisationRate: 50}
+		for i := range n {
+			in.Events = append(in.Events, jailBan(seq[host]+uint64(i)+1, "sshd", fmt.Sprintf("203.0.113.%d/32", first+i), time.Hour))
+		}
+		r := must(f.RecordEvents(t.Context(), org, in))(t)
+		// What is sent again takes nothing of the rates.
+		if again := must(f.RecordEvents(t.Context(), org, in))(t); again.Skipped != n || again.OverHostRate+again.OverOrganisationRate > 0 {
+			t.Fatalf("sent again: %+v", again)
+		}
+		seq[host] += uint64(n)
+		return r
+	}
+	want := func(r sets.EventsResult, promoted, overHost, overAll int) {
+		t.Helper()
+		if r.Promoted != promoted || r.OverHostRate != overHost || r.OverOrganisationRate != overAll {
+			t.Fatalf("%+v, want %d promoted, %d over the host's rate, %d over that of all", r, promoted, overHost, overAll)
+		}
+	}
+	want(record("H1", 1, 31), 30, 1, 0)
+	want(record("H2", 41, 25), 20, 0, 5)
+	if why := f.explain(t, "203.0.113.31/32").Entries[0].Claims[0].Unpromoted; why != operatorv1.Unpromoted_UNPROMOTED_HOST_RATE {
+		t.Errorf("the ban beyond the host's rate: %v", why)
+	}
+	// All hosts get one back every 1.2 s, a host every 2 s.
+	f.advance(1200 * time.Millisecond)
+	want(record("H1", 71, 1), 0, 1, 0)
+	want(record("H2", 72, 2), 1, 0, 1)
+	f.advance(time.Minute)
+	want(record("H1", 81, 30), 30, 0, 0)
+	f.check(t)
+}
+
 func (f *fixture) explain(t testing.TB, p string) sets.Explanation {
 	t.Helper()
 	return must(f.Explain(context.Background(), org, pfx(p)))(t)

@@ -290,6 +290,9 @@ type EventsInput struct {
 	Events []Event
 	// PolicyVersion is the one that promotion evaluated; 0 isn't checked.
 	PolicyVersion uint64
+	// HostRate and OrganisationRate are how many bans of the host, and of all hosts together, may be promoted a minute, and
+	// at once; 0 is as many as there are. A ban beyond stays local, UNPROMOTED_HOST_RATE or UNPROMOTED_ORGANISATION_RATE.
+	HostRate, OrganisationRate int
 }
 
 // EventsResult answers RecordEvents.
@@ -302,6 +305,8 @@ type EventsResult struct {
 	Skipped int
 	// Refused counts claims begun before a tombstone.
 	Refused int
+	// OverHostRate and OverOrganisationRate count bans that stay local because of a rate.
+	OverHostRate, OverOrganisationRate int
 }
 
 // SetState is where a set stands.

@@ -1,4 +1,5 @@
--- events: policy, host, fence, spool, packed events. ok: through, promoted, skipped, refused.
+-- events: policy, host, fence, spool, promotions a minute of a host and of all (0: unlimited), packed events.
+-- ok: through, promoted, skipped, refused, refused by the host's rate, by the rate of all.
 --
 -- An event is seq (6), kind (1), why it isn't promoted (1), age ms (6), duration ms (6, all ones: for ever), failures (4),
 -- window ms (4), cap ms (6), cause of an unban (1), then jail, prefix and set, each after a byte of length.
@@ -139,13 +140,46 @@ local function observe_unban(e, host)
   end
 end
 
+-- GCRA: a rate's key holds when all that it granted is given back. That many may come at once as may come a minute.
+local MINUTE = 60000
+local given_back = {} -- rate → that time, also of this batch's earlier mutations
+
+local function grant(name, at)
+  if not given_back[name] then
+    later[#later + 1] = function()
+      redis.call('SET', key(name), num(given_back[name]), 'PX', num(math.max(given_back[name] - now, 0) + 1000))
+    end
+  end
+  given_back[name] = at
+end
+
+-- Takes one promotion of both rates, or of none; then it says which is used up.
+local function exceeded(host, host_rate, all_rate)
+  local host_at, all_at
+  local function at(name, rate)
+    return math.max(given_back[name] or tonumber(redis.call('GET', key(name)) or '0'), now) + MINUTE / rate
+  end
+  if host_rate > 0 then
+    host_at = at('rate:' .. host, host_rate)
+    if host_at - now > MINUTE then return HOST_RATE end
+  end
+  if all_rate > 0 then
+    all_at = at('rate', all_rate)
+    if all_at - now > MINUTE then return ALL_RATE end
+  end
+  if host_at then grant('rate:' .. host, host_at) end
+  if all_at then grant('rate', all_at) end
+  return nil
+end
+
 function ops.events()
-  local version, host, fence, spool, blob = arg(), arg(), tonumber(arg()), arg(), arg()
+  local version, host, fence, spool = arg(), arg(), tonumber(arg()), arg()
+  local host_rate, all_rate, blob = tonumber(arg()), tonumber(arg()), arg()
   if tonumber(redis.call('HGET', key('h:' .. host), 'fence') or '0') > fence then return {'err', 'fence'} end
   if stale_policy(version) then return {'err', 'policy'} end
   local mark = mark_of(host)
   local last = mark[1] == spool and mark[2] or 0
-  local count = {promoted = 0, refused = 0, skipped = 0}
+  local count = {promoted = 0, refused = 0, skipped = 0, [HOST_RATE] = 0, [ALL_RATE] = 0}
   local pos, through = 1, last
   while pos <= #blob do
     local e = {}
@@ -165,6 +199,13 @@ function ops.events()
     else
       through = e.seq
       if e.kind == 1 then
+        if e.set ~= '' and (e.why == 0 or e.why == AWAITS) then
+          local why = exceeded(host, host_rate, all_rate)
+          if why then
+            count[why] = count[why] + 1
+            e.set, e.why, e.window = '', why, 0
+          end
+        end
         observe_ban(e, host, count)
       elseif e.kind == 2 then
         observe_extension(e, host)
@@ -177,5 +218,5 @@ function ops.events()
     marks[host] = {spool, through}
     later[#later + 1] = {'HSET', key('hw'), host, spool .. ' ' .. num(through)}
   end
-  return {'ok', num(through), count.promoted, count.skipped, count.refused}
+  return {'ok', num(through), count.promoted, count.skipped, count.refused, count[HOST_RATE], count[ALL_RATE]}
 end
