@@ -42,6 +42,7 @@ func (c *Client) Run(ctx context.Context) error {
 	var pause backoff
 	var old *session // one that drains: it goes on until its successor is welcome
 	skewed := false
+	misses, told := 0, "" // since a stream was last welcome
 	defer func() {
 		if old != nil {
 			old.stop(errReplaced)
@@ -72,7 +73,19 @@ func (c *Client) Run(ctx context.Context) error {
 		if s.upFor() >= 5*time.Second && !errors.Is(err, errGap) {
 			pause.reset()
 		}
-		if !c.wait(ctx, pause.next(v), problem, pause.failures, old) {
+		if s.upFor() > 0 {
+			misses, told = 0, ""
+		}
+		misses++
+		d := pause.next(v)
+		// One line an outage, and one where a stream comes and goes. A stream that is back at its first retry is no news: a
+		// replica was restarted. What only a person can mend is told at once.
+		if v == later && problem != told || v == soon && (misses == 2 || pause.failures == 2) {
+			told = problem
+			c.cfg.Log.Warn("no stream to the control plane; what is known stays enforced, and it is tried again until it works",
+				"url", c.cfg.URL.String(), "problem", problem)
+		}
+		if !c.wait(ctx, d, problem, old) {
 			return ctx.Err()
 		}
 	}
@@ -109,15 +122,10 @@ func (c *Client) follow(s *session, old **session) (drain bool, err error) {
 	}
 }
 
-// wait pauses, and says once why.
-func (c *Client) wait(ctx context.Context, d time.Duration, problem string, failures int, old *session) bool {
+// wait pauses; the status says why.
+func (c *Client) wait(ctx context.Context, d time.Duration, problem string, old *session) bool {
 	if old == nil {
 		c.setDown(problem, time.Now().Add(d))
-	}
-	// A stream that comes back at its first retry is no news: a replica was restarted.
-	if failures == 2 || d >= longPause/2 {
-		c.cfg.Log.Warn("no stream to the control plane; what is known stays enforced, and it is tried again until it works",
-			"url", c.cfg.URL.String(), "problem", problem)
 	}
 	if d == 0 {
 		return ctx.Err() == nil
