@@ -70,12 +70,15 @@ func TestFail2banFaults(t *testing.T) {
 		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
+			ear := listen(t, a, lab.ServiceHelper)
 			if err := a.Stop(ctx, lab.ServiceFail2ban, syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
 			f.awaitHost(ctx, "a", "fail2ban down", func(h *operatorv1.Host) bool {
 				return h.GetHealth().GetFail2Ban().GetState() == fleetbanv1.Fail2BanHealth_STATE_DOWN
 			})
+			ear.once(t, ctx, "fail2ban can't be asked")
+			f.finds(ctx, a, "fail2ban-socket-missing")
 			if err := a.StartAgain(ctx, lab.ServiceFail2ban); err != nil {
 				t.Fatal(err)
 			}
@@ -129,6 +132,7 @@ func TestFail2banFaults(t *testing.T) {
 				health := h.GetHealth().GetFail2Ban()
 				return health.GetState() == fleetbanv1.Fail2BanHealth_STATE_BROKEN && health.GetProblem() != ""
 			})
+			f.finds(ctx, a, "fail2ban-broken")
 			if err := a.Stop(ctx, "garbage", syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
@@ -139,6 +143,7 @@ func TestFail2banFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			restarted(t, ctx)
+			f.sound(ctx, a)
 		})
 	})
 	t.Run("its log is rotated", func(t *testing.T) {
@@ -226,6 +231,42 @@ func TestAgentFaults(t *testing.T) {
 		}
 	})
 
+	t.Run("either half down is told by the other", func(t *testing.T) {
+		f := f.in(t)
+		ctx := limited(t, 2*limit)
+		ear := listen(t, a, lab.ServiceAgent)
+		if err := a.Stop(ctx, lab.ServiceHelper, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		ear.once(t, ctx, "the helper doesn't answer")
+		f.finds(ctx, a, "helper-away")
+		f.awaitHost(ctx, "a", "the helper away", func(h *operatorv1.Host) bool {
+			for _, finding := range h.GetHealth().GetFindings() {
+				if finding.GetCode() == "helper-away" {
+					return true
+				}
+			}
+			return false
+		})
+		// fail2ban bans meanwhile: it is found once the helper is back.
+		from := source(t)
+		f.jailBan(ctx, a, from)
+		if err := a.StartAgain(ctx, lab.ServiceHelper); err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, from, a, b)
+		f.observedOnce(ctx, from, "a")
+		ear.stillOnce(t, "the helper doesn't answer")
+		if err := a.Stop(ctx, lab.ServiceAgent, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		f.finds(ctx, a, "agent-away")
+		if err := a.StartAgain(ctx, lab.ServiceAgent); err != nil {
+			t.Fatal(err)
+		}
+		f.sound(ctx, a)
+	})
+
 	t.Run("both halves down: the kernel goes on", func(t *testing.T) {
 		f := f.in(t)
 		ctx := limited(t, 2*limit)
@@ -257,10 +298,12 @@ func TestAgentFaults(t *testing.T) {
 		from := source(t)
 		f.ban(ctx, time.Hour, from.String())
 		f.enforced(ctx, from, a, b)
+		ear := listen(t, b, lab.ServiceHelper)
 		if _, err := b.Exec(ctx, "nft", "flush", "ruleset"); err != nil {
 			t.Fatal(err)
 		}
 		f.enforced(ctx, from, b)
+		ear.once(t, ctx, "nftables table", "it is put back")
 		if err := lab.AwaitUnreachable(ctx, attacker, from, f.Targets()[1]); err != nil {
 			t.Error(err)
 		}
@@ -302,30 +345,38 @@ func TestAgentFaults(t *testing.T) {
 	t.Run("its disk is full", func(t *testing.T) {
 		f := f.in(t)
 		ctx := limited(t, 3*limit)
-		for _, host := range []*lab.Node{a} {
-			if _, err := host.Exec(ctx, "sh", "-c", `
-				set -e
-				mkdir -p /run/small && cp -a /var/lib/fleetban-agent /run/small/keep
-				mount -t tmpfs -o size=1m,mode=700,uid=2002,gid=2002 small /var/lib/fleetban-agent
-				cp -a /run/small/keep/. /var/lib/fleetban-agent/`); err != nil {
+		// Both halves are restarted so that they are on small disks; then those fill up.
+		for _, half := range []struct{ service, dir, owner string }{
+			{lab.ServiceHelper, lab.HelperState, "uid=0,gid=0"}, {lab.ServiceAgent, lab.AgentState, "uid=2002,gid=2002"},
+		} {
+			before, err := a.Service(ctx, half.service)
+			if err != nil {
 				t.Fatal(err)
 			}
+			if _, err := a.Exec(ctx, "sh", "-c", `set -e
+				mkdir -p /run/small && cp -a "$0" /run/small/`+half.service+`
+				mount -t tmpfs -o size=1m,mode=700,`+half.owner+` small "$0"
+				cp -a /run/small/`+half.service+`/. "$0/"`, half.dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Signal(ctx, half.service, syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			awaitRestart(t, ctx, a, half.service, before.Starts)
 		}
-		// The agent is restarted so that it is on the small disk; then that fills up.
-		before, err := a.Service(ctx, lab.ServiceAgent)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := a.Signal(ctx, lab.ServiceAgent, syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		awaitRestart(t, ctx, a, lab.ServiceAgent, before.Starts)
 		f.awaitHost(ctx, "a", "online", func(h *operatorv1.Host) bool {
 			return h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE
 		})
-		_, _ = a.Exec(ctx, "dd", "if=/dev/zero", "of=/var/lib/fleetban-agent/fill", "bs=4k") // it fails when the disk is full
+		f.sound(ctx, a)
+		agentEar, helperEar := listen(t, a, lab.ServiceAgent), listen(t, a, lab.ServiceHelper)
+		_, _ = a.Exec(ctx, "dd", "if=/dev/zero", "of=/var/lib/fleetban-helper/fill", "bs=4k") // it fails when the disk is full
+		_, _ = a.Exec(ctx, "dd", "if=/dev/zero", "of=/var/lib/fleetban-agent/fill", "bs=4k")  // it fails when the disk is full
 		seen := source(t)
-		f.ban(ctx, time.Hour, seen.String())
+		many := []string{seen.String()}
+		for i := range 250 {
+			many = append(many, netip.AddrFrom4([4]byte{45, 2, 0, byte(i)}).String())
+		}
+		f.ban(ctx, time.Hour, many...)
 		f.enforced(ctx, seen, a, b)
 		// More bans than the page that the journal already has can hold.
 		own := make([]netip.Addr, 100)
@@ -333,8 +384,11 @@ func TestAgentFaults(t *testing.T) {
 			own[i] = netip.AddrFrom4([4]byte{45, 1, 0, byte(i)})
 		}
 		f.jailBan(ctx, a, own...)
-		f.awaitStatus(ctx, a, "space")
-		if _, err := a.Exec(ctx, "rm", "/var/lib/fleetban-agent/fill"); err != nil {
+		f.finds(ctx, a, "spool")
+		agentEar.once(t, ctx, "the spool of events")
+		f.finds(ctx, a, "state-not-saved")
+		helperEar.once(t, ctx, "can't be saved")
+		if _, err := a.Exec(ctx, "rm", "/var/lib/fleetban-agent/fill", "/var/lib/fleetban-helper/fill"); err != nil {
 			t.Fatal(err)
 		}
 		for _, addr := range own {
@@ -349,6 +403,20 @@ func TestAgentFaults(t *testing.T) {
 			}
 			f.observedOnce(ctx, addr, "a")
 		}
+		f.sound(ctx, a)
+		// What couldn't be saved is saved now: an empty kernel gets it back with no control plane to ask.
+		for _, service := range []string{lab.ServiceAgent, lab.ServiceHelper} {
+			if err := a.Stop(ctx, service, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := a.Exec(ctx, "nft", "flush", "ruleset"); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.StartAgain(ctx, lab.ServiceHelper); err != nil {
+			t.Fatal(err)
+		}
+		f.enforced(ctx, seen, a)
 	})
 }
 
@@ -428,16 +496,31 @@ func TestControlPlaneFaults(t *testing.T) {
 	t.Run("all of it away", func(t *testing.T) {
 		f := f.in(t)
 		ctx := limited(t, 3*limit)
-		standing, during := source(t), source(t)
+		standing, during, lifted, withoutAgent := source(t), source(t), source(t), source(t)
 		f.ban(ctx, time.Hour, standing.String())
 		f.enforced(ctx, standing, f.Hosts()...)
+		ear := listen(t, a, lab.ServiceAgent)
 		for _, r := range replicas {
 			if err := cp.Stop(ctx, r, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		}
-		f.jailBan(ctx, a, during)
-		f.awaitStatus(ctx, b, `"connected": false`)
+		// In that time: bans, one that a person lifts, and a restart of the agent with what waits in its spool.
+		f.jailBan(ctx, a, during, lifted)
+		f.finds(ctx, a, "not-connected")
+		f.finds(ctx, b, "not-connected")
+		ear.once(t, ctx, "no stream to the control plane")
+		if _, err := a.Fail2ban(ctx, "set", "sshd", "unbanip", lifted.String()); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Stop(ctx, lab.ServiceAgent, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		f.jailBan(ctx, a, withoutAgent)
+		if err := a.StartAgain(ctx, lab.ServiceAgent); err != nil {
+			t.Fatal(err)
+		}
+		f.finds(ctx, a, "not-connected")
 		if err := lab.Reach(ctx, attacker, standing, f.Targets()[1]); !errors.Is(err, lab.ErrUnreachable) {
 			t.Errorf("b without a control plane: %v", err)
 		}
@@ -446,8 +529,15 @@ func TestControlPlaneFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		f.enforced(ctx, during, f.Hosts()...)
-		f.observedOnce(ctx, during, "a")
+		for _, addr := range []netip.Addr{during, withoutAgent} {
+			f.enforced(ctx, addr, f.Hosts()...)
+			f.observedOnce(ctx, addr, "a")
+		}
+		f.lifted(ctx, lifted, f.Hosts()...)
+		if f.explain(ctx, lifted.String()).GetBanned() {
+			t.Errorf("%s is banned though a person on a lifted it", lifted)
+		}
+		f.sound(ctx, a)
 	})
 
 	t.Run("Redis killed and started", func(t *testing.T) {

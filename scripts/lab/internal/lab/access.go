@@ -1,0 +1,31 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
+)
+
+// Agents is the agents' API as a stranger reaches it, from the admin's machine, over a connection of its own.
+func (l *Lab) Agents() fleetbanv1connect.AgentServiceClient {
+	return fleetbanv1connect.NewAgentServiceClient(l.httpClient(""), URL, connect.WithGRPC())
+}
+
+// RenewToken has the control plane make another administrator's token, which the lab uses from then on: Operators of
+// before keep theirs.
+func (l *Lab) RenewToken(ctx context.Context) error {
+	printed, err := l.Node(ControlPlane).Exec(ctx, asUser(agentUser, programControlPlane, "token", "create",
+		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)...)
+	if err != nil {
+		return fmt.Errorf("make another administrator's token: %w", err)
+	}
+	token := apiToken.FindString(printed)
+	if token == "" {
+		return fmt.Errorf("`token create` printed no token:\n%s", printed)
+	}
+	l.token = token
+	return l.save()
+}
