@@ -17,6 +17,7 @@ import (
 	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1/hostv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/banset"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
@@ -117,7 +118,7 @@ func (c *cli) printJSON(r report) error {
 	put := func(m proto.Message, err error) error {
 		if err != nil {
 			b.WriteString("null")
-			return nil
+			return nil //nolint:nilerr // a half that is away is null here and a finding below
 		}
 		text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
 		b.Write(readable(text))
@@ -223,18 +224,7 @@ func (c *cli) printHelper(r report) {
 		c.row("fail2ban", "%s: %s", c.paint(red, state), f.GetProblem())
 	}
 	e := h.GetEnforcer()
-	enforcing := c.paint(green, "enforcing")
-	switch e.GetInert() {
-	case fleetbanv1.Inert_INERT_UNSPECIFIED:
-	case fleetbanv1.Inert_INERT_OFF:
-		enforcing = c.paint(red, "off") + ", by a person on this host"
-		if until := e.GetOffUntilUnixMs(); until > 0 {
-			enforcing += " until " + time.UnixMilli(until).Format(time.DateTime)
-		}
-	default:
-		enforcing = c.paint(red, "not enforcing") + " (" + strings.ToLower(strings.TrimPrefix(e.GetInert().String(), "INERT_")) + ")"
-	}
-	c.row("Enforcement", "%s by %s: %d in force, %d suppressed by allowlists, %d refused by this host", enforcing, e.GetBackend(), e.GetEnforced(), e.GetSuppressed(), e.GetRefused())
+	c.row("Enforcement", "%s: %d in force, %d suppressed by allowlists, %d refused by this host", c.enforcing(h), e.GetEnforced(), e.GetSuppressed(), e.GetRefused())
 	c.row("Policy", "%s (%s)", h.GetPolicyLevel(), h.GetPolicyPath())
 	for _, s := range h.GetSets() {
 		cur := s.GetCursor()
@@ -255,6 +245,33 @@ func (c *cli) printHelper(r report) {
 		c.row("Refused", "%s of %s: %s", unpacked(x.GetPrefix()), x.GetSet(),
 			strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(x.GetRefusal().String(), "REFUSAL_")), "_", " "))
 	}
+}
+
+// enforcing says whether this host enforces, and if not, who or what keeps it from it and until when.
+func (c *cli) enforcing(h *hostv1.StatusResponse) string {
+	e := h.GetEnforcer()
+	until := func(ms int64) string {
+		if ms <= 0 || ms >= banset.Never {
+			return ""
+		}
+		return " until " + time.UnixMilli(ms).Format(time.DateTime)
+	}
+	switch e.GetInert() {
+	case fleetbanv1.Inert_INERT_UNSPECIFIED:
+		return c.paint(green, "enforcing") + " by " + e.GetBackend()
+	case fleetbanv1.Inert_INERT_OFF:
+		if when := until(e.GetOffUntilUnixMs()); when != "" {
+			return c.paint(red, "off") + ", by a person on this host" + when
+		}
+		return c.paint(red, "off") + ", by a person on this host until fleetban-agent on"
+	case fleetbanv1.Inert_INERT_PAUSED:
+		return c.paint(red, "paused") + " for the whole fleet" + until(h.GetSettings().GetPausedUntilUnixMs())
+	case fleetbanv1.Inert_INERT_OBSERVE:
+		return c.paint(yellow, "observing only") + ", as this host's policy file says"
+	case fleetbanv1.Inert_INERT_PROXIED:
+		return c.paint(yellow, "enforcing") + " by " + e.GetBackend() + ", though clients come through a proxy"
+	}
+	return c.paint(red, "not enforcing") + " (" + strings.ToLower(strings.TrimPrefix(e.GetInert().String(), "INERT_")) + ")"
 }
 
 func unpacked(b []byte) string {

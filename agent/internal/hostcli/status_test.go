@@ -6,9 +6,11 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/banset"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
@@ -72,5 +74,25 @@ func TestHostileTextIsPlain(t *testing.T) {
 	}
 	if !bytes.Contains(out.Bytes(), []byte("\x1b[31mdown\x1b[0m")) {
 		t.Errorf("no colour: %q", &out)
+	}
+}
+
+// Who looks at a host that enforces nothing is told why, and until when.
+func TestWhyNothingIsEnforced(t *testing.T) {
+	t.Parallel()
+	const day = 1_700_000_000_000
+	c := &cli{}
+	for want, e := range map[string]fleetbanv1.EnforcerHealth_builder{
+		"enforcing by nftables":                                                            {Backend: "nftables"},
+		"off, by a person on this host until fleetban-agent on":                            {Inert: fleetbanv1.Inert_INERT_OFF, OffUntilUnixMs: banset.Never},
+		"off, by a person on this host until " + time.UnixMilli(day).Format(time.DateTime): {Inert: fleetbanv1.Inert_INERT_OFF, OffUntilUnixMs: day},
+		"paused for the whole fleet until " + time.UnixMilli(day).Format(time.DateTime):    {Inert: fleetbanv1.Inert_INERT_PAUSED},
+		"observing only, as this host's policy file says":                                  {Inert: fleetbanv1.Inert_INERT_OBSERVE},
+		"not enforcing (unable)":                                                           {Inert: fleetbanv1.Inert_INERT_UNABLE},
+	} {
+		h := hostv1.StatusResponse_builder{Enforcer: e.Build(), Settings: fleetbanv1.Settings_builder{PausedUntilUnixMs: day}.Build()}.Build()
+		if got := c.enforcing(h); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }
