@@ -43,7 +43,7 @@ const (
 	callAtMost = 30 * time.Second
 	// executeAtMost is longer than the helper gives fail2ban.
 	executeAtMost = 3 * time.Minute
-	// baselineEvery is how often it is looked whether the spool wants a new baseline.
+	// baselineEvery is how often it is looked whether the spool wants a new baseline, and its disk is tried again.
 	baselineEvery = 5 * time.Second
 	// gather bounds how many observations are written with one sync.
 	gather = 256
@@ -193,7 +193,7 @@ func (l *link) observeInto(ctx context.Context) error {
 			l.tellWay(ctx, batch, first)
 			if now := l.spool.Health().GetProblem(); now != problem {
 				l.healthChanged()
-				if now != "" {
+				if problem == "" { // one line; while it lasts, its words may change with each try
 					l.log.Warn("the spool of events", "problem", now)
 				}
 			}
@@ -227,7 +227,8 @@ func (l *link) tellWay(ctx context.Context, batch []*hostv1.ObserveResponse, rec
 	}
 }
 
-// renewBaselines asks for a new baseline when changes were left out of a full spool that has room again.
+// renewBaselines asks for a new baseline when changes were left out of a full spool that has room again, and has the spool
+// try a disk that refused.
 func (l *link) renewBaselines(ctx context.Context) {
 	t := time.NewTicker(baselineEvery)
 	defer t.Stop()
@@ -236,6 +237,13 @@ func (l *link) renewBaselines(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		}
+		if l.spool.Health().GetProblem() != "" {
+			l.spool.Mend()
+			if l.spool.Health().GetProblem() == "" {
+				l.log.Info("events are written to the spool again")
+				l.healthChanged()
+			}
 		}
 		if !l.spool.WantsBaseline() {
 			continue
