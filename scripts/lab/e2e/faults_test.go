@@ -513,6 +513,8 @@ func TestControlPlaneFaults(t *testing.T) {
 		if _, err := a.Fail2ban(ctx, "set", "sshd", "unbanip", lifted.String()); err != nil {
 			t.Fatal(err)
 		}
+		// What nobody saw a person do is not taken back: so the agent dies once it has noted it, two bans and an unban.
+		f.awaitStatus(ctx, a, `"waiting": "3"`)
 		if err := a.Stop(ctx, lab.ServiceAgent, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}

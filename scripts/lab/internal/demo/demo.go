@@ -35,7 +35,7 @@ type show struct {
 // Run makes a lab and shows everything. It returns what didn't hold, and takes the lab down unless it is to be kept.
 func Run(ctx context.Context, options Options) (err error) {
 	s := &show{screen: newScreen(options.Out)}
-	s.title("Three hosts with sshd, fail2ban and nftables of their own, two control-plane replicas, one Redis, one attacker")
+	s.title("Hosts a, b, c (each its own sshd, fail2ban, nftables), two control-plane replicas, an attacker")
 	s.busy("making the lab")
 	begin := time.Now()
 	options.Lab.Fleetban, options.Lab.Box, options.Lab.Leased = true, true, !options.Keep
@@ -51,7 +51,7 @@ func Run(ctx context.Context, options Options) (err error) {
 			}
 		}()
 	}
-	s.ok("the lab is up: hosts a, b, c enrolled and online; a container-like box behind c", figure(time.Since(begin)))
+	s.ok("the lab is up: all hosts enrolled and online; a container-like box behind c", figure(time.Since(begin)))
 	for _, part := range []func(context.Context) error{s.attack, s.explain, s.unban, s.replicaDies, s.ownSession} {
 		if err := part(ctx); err != nil {
 			s.failed("this did not hold: " + firstLine(err.Error()))
@@ -96,18 +96,23 @@ func (s *show) lookAround(keep bool) {
 	if !keep && !s.terminal {
 		s.note("bin/fleetban-lab demo --keep leaves the lab up for this.")
 	}
-	for _, hint := range [][2]string{
-		{"admin -- fleetban watch", "what happens in the fleet, as it happens"},
-		{"admin -- fleetban hosts", "who is online and what it enforces"},
-		{"admin", "a shell where you are the operator"},
-		{"b -- fleetban-agent status", "how one host sees it"},
-		{"b -- nft list table inet fleetban", "what its kernel holds"},
-	} {
-		fmt.Fprintf(s.out, "    %-64s %s\n", "sudo bin/fleetban-lab exec"+name+" "+hint[0], s.dim(hint[1]))
+	hints := [][2]string{
+		{"exec" + name + " admin -- fleetban watch", "what happens in the fleet, as it happens"},
+		{"exec" + name + " admin -- fleetban hosts", "who is online and what it enforces"},
+		{"exec" + name + " admin", "a shell where you are the operator"},
+		{"exec" + name + " b -- fleetban-agent status", "how one host sees it"},
+		{"exec" + name + " b -- nft list table inet fleetban", "what its kernel holds"},
+		{"attack" + name + " a --source 1", "the attacker, from another address"},
 	}
-	fmt.Fprintf(s.out, "    %-64s %s\n", "sudo bin/fleetban-lab attack"+name+" a --source 1", s.dim("the attacker comes from somewhere else"))
 	if keep {
-		fmt.Fprintf(s.out, "    %-64s %s\n", "sudo bin/fleetban-lab down"+name, s.dim("and nothing is left"))
+		hints = append(hints, [2]string{"down" + name, "and nothing is left"})
+	}
+	program := "bin/fleetban-lab "
+	if os.Getenv("SUDO_USER") != "" {
+		program = "sudo " + program
+	}
+	for _, hint := range hints {
+		fmt.Fprintf(s.out, "  %-56s %s\n", program+hint[0], s.dim(hint[1]))
 	}
 }
 

@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	// partLimit is how long any part may take before it counts as failed.
-	partLimit = 30 * time.Second
-	// cutLimit is how long after fail2ban's ban a standing connection may stand. What is promised is milliseconds.
-	cutLimit = 5 * time.Second
+	// partLimit is how long any part may take before it counts as failed. The times that are printed are the claim; the
+	// limits are for machines that do much else.
+	partLimit = 2 * time.Minute
+	// cutLimit is how long after fail2ban's ban a standing connection may stand.
+	cutLimit = 30 * time.Second
 )
 
 // attack has fail2ban on one host ban the attacker, and checks that all others shut it out.
@@ -46,7 +47,7 @@ func (s *show) attack(ctx context.Context) error {
 		return err
 	}
 	s.ok(fmt.Sprintf("it tries %d SSH passwords on a, until fail2ban there bans it", ban.Attempts), figure(ban.Took))
-	s.title("Shut out everywhere, counted from fail2ban's own log line")
+	s.title("Shut out everywhere: times from the line in fail2ban's log on a, as the attacker sees it")
 	limited, cancelCut := context.WithTimeout(ctx, cutLimit)
 	defer cancelCut()
 	for _, p := range probes {
@@ -66,7 +67,10 @@ func (s *show) attack(ctx context.Context) error {
 	}
 	s.ok("a connect that worked before fails, on b, c and the box", "")
 	admin := s.lab.Node(lab.Admin)
-	if err := s.each(s.lab.Targets(), func(t lab.Target) error { return lab.Reach(ctx, admin, lab.AdminAddr, t) }); err != nil {
+	if err := s.each(s.lab.Targets(), func(t lab.Target) error {
+		_, err := lab.AwaitReach(ctx, admin, lab.AdminAddr, t)
+		return err
+	}); err != nil {
 		return fmt.Errorf("expected everyone else to get through: %w", err)
 	}
 	s.ok(fmt.Sprintf("everyone else gets through: %s reaches all of them", lab.AdminAddr), "")
@@ -281,7 +285,7 @@ func (s *show) ownSession(ctx context.Context) error {
 	if err := session.Answers(ctx); err != nil {
 		return fmt.Errorf("expected the SSH session to go on: %w", err)
 	}
-	if err := lab.Reach(ctx, admin, lab.AdminAddr, s.lab.Targets()[1]); err != nil {
+	if _, err := lab.AwaitReach(ctx, admin, lab.AdminAddr, s.lab.Targets()[1]); err != nil {
 		return fmt.Errorf("expected b to take new connections from %s: %w", address, err)
 	}
 	s.ok("b refuses it: the session goes on, and a new connection works", "")

@@ -74,7 +74,7 @@ func (s *screen) quote(command, output string) {
 	}
 	fmt.Fprintf(s.out, "    %s %s\n", s.dim("$"), s.bold(command))
 	for _, line := range strings.Split(strings.TrimRight(output, "\n"), "\n") {
-		fmt.Fprintf(s.out, "    %s\n", strings.TrimRight(line, " "))
+		fmt.Fprintln(s.out, strings.TrimRight("    "+line, " "))
 	}
 }
 
