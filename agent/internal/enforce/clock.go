@@ -9,12 +9,20 @@ import (
 // jump is by how much the server's clock may differ from our idea of it before every element gets its timeout anew.
 const jump = 2 * time.Second
 
+const (
+	// agreement is how near the host's clock must be to a server's that goes back.
+	agreement = time.Minute
+	// returnWithin is how long a jump ahead can be taken back.
+	returnWithin = 10 * time.Minute
+)
+
 // clock is the server's clock as this host knows it. Between two words of the server it goes on by CLOCK_BOOTTIME, which
 // nobody sets and which counts suspension; from a reboot to the first word, by the host's clock and the last known
 // difference, and never before the last known time.
 //
-// It is set back only if the host's own clock bears that out: otherwise whoever sets a control plane's clock back, or takes
-// the unprivileged half over, would make every ban outlive its end.
+// It is set back only where the host's own clock says the same, or to what it was some minutes ago, before it jumped ahead:
+// otherwise whoever sets a control plane's clock back, or takes the unprivileged half over, would make every ban outlive its
+// end.
 type clock struct {
 	server int64         // Unix milliseconds of the server
 	at     time.Duration // of boottime, then
@@ -22,6 +30,9 @@ type clock struct {
 	told bool
 	// top is the most that the server's clock was ever ahead of boottime, in milliseconds.
 	top int64
+	// before is what top was before the clock jumped ahead; until then it may return there.
+	before int64
+	until  time.Duration // of boottime
 	// refused is how far back the server last wanted to set the clock, in vain; 0 if its last word was taken.
 	refused time.Duration
 	// asleep is how much longer the machine has been up than awake. The kernel's set timeouts stand still in suspension.
@@ -57,17 +68,22 @@ func (c *clock) now() int64 {
 // set takes the server's word, which is about host by the host's own clock, and reports whether it differs by more than a
 // jump.
 func (c *clock) set(serverMS, hostMS int64) bool {
-	if serverMS <= 0 {
+	if serverMS <= 0 || serverMS >= forever {
 		return false
 	}
 	at, now := boottime(), c.now()
-	ahead := serverMS - at.Milliseconds()
+	ahead, step := serverMS-at.Milliseconds(), jump.Milliseconds()
 	// Words differ by what the network delays; many small steps back are still one.
-	if back := c.top - ahead; c.told && back > jump.Milliseconds() && distance(hostMS, serverMS) >= distance(hostMS, now) {
-		c.refused = time.Duration(back) * time.Millisecond
-		return false
-	} else if back > jump.Milliseconds() {
+	switch back := c.top - ahead; {
+	case back > step:
+		returns := at < c.until && ahead >= c.before-step
+		if c.told && !returns && distance(hostMS, serverMS) > agreement.Milliseconds() {
+			c.refused = time.Duration(min(back, int64(100*365*24*time.Hour/time.Millisecond))) * time.Millisecond
+			return false
+		}
 		c.top = ahead
+	case -back > step && c.told && at >= c.until:
+		c.before, c.until = c.top, at+returnWithin
 	}
 	off := serverMS - now
 	c.server, c.at, c.told, c.refused, c.top = serverMS, at, true, 0, max(c.top, ahead)

@@ -181,14 +181,22 @@ func (e *Engine) Apply(ctx context.Context, req *hostv1.ApplyRequest) (*hostv1.A
 	}.Build(), nil
 }
 
+// mostControlPlane bounds how many addresses a control plane may have: none of them is ever banned here.
+const mostControlPlane = 256
+
 // SetSession takes in what the stream's Welcome said.
 func (e *Engine) SetSession(ctx context.Context, req *hostv1.SetSessionRequest) (*hostv1.SetSessionResponse, error) {
 	var names []string
 	for _, s := range req.GetSets() {
 		names = append(names, s.GetSet())
 	}
+	addresses := req.GetControlPlane()
+	if n := len(addresses); n > mostControlPlane {
+		e.log.Warn("The control plane has more addresses than are protected; the rest can be banned here", "addresses", n, "protected", mostControlPlane)
+		addresses = addresses[:mostControlPlane]
+	}
 	var control []netip.Addr
-	for _, raw := range req.GetControlPlane() {
+	for _, raw := range addresses {
 		a, ok := netip.AddrFromSlice(raw)
 		if !ok {
 			return nil, fmt.Errorf("%w: a control plane's address of %d bytes", holding.ErrMalformed, len(raw))

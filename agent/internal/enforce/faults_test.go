@@ -157,14 +157,34 @@ func TestClockSetBackExtendsNothing(t *testing.T) {
 	h.says(h.ahead - year)
 	within("a year back after a restart")
 
-	// What was wrongly set forward comes back: this host's clock bears it out.
+	// What was wrongly set forward comes back, but no further back than it was.
 	h.says(h.ahead + year)
 	h.wantKernel("a year on, it has ended")
+	h.says(h.ahead - year)
+	h.wantKernel("a year on and two back")
+	h.says(h.ahead + 2*year)
+	h.says(h.ahead - time.Minute)
+	h.wantKernel("another year on, and a minute back")
 	h.says(h.ahead)
 	within("back to the truth")
 	if h.finds("control-plane-clock") {
 		t.Error("it is over and still told")
 	}
+}
+
+// Who took the other half over can't have half the world protected, nor fill the memory with it.
+func TestControlPlaneOfManyAddresses(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	var addresses [][]byte
+	for i := range 10_000 {
+		addresses = append(addresses, binary.BigEndian.AppendUint32(nil, 0xcb007100+uint32(i)))
+	}
+	if _, err := h.e.SetSession(t.Context(), hostv1.SetSessionRequest_builder{ServerUnixMs: h.now(), ControlPlane: addresses}.Build()); err != nil {
+		t.Fatal(err)
+	}
+	h.delta("all", ban, change{"203.0.113.1/32", present, time.Hour}, change{"203.0.115.1/32", present, time.Hour})
+	h.wantKernel("the first are protected, the rest isn't", "203.0.115.1/32")
 }
 
 // A control plane that lost its Redis counts its settings from the beginning: a pause of before ends all the same.

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -376,29 +378,30 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 func TestReadOnlyFolder(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	mount := func(args ...string) {
+	// By system calls: a program started meanwhile would hold other tests' locks until it runs.
+	mount := func(flags uintptr) {
 		t.Helper()
-		if out, err := exec.Command("mount", append(args, dir)...).CombinedOutput(); err != nil {
-			t.Fatalf("mount (root is needed): %v: %s", err, out)
+		if err := unix.Mount("none", dir, "tmpfs", flags, "size=8m"); err != nil {
+			t.Fatalf("mount (root is needed): %v", err)
 		}
 	}
-	mount("-t", "tmpfs", "-o", "size=8m", "none")
-	defer exec.Command("umount", "-l", dir).Run() //nolint:errcheck // a test's end
-	mount("-o", "remount,ro")
+	mount(0)
+	defer unix.Unmount(dir, unix.MNT_DETACH) //nolint:errcheck // a test's end
+	mount(unix.MS_REMOUNT | unix.MS_RDONLY)
 	h := mustOpen(t, dir) // with nothing saved yet
 	if h.Problem() == "" {
 		t.Error("nobody is told")
 	}
 	_ = h.Close()
 
-	mount("-o", "remount,rw")
+	mount(unix.MS_REMOUNT)
 	h = mustOpen(t, dir)
 	s := crowd(100)
 	s.feed(t, h)
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	mount("-o", "remount,ro")
+	mount(unix.MS_REMOUNT | unix.MS_RDONLY)
 	h = mustOpen(t, dir)
 	if n, p := len(h.held("all")), h.Problem(); n != 100 || !strings.Contains(p, "writable") {
 		t.Errorf("%d of 100 records, problem %q", n, p)
@@ -408,7 +411,7 @@ func TestReadOnlyFolder(t *testing.T) {
 		t.Errorf("a ban while it can't be saved: %v, %v", outcome, err)
 	}
 	h.Maintain()
-	mount("-o", "remount,rw")
+	mount(unix.MS_REMOUNT)
 	h.Maintain()
 	if p := h.Problem(); p != "" {
 		t.Errorf("it can be written again, and is told: %s", p)
