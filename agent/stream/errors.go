@@ -79,7 +79,9 @@ func judge(err error) (verdict, string) {
 			v, fix = later, "There is no Fleetban control plane at this URL; or a proxy in between doesn't pass gRPC on."
 		case connect.CodeUnauthenticated, connect.CodePermissionDenied:
 			v = later
+		default: // what may pass by itself
 		}
+	default: // what may pass by itself
 	}
 	if fix != "" {
 		text += ". " + fix
@@ -123,6 +125,7 @@ func (b *backoff) next(v verdict) time.Duration {
 	case later:
 		b.failures++
 		return jitter(min(longPause<<min(b.failures-1, 8), 5*longPause))
+	case soon:
 	}
 	b.failures++
 	if b.failures == 1 {

@@ -98,9 +98,9 @@ func (s *session) run(ctx context.Context) {
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.mu.Unlock()
 	s.conn = dial(s.cfg)
-	stop := context.AfterFunc(s.ctx, s.conn.close)
+	stop := context.AfterFunc(s.ctx, s.conn.close) //nolint:contextcheck // s.ctx comes of ctx, above
 	err := s.live()
-	if cause := context.Cause(s.ctx); cause != nil {
+	if cause := context.Cause(s.ctx); cause != nil { //nolint:contextcheck // as above
 		err = cause
 	}
 	s.cancel(err)
@@ -312,9 +312,9 @@ func (s *session) apply(set string, u Update) error {
 	}
 	received := time.Now()
 	a, err := s.cfg.Sink.Apply(s.ctx, u, s.c.clock.nowMS())
-	if err != nil {
+	if err != nil { // the sink is away and says so itself; the stream goes on without sets
 		s.deaf = true
-		return nil
+		return nil //nolint:nilerr // see above
 	}
 	switch a.Outcome {
 	case Gap:
@@ -325,6 +325,7 @@ func (s *session) apply(set string, u Update) error {
 		return nil
 	case More:
 		return nil
+	case Done:
 	}
 	s.tellApplied(u.Delta, received)
 	s.mu.Lock()

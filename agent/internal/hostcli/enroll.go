@@ -61,6 +61,7 @@ func (c *cli) enroll(ctx context.Context, _ []string) error {
 		c.printf("The fleet is watching: it records what it would ban, and bans nothing yet.\n")
 	case fleetbanv1.Mode_MODE_ENFORCE:
 		c.printf("The fleet enforces: what one host bans, all ban. What %s forbids is refused here.\n", o.policy)
+	default: // a mode of a later version
 	}
 	return nil
 }

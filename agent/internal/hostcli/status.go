@@ -270,6 +270,7 @@ func (c *cli) enforcing(h *hostv1.StatusResponse) string {
 		return c.paint(yellow, "observing only") + ", as this host's policy file says"
 	case fleetbanv1.Inert_INERT_PROXIED:
 		return c.paint(yellow, "enforcing") + " by " + e.GetBackend() + ", though clients come through a proxy"
+	case fleetbanv1.Inert_INERT_UNABLE:
 	}
 	return c.paint(red, "not enforcing") + " (" + strings.ToLower(strings.TrimPrefix(e.GetInert().String(), "INERT_")) + ")"
 }
@@ -293,6 +294,7 @@ func (c *cli) printFindings(findings []*fleetbanv1.Finding, from fleetbanv1.Find
 			mark = c.paint(red, "✗")
 		case fleetbanv1.Finding_SEVERITY_INFO:
 			mark = "i"
+		default: // a warning
 		}
 		c.printf("%s %s\n", mark, f.GetProblem())
 		if f.GetFix() != "" {

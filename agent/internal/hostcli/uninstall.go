@@ -115,7 +115,7 @@ func removeSocket(path string) error {
 func answersAgain(ctx context.Context, socket string) bool {
 	limit := time.Now().Add(2500 * time.Millisecond)
 	for time.Now().Before(limit) && ctx.Err() == nil {
-		if conn, err := net.Dial("unix", socket); err == nil {
+		if conn, err := new(net.Dialer).DialContext(ctx, "unix", socket); err == nil {
 			_ = conn.Close()
 			return true
 		}
@@ -211,7 +211,7 @@ func removeTable(ctx context.Context, table string) error {
 // stopPeer ends the process that serves a socket of ours, where no systemd did, and waits until it is gone. The kernel
 // says which process that is. It reports whether there was one.
 func stopPeer(ctx context.Context, socket string) bool {
-	conn, err := net.Dial("unix", socket)
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return false
 	}

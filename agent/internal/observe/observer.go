@@ -165,7 +165,7 @@ func (o *Observer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-o.watch.bell:
-			o.drain()
+			o.drain() //nolint:contextcheck // calls go by the context that Run keeps
 			if o.state != stateDown {
 				continue
 			}
@@ -174,7 +174,7 @@ func (o *Observer) Run(ctx context.Context) error {
 			continue
 		case <-timer.C:
 		}
-		o.tick()
+		o.tick() //nolint:contextcheck // as above
 		timer.Reset(o.interval())
 	}
 }

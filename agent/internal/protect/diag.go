@@ -68,7 +68,7 @@ func dump(fd int, family byte, seq uint32, buf []byte, out []connection) ([]conn
 		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
 			continue // not the kernel
 		}
-		done := false
+		var done bool
 		if out, done, err = appendAnswer(out, buf[:n], seq); done || err != nil {
 			return out, err
 		}

@@ -39,15 +39,13 @@ var (
 	errNotJournal = errors.New("not a spool of this version; move the file away to begin a new one")
 )
 
-// frame appends a frame to dst and returns it.
-func frame(dst []byte, kind byte, body []byte) []byte {
+// frame makes a frame.
+func frame(kind byte, body []byte) []byte {
 	var h [frameHeader]byte
 	binary.LittleEndian.PutUint32(h[:4], uint32(len(body)+1)) //nolint:gosec // bounded by maxFrame
 	sum := crc32.Update(crc32.Checksum([]byte{kind}, castagnoli), castagnoli, body)
 	binary.LittleEndian.PutUint32(h[4:], sum)
-	dst = append(dst, h[:]...)
-	dst = append(dst, kind)
-	return append(dst, body...)
+	return append(append(append(make([]byte, 0, len(h)+1+len(body)), h[:]...), kind), body...)
 }
 
 // scan reads frames from r, which stands behind the mark, and calls f with each frame's offset of its body in the file.

@@ -291,7 +291,7 @@ func (s *Spool) observePage(w *writer, page *hostv1.Baseline) {
 	w.flush()
 	if !s.primed && !s.skipped {
 		s.primed = true
-		s.write(frame(nil, kindPrimed, nil))
+		s.write(frame(kindPrimed, nil))
 	}
 	for _, c := range b.behind {
 		s.table.observeChange(w.now, c, w.emit)
@@ -368,7 +368,7 @@ func (s *Spool) ack(through uint64) {
 	}
 	// Not synced: the control plane's Welcome says it again.
 	if !s.broken {
-		f := frame(nil, kindAck, binary.LittleEndian.AppendUint64(nil, through))
+		f := frame(kindAck, binary.LittleEndian.AppendUint64(nil, through))
 		if _, err := s.file.WriteAt(f, s.size); err == nil {
 			s.size += int64(len(f))
 		}

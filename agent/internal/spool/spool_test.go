@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +95,24 @@ func wantNext(t *testing.T, s *Spool, after uint64, want ...string) {
 	}
 }
 
+// wantInAnyOrder wants just these, without their numbers: what one baseline shows has no order.
+func wantInAnyOrder(t *testing.T, s *Spool, after uint64, want ...string) {
+	t.Helper()
+	events, err := s.Next(after, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := tell(events)
+	for i, line := range got {
+		_, got[i], _ = strings.Cut(line, " ")
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("after %d:\n got %q\nwant %q", after, got, want)
+	}
+}
+
 func TestWhatBecomesAnEvent(t *testing.T) {
 	t.Parallel()
 	clock := newTestClock()
@@ -105,21 +125,12 @@ func TestWhatBecomesAnEvent(t *testing.T) {
 
 	clock.pass(10_000)
 	s.Observe(baselineOf(sshd, false, banned("sshd", 1, 70_000, 600_000), banned("sshd", 2, 11_000, 1_200_000), banned("nginx", 3, 2000, -1)))
-	wantNext(t, s, 2, "3 sshd 203.0.0.2 extension 1200 -0", "4 nginx 203.0.0.3 ban 0 -2")
+	wantInAnyOrder(t, s, 2, "sshd 203.0.0.2 extension 1200 -0", "nginx 203.0.0.3 ban 0 -2")
 
 	// One is gone and nobody saw why; another runs out while nobody looks; a jail stops.
 	clock.pass(540_000)
 	s.Observe(baselineOf([]string{"sshd"}, false))
-	events, _ := s.Next(4, 10)
-	got := map[string]bool{}
-	for _, line := range tell(events) {
-		got[line[2:]] = true
-	}
-	for _, want := range []string{"sshd 203.0.0.1 EXPIRED -0", "sshd 203.0.0.2 UNSPECIFIED -0", "nginx 203.0.0.3 JAIL_STOPPED -0"} {
-		if !got[want] {
-			t.Errorf("no %q in %v", want, got)
-		}
-	}
+	wantInAnyOrder(t, s, 4, "sshd 203.0.0.1 EXPIRED -0", "sshd 203.0.0.2 UNSPECIFIED -0", "nginx 203.0.0.3 JAIL_STOPPED -0")
 	// After a start, what is unknown was restored, and what is missing was nobody's decision.
 	s.Observe(banOf("sshd", 4, 0, 600_000))
 	s.Observe(baselineOf(sshd, true, banned("sshd", 5, 5000, 600_000)))
@@ -336,6 +347,7 @@ func (c *controlPlane) take(spool string, events []*fleetbanv1.Event, now int64)
 				c.t.Fatalf("told of an unban twice: %v", e)
 			}
 			delete(c.state, key)
+		default: // the model makes no others
 		}
 	}
 }

@@ -129,31 +129,30 @@ func same(a, b int64) bool {
 }
 
 // observeChange turns a change into the events it means for the table; none if it is known already.
-func (t table) observeChange(now instant, c *hostv1.Change, emit func(change) bool) bool {
+func (t table) observeChange(now instant, c *hostv1.Change, emit func(change) bool) {
 	jail, packed := c.GetJail(), string(c.GetPrefix())
 	if !valid(jail, c.GetPrefix()) {
-		return true
+		return
 	}
 	at := now.back(max(0, c.GetAgeMs()))
 	known, ok := t.get(jail, packed)
 	switch c.WhichChange() {
 	case hostv1.Change_Ban_case:
 		b := c.GetBan()
-		return t.seen(now, c.GetAgeMs(), jail, packed, fleetbanv1.ObservedBan_builder{
+		t.seen(now, c.GetAgeMs(), jail, packed, fleetbanv1.ObservedBan_builder{
 			DurationMs: b.GetDurationMs(), Failures: b.GetFailures(), Restored: b.GetRestored(), CommandId: clip(b.GetCommandId(), 64),
 		}, emit)
 	case hostv1.Change_Extension_case:
 		if !ok || same(known.duration, c.GetExtension().GetDurationMs()) {
-			return true // an unknown one's next baseline tells all
+			return // an unknown one's next baseline tells all
 		}
-		return emit(newExtension(at, jail, packed, max(-1, c.GetExtension().GetDurationMs())))
+		emit(newExtension(at, jail, packed, max(-1, c.GetExtension().GetDurationMs())))
 	case hostv1.Change_Unban_case:
 		if !ok {
-			return true
+			return
 		}
-		return emit(newUnban(at, jail, packed, c.GetUnban().GetCause(), clip(c.GetUnban().GetCommandId(), 64)))
+		emit(newUnban(at, jail, packed, c.GetUnban().GetCause(), clip(c.GetUnban().GetCommandId(), 64)))
 	}
-	return true
 }
 
 // baseline is one under way.

@@ -45,7 +45,7 @@ func (w *writer) flush() {
 		offsets = append(offsets, s.size+frameHeader+1+int64(len(body)))
 		body = append(body, rec...)
 	}
-	if s.write(frame(nil, kindEvents, body)) {
+	if s.write(frame(kindEvents, body)) {
 		s.offsets = append(s.offsets, offsets...)
 	} else {
 		for _, rec := range w.records {
@@ -199,7 +199,7 @@ func (s *Spool) fill(f *os.File) ([]int64, int64, error) {
 	if err := put(markClean); err != nil {
 		return nil, 0, err
 	}
-	if err := put(frame(nil, kindHead, s.head())); err != nil {
+	if err := put(frame(kindHead, s.head())); err != nil {
 		return nil, 0, err
 	}
 	var body []byte
@@ -208,7 +208,7 @@ func (s *Spool) fill(f *os.File) ([]int64, int64, error) {
 		if n == 0 || n < batch && !always {
 			return nil
 		}
-		err := put(frame(nil, kind, body))
+		err := put(frame(kind, body))
 		body, n = body[:0], 0
 		return err
 	}
