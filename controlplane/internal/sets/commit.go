@@ -197,7 +197,8 @@ func (c *committer) commit(org string, script *store.Script, batch []*mutation) 
 			c.commit(org, applyOOMScript, frees)
 		}
 	case errors.As(err, &reply) && !errors.Is(err, store.ErrUnavailable) && len(batch) > 1:
-		// The script failed before it wrote anything: find the one it failed on, and don't let the others pay for it.
+		// The script failed before it wrote anything (see flush.lua): find the mutation it failed on, and don't let the
+		// others pay for it.
 		for _, m := range batch {
 			c.commit(org, script, []*mutation{m})
 		}

@@ -8,4 +8,5 @@ var (
 	UnpackClaims = unpackClaims
 	PackClaims   = packClaims
 	ErrCorrupt   = errCorrupt
+	BucketOf     = bucketOf
 )

@@ -21,7 +21,9 @@ local function append_command(base, host, id, command, must)
   return true
 end
 
--- Whether there is such a host to command.
+-- Whether there is such a host to command. Fails where its log can't be written.
 local function commandable(base, host)
+  redis.call('HLEN', base .. 'cmds:' .. host)
+  redis.call('HLEN', base .. 'results:' .. host)
   return redis.call('HEXISTS', base .. 'hosts', host) == 1
 end

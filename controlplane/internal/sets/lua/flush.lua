@@ -1,8 +1,31 @@
--- Writes what was staged: views before and after, records, versions, logs, names, indexes, events, doorbell. From here
--- on nothing is decided and nothing may fail.
+-- Writes what was staged: views before and after, records, versions, logs, names, indexes, events, doorbell.
+--
+-- Redis undoes nothing when a script fails in the middle. So everything is computed first, then every key that will be
+-- written is looked at (a look at one of a wrong type fails), and from there on nothing may fail.
 
+local writes = {} -- of the buckets
 local later = {} -- commands to run as they are, and functions to call
 local due = {} -- bucket → earliest end of a claim written to it
+local index_add, index_remove = {}, {} -- index → members, and a 0 before each that is added: one command for many
+
+-- Calls a command for many arguments, some hundred at a time: Lua's stack has an end. `step` arguments belong together.
+local function in_pieces(command, key, options, args, step)
+  local most = 400 - 400 % step
+  for first = 1, #args, most do
+    local piece = {command, key}
+    for _, option in ipairs(options) do piece[#piece + 1] = option end
+    for i = first, math.min(first + most - 1, #args) do piece[#piece + 1] = args[i] end
+    redis.call(unpack(piece))
+  end
+end
+
+local function note_index(index, s, ...)
+  if s.kind == BAN then return end
+  local name = 'idx:' .. s.name
+  local members = index[name] or {}
+  index[name] = members
+  for i = 1, select('#', ...) do members[#members + 1] = select(i, ...) end
+end
 
 local function hash_into(s, p, expires)
   local h = redis.sha1hex(p .. struct.pack('>I8', expires))
@@ -34,7 +57,7 @@ local function flush_cell(c, len_change)
       end
       local field = no .. ':' .. (#c.p - 1) .. ':' .. string.byte(c.p, -1)
       len_change[field] = (len_change[field] or 0) - 1
-      if s.kind ~= BAN then later[#later + 1] = {'ZREM', key('idx:' .. s.name), index_member(c.p)} end
+      note_index(index_remove, s, index_member(c.p))
     end
     if record then s.records[#s.records + 1] = string.char(#c.p) .. c.p .. record end
   end
@@ -46,7 +69,7 @@ local function flush_cell(c, len_change)
       s.records[#s.records + 1] = string.char(#c.p) .. c.p .. struct.pack('>BI6I6', PRESENT, is.since, is.expires)
       local field = no .. ':' .. (#c.p - 1) .. ':' .. string.byte(c.p, -1)
       len_change[field] = (len_change[field] or 0) + 1
-      if s.kind ~= BAN then later[#later + 1] = {'ZADD', key('idx:' .. s.name), 0, index_member(c.p)} end
+      note_index(index_add, s, 0, index_member(c.p))
     end
   end
   local earliest
@@ -57,9 +80,9 @@ local function flush_cell(c, len_change)
   end
   local bucket = BASE .. 'c:' .. c.bucket
   if #parts == 0 then
-    redis.call('HDEL', bucket, c.p)
+    writes[#writes + 1] = {'HDEL', bucket, c.p}
   else
-    redis.call('HSET', bucket, c.p, table.concat(parts))
+    writes[#writes + 1] = {'HSET', bucket, c.p, table.concat(parts)}
     if not c.swept and earliest < NEVER and earliest < (due[c.bucket] or NEVER) then due[c.bucket] = earliest end
   end
 end
@@ -98,6 +121,24 @@ local function flush_names()
   end
 end
 
+-- Fails, while nothing is written, where a write would.
+local function look()
+  for name, command in pairs({due = 'ZCARD', lens = 'HLEN', names = 'HLEN', refs = 'HLEN', sets = 'HLEN', events = 'XLEN'}) do
+    redis.call(command, key(name))
+  end
+  for _, index in ipairs({index_add, index_remove}) do
+    for name in pairs(index) do redis.call('ZCARD', key(name)) end
+  end
+  for _, s in ipairs(set_order) do
+    if #s.records > 0 then
+      local last = redis.call('XREVRANGE', key('log:' .. s.name), '+', '-', 'COUNT', 1)[1]
+      if last and tonumber(string.match(last[1], '^%d+')) > s.v then
+        error('the log of set ' .. s.name .. ' is ahead of its state: entry ' .. last[1] .. ' at version ' .. num(s.v))
+      end
+    end
+  end
+end
+
 local function flush()
   local wrote = false
   local len_change = {}
@@ -107,11 +148,20 @@ local function flush()
       flush_cell(c, len_change)
     end
   end
+  if wrote or #later > 0 then look() end
+  for _, command in ipairs(writes) do redis.call(unpack(command)) end
   for _, command in ipairs(later) do
     wrote = true
     if type(command) == 'function' then command() else redis.call(unpack(command)) end
   end
-  for bucket, at in pairs(due) do redis.call('ZADD', key('due'), 'LT', num(at), bucket) end
+  for name, members in pairs(index_remove) do in_pieces('ZREM', key(name), {}, members, 1) end
+  for name, members in pairs(index_add) do in_pieces('ZADD', key(name), {}, members, 2) end
+  local ends = {}
+  for bucket, at in pairs(due) do
+    ends[#ends + 1] = num(at)
+    ends[#ends + 1] = bucket
+  end
+  in_pieces('ZADD', key('due'), {'LT'}, ends, 2)
   for field, change in pairs(len_change) do
     if change ~= 0 and redis.call('HINCRBY', key('lens'), field, change) <= 0 then redis.call('HDEL', key('lens'), field) end
   end
