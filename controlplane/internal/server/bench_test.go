@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -40,7 +39,7 @@ func benchmarkAPI(b *testing.B, clients, connections int) {
 	}
 	ctx, stop := context.WithCancel(b.Context())
 	var notices bytes.Buffer
-	s, err := server.New(ctx, config, slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelError})), &notices)
+	s, err := server.New(ctx, config, slog.New(slog.DiscardHandler), &notices)
 	if err != nil {
 		b.Fatal(err)
 	}
