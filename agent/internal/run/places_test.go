@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,20 +25,30 @@ func TestPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		p := newPlaces("control.example", slog.New(slog.DiscardHandler))
+		// What the resolver answers and whether the helper is there; changed while the watch runs.
+		var mu sync.Mutex
 		answer, failure := addrs("203.0.113.5", "::ffff:203.0.113.6", "2001:db8::5"), error(nil)
+		away := errors.New("the helper is away")
+		set := func(f func()) {
+			mu.Lock()
+			defer mu.Unlock()
+			f()
+		}
 		p.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) {
 			if host != "control.example" {
 				t.Errorf("%q is looked up", host)
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			return answer, failure
 		}
 		var told [][]netip.Addr
-		refused := errors.New("the helper is away")
-		away := refused
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			p.watch(ctx, func(_ context.Context, all []netip.Addr) error {
+				mu.Lock()
+				defer mu.Unlock()
 				told = append(told, all)
 				return away
 			})
@@ -77,16 +88,16 @@ func TestPlaces(t *testing.T) {
 		expect("after the first stream", 1, all...)
 		later()
 		expect("told again, for it wasn't taken", 2, all...)
-		away = nil
+		set(func() { away = nil })
 		later()
 		expect("told until it is taken", 3, all...)
 		later()
 		expect("nothing new", 3, all...)
-		failure = errors.New("no such host")
+		set(func() { failure = errors.New("no such host") })
 		later()
 		expect("the resolver is away", 3, all...)
 		meet("at the next stream, with the resolver away", "203.0.113.5", all[1:]...)
-		answer, failure = addrs("203.0.113.7"), nil
+		set(func() { answer, failure = addrs("203.0.113.7"), nil })
 		later()
 		expect("moved", 4, "203.0.113.5", "203.0.113.7")
 		cancel()
