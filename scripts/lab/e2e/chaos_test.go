@@ -318,7 +318,7 @@ func TestClockAnHourOff(t *testing.T) {
 // shift starts fail2ban and the agent on a host anew with another clock.
 func (f *fleet) shift(ctx context.Context, host *lab.Node, program string, off time.Duration) {
 	f.t.Helper()
-	const folder = "/opt/shifted"
+	const folder = "/run/shifted" // of this host alone
 	seconds := int(off / time.Second)
 	site := fmt.Sprintf(`import time
 _now, _local, _utc, _format = time.time, time.localtime, time.gmtime, time.strftime

@@ -216,20 +216,22 @@ func (s *show) replicaDies(ctx context.Context) error {
 		return fmt.Errorf("expected %s to stay banned on b with its replica dead: %v", standing, orAnswered(err))
 	}
 	s.ok("what was banned stays banned on b", "")
-	err = await.Until(ctx, "host b's stream on the other replica", func() error {
-		state, err := s.lab.HostState(ctx, "b")
-		if err != nil {
-			return err
-		}
-		if state.GetPresence() != operatorv1.Presence_PRESENCE_ONLINE || state.GetReplica() == before.GetReplica() {
-			return fmt.Errorf("it is %s on %s", state.GetPresence(), state.GetReplica())
+	err = await.Until(ctx, "every host's stream on the other replica", func() error {
+		for _, h := range s.lab.Hosts() {
+			state, err := s.lab.HostState(ctx, h.Name)
+			if err != nil {
+				return err
+			}
+			if state.GetPresence() != operatorv1.Presence_PRESENCE_ONLINE || state.GetReplica() == before.GetReplica() {
+				return fmt.Errorf("that of %s is %s on %s", h.Name, state.GetPresence(), state.GetReplica())
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	s.ok("host b has its stream from the other replica, by itself", figure(time.Since(killed)))
+	s.ok("every host has its stream from the other replica, by itself", figure(time.Since(killed)))
 	output, err := s.lab.CLI(ctx, "ban", later.String(), "--for", "10m", "--reason", "one replica is enough")
 	if err != nil {
 		return err
