@@ -56,6 +56,8 @@ func TestPlaces(t *testing.T) {
 		expect := func(what string, times int, want ...string) {
 			t.Helper()
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if len(told) != times {
 				t.Fatalf("%s: the helper was told %d times, want %d: %v", what, len(told), times, told)
 			}
@@ -68,10 +70,14 @@ func TestPlaces(t *testing.T) {
 		expect("before any stream", 0)
 		meet := func(what, peer string, want ...string) {
 			t.Helper()
-			times := len(told)
+			count := func() (n int) {
+				set(func() { n = len(told) })
+				return n
+			}
+			times := count()
 			err := p.met(addrs(peer), func(all []netip.Addr) error {
 				synctest.Wait()
-				if len(told) != times {
+				if count() != times {
 					t.Errorf("%s: the name was looked up before what is known was told", what)
 				}
 				if !slices.Equal(all, addrs(want...)) {
