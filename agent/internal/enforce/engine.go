@@ -551,7 +551,7 @@ func (e *Engine) replace(ctx context.Context) {
 	if err != nil {
 		e.kernelFailed(err)
 	}
-	if e.enforced > 20_000 {
+	if e.enforced > 2_000 {
 		freeMemory()
 	}
 }
