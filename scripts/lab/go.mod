@@ -9,7 +9,10 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require google.golang.org/protobuf v1.36.12 // indirect
+require (
+	github.com/golang-jwt/jwt/v5 v5.3.1 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+)
 
 replace (
 	github.com/fleetban/fleetban/proto/gen/go => ../../proto/gen/go
