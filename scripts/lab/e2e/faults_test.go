@@ -431,10 +431,7 @@ func TestControlPlaneFaults(t *testing.T) {
 		f := f.in(t)
 		ctx := limited(t, 3*limit)
 		for range 2 {
-			before, err := f.HostState(ctx, "b")
-			if err != nil {
-				t.Fatal(err)
-			}
+			before := f.awaitHost(ctx, "b", "online", online)
 			victim, err := f.ReplicaOf(before.GetReplica())
 			if err != nil {
 				t.Fatal(err)
@@ -458,10 +455,7 @@ func TestControlPlaneFaults(t *testing.T) {
 		if err := f.AwaitOnline(ctx); err != nil {
 			t.Fatal(err)
 		}
-		state, err := f.HostState(ctx, "b")
-		if err != nil {
-			t.Fatal(err)
-		}
+		state := f.awaitHost(ctx, "b", "online", online)
 		victim, err := f.ReplicaOf(state.GetReplica())
 		if err != nil {
 			t.Fatal(err)
@@ -659,3 +653,5 @@ func TestControlPlaneFaults(t *testing.T) {
 		}
 	})
 }
+
+func online(h *operatorv1.Host) bool { return h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE }

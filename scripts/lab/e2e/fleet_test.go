@@ -139,11 +139,21 @@ func (f *fleet) receipts(ctx context.Context, cursor *fleetbanv1.SetCursor, pref
 	return nil
 }
 
-// explain asks for everything known of an address.
+// explain asks for everything known of an address. It only reads, so it is asked again where the connection to a replica
+// broke, as any client may.
 func (f *fleet) explain(ctx context.Context, addr string) *operatorv1.ExplainResponse {
 	f.t.Helper()
-	answer, err := f.api.Bans.Explain(ctx, connect.NewRequest(operatorv1.ExplainRequest_builder{Address: addr}.Build()))
-	if err != nil {
+	var answer *connect.Response[operatorv1.ExplainResponse]
+	var refused error
+	err := await.Until(ctx, "what is known of "+addr, func() (err error) {
+		answer, err = f.api.Bans.Explain(ctx, connect.NewRequest(operatorv1.ExplainRequest_builder{Address: addr}.Build()))
+		if err != nil && connect.CodeOf(err) != connect.CodeUnavailable {
+			refused = err
+			return nil
+		}
+		return err
+	})
+	if err = errors.Join(err, refused); err != nil {
 		f.t.Fatal(err)
 	}
 	return answer.Msg
