@@ -62,7 +62,7 @@ generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## 
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos and shell
 	@cd proto && buf lint && buf format --diff --exit-code --path fleetban
 	@scripts/check-breaking
-	@for m in $(MODULES); do (cd $$m && golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
+	@for m in $(MODULES); do (cd $$m && golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
 	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/install.sh .ci/run
 
 .PHONY: clean
