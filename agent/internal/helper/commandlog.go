@@ -37,8 +37,9 @@ type commandEntry struct {
 const (
 	// maxCommands bounds what is remembered; more can't be begun within their time by any policy that people write.
 	maxCommands = 100_000
-	// maxLifeMS is how far ahead a command's time may end: what is remembered longer would fill the memory for good.
-	maxLifeMS = 7 * 24 * 60 * 60 * 1000
+	// maxLifeMS is how far ahead a command's time may end: what is remembered longer would fill the memory for good. The
+	// control plane gives seven days; the eighth is for clocks that differ.
+	maxLifeMS = 8 * 24 * 60 * 60 * 1000
 	// compactEvery is how many commands are appended before the file is written anew.
 	compactEvery = 1000
 )

@@ -59,7 +59,7 @@ func (h *Helper) once(ctx context.Context, c *fleetbanv1.Command, serverMS int64
 		return result{fleetbanv1.CommandOutcome_COMMAND_OUTCOME_EXPIRED, "it arrived after its time"}
 	}
 	if c.GetNotAfterUnixMs() > serverMS+maxLifeMS {
-		return refused("the command's time ends more than seven days from now")
+		return refused("the command's time ends more than eight days from now")
 	}
 	p := h.engine.Policy().Policy
 	if p.Level < policy.LevelBan {

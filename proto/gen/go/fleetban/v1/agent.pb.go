@@ -4549,7 +4549,8 @@ type Command_builder struct {
 
 	// 26 characters, a ULID.
 	CommandId string
-	// Not to be executed after; Unix milliseconds of the server's clock.
+	// Not to be executed after; Unix milliseconds of the server's clock. Seven days ahead at most: agents remember what
+	// they executed until then, and refuse what they would have to remember for longer than eight.
 	NotAfterUnixMs int64
 	// Fields of oneof xxx_hidden_Order:
 	UnbanInJails *UnbanInJails
