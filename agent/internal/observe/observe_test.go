@@ -409,7 +409,9 @@ func TestShorterBanTimeIsNoUnban(t *testing.T) {
 	w.ban("sshd", "192.0.2.1")
 	w.ban("sshd", "192.0.2.2")
 	// The look after a ban reads its times as fail2ban has them, and tells nobody when they are as thought.
-	time.Sleep(look + look/4)
+	w.health("the look after the bans", func(h *fleetbanv1.Fail2BanHealth) bool {
+		return len(h.GetJails()) == 1 && h.GetJails()[0].GetBanned() == 2
+	})
 	s.Command("set", "sshd", "bantime", "1")
 	s.Command("set", "sshd", "banip", "192.0.2.3") // makes fail2ban look for ends
 	w.unban("sshd", "192.0.2.1", expired)
