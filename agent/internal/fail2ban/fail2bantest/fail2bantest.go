@@ -166,14 +166,16 @@ func appendFile(path, text string) error {
 	return errors.Join(err, f.Close())
 }
 
-// Launch starts the server and waits until all its jails are up.
+// Launch starts the server and waits until all its jails are up and it has read all its configuration: asked to
+// end before that, fail2ban waits half a minute for the rest of it.
 func (s *Server) Launch() {
 	s.tb.Helper()
 	args := append(append([]string{}, s.opts.Wrap...), "fail2ban-server", "-c", s.ConfigDir, "-s", s.Socket,
 		"-p", filepath.Join(s.Dir, "f2b.pid"), "-x", "-f", "start")
 	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // a test's own words
-	cmd.Env = append(os.Environ(), s.opts.Env...)
-	out, err := os.OpenFile(filepath.Join(s.Dir, "stdout"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	cmd.Env = append(append(os.Environ(), "PYTHONUNBUFFERED=1"), s.opts.Env...)
+	stdout := filepath.Join(s.Dir, "stdout")
+	out, err := os.OpenFile(stdout, os.O_TRUNC|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -194,12 +196,13 @@ func (s *Server) Launch() {
 	Eventually(s.tb, 20*time.Second, "fail2ban has all its jails up", func() bool {
 		select {
 		case <-exited:
-			b, _ := os.ReadFile(filepath.Join(s.Dir, "stdout"))
+			b, _ := os.ReadFile(stdout)
 			s.tb.Fatalf("fail2ban-server ended at its start: %s", b)
 		default:
 		}
 		jails, err := client.Jails(context.Background())
-		return err == nil && len(jails) == len(s.opts.Jails)
+		said, _ := os.ReadFile(stdout)
+		return err == nil && len(jails) == len(s.opts.Jails) && strings.Contains(string(said), "Server ready")
 	})
 }
 
