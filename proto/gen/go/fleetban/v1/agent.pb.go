@@ -3328,6 +3328,7 @@ func (b0 AgentHeartbeat_builder) Build() *AgentHeartbeat {
 type ServerHeartbeat struct {
 	state                   protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_ServerUnixMs int64                  `protobuf:"varint,1,opt,name=server_unix_ms,json=serverUnixMs"`
+	xxx_hidden_StoreAway    bool                   `protobuf:"varint,2,opt,name=store_away,json=storeAway"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -3364,14 +3365,27 @@ func (x *ServerHeartbeat) GetServerUnixMs() int64 {
 	return 0
 }
 
+func (x *ServerHeartbeat) GetStoreAway() bool {
+	if x != nil {
+		return x.xxx_hidden_StoreAway
+	}
+	return false
+}
+
 func (x *ServerHeartbeat) SetServerUnixMs(v int64) {
 	x.xxx_hidden_ServerUnixMs = v
+}
+
+func (x *ServerHeartbeat) SetStoreAway(v bool) {
+	x.xxx_hidden_StoreAway = v
 }
 
 type ServerHeartbeat_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	ServerUnixMs int64
+	// The replica can't reach Redis: nothing is stored or passed on until it can. Sent at once when it changes.
+	StoreAway bool
 }
 
 func (b0 ServerHeartbeat_builder) Build() *ServerHeartbeat {
@@ -3379,6 +3393,7 @@ func (b0 ServerHeartbeat_builder) Build() *ServerHeartbeat {
 	b, x := &b0, m0
 	_, _ = b, x
 	x.xxx_hidden_ServerUnixMs = b.ServerUnixMs
+	x.xxx_hidden_StoreAway = b.StoreAway
 	return m0
 }
 
@@ -4943,9 +4958,11 @@ const file_fleetban_v1_agent_proto_rawDesc = "" +
 	"\x0eAgentHeartbeat\x12;\n" +
 	"\acursors\x18\x01 \x03(\v2\x16.fleetban.v1.SetCursorB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\acursors\x12 \n" +
 	"\fhost_unix_ms\x18\x02 \x01(\x03R\n" +
-	"hostUnixMs\"7\n" +
+	"hostUnixMs\"V\n" +
 	"\x0fServerHeartbeat\x12$\n" +
-	"\x0eserver_unix_ms\x18\x01 \x01(\x03R\fserverUnixMs\"5\n" +
+	"\x0eserver_unix_ms\x18\x01 \x01(\x03R\fserverUnixMs\x12\x1d\n" +
+	"\n" +
+	"store_away\x18\x02 \x01(\bR\tstoreAway\"5\n" +
 	"\x05Drain\x12,\n" +
 	"\x12reconnect_after_ms\x18\x01 \x01(\rR\x10reconnectAfterMs\"E\n" +
 	"\fOfferRequest\x12\x10\n" +

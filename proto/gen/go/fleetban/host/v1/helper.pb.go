@@ -2211,6 +2211,7 @@ type StatusResponse struct {
 	xxx_hidden_LocalAllows     *[]*LocalAllow         `protobuf:"bytes,9,rep,name=local_allows,json=localAllows"`
 	xxx_hidden_Findings        *[]*v1.Finding         `protobuf:"bytes,10,rep,name=findings"`
 	xxx_hidden_Settings        *v1.Settings           `protobuf:"bytes,11,opt,name=settings"`
+	xxx_hidden_Incidents       *[]*Incident           `protobuf:"bytes,12,rep,name=incidents"`
 	unknownFields              protoimpl.UnknownFields
 	sizeCache                  protoimpl.SizeCache
 }
@@ -2325,6 +2326,15 @@ func (x *StatusResponse) GetSettings() *v1.Settings {
 	return nil
 }
 
+func (x *StatusResponse) GetIncidents() []*Incident {
+	if x != nil {
+		if x.xxx_hidden_Incidents != nil {
+			return *x.xxx_hidden_Incidents
+		}
+	}
+	return nil
+}
+
 func (x *StatusResponse) SetVersion(v string) {
 	x.xxx_hidden_Version = v
 }
@@ -2367,6 +2377,10 @@ func (x *StatusResponse) SetFindings(v []*v1.Finding) {
 
 func (x *StatusResponse) SetSettings(v *v1.Settings) {
 	x.xxx_hidden_Settings = v
+}
+
+func (x *StatusResponse) SetIncidents(v []*Incident) {
+	x.xxx_hidden_Incidents = &v
 }
 
 func (x *StatusResponse) HasFail2Ban() bool {
@@ -2417,6 +2431,8 @@ type StatusResponse_builder struct {
 	LocalAllows []*LocalAllow
 	Findings    []*v1.Finding
 	Settings    *v1.Settings
+	// What happened to fail2ban, its log, nftables and the other half since the helper began, the latest first.
+	Incidents []*Incident
 }
 
 func (b0 StatusResponse_builder) Build() *StatusResponse {
@@ -2434,6 +2450,110 @@ func (b0 StatusResponse_builder) Build() *StatusResponse {
 	x.xxx_hidden_LocalAllows = &b.LocalAllows
 	x.xxx_hidden_Findings = &b.Findings
 	x.xxx_hidden_Settings = b.Settings
+	x.xxx_hidden_Incidents = &b.Incidents
+	return m0
+}
+
+// Incident is something that happened to this host and that mended itself. Nothing in it comes from outside.
+type Incident struct {
+	state                 protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Code       string                 `protobuf:"bytes,1,opt,name=code"`
+	xxx_hidden_What       string                 `protobuf:"bytes,2,opt,name=what"`
+	xxx_hidden_Count      uint64                 `protobuf:"varint,3,opt,name=count"`
+	xxx_hidden_LastUnixMs int64                  `protobuf:"varint,4,opt,name=last_unix_ms,json=lastUnixMs"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *Incident) Reset() {
+	*x = Incident{}
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Incident) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Incident) ProtoMessage() {}
+
+func (x *Incident) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *Incident) GetCode() string {
+	if x != nil {
+		return x.xxx_hidden_Code
+	}
+	return ""
+}
+
+func (x *Incident) GetWhat() string {
+	if x != nil {
+		return x.xxx_hidden_What
+	}
+	return ""
+}
+
+func (x *Incident) GetCount() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Count
+	}
+	return 0
+}
+
+func (x *Incident) GetLastUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_LastUnixMs
+	}
+	return 0
+}
+
+func (x *Incident) SetCode(v string) {
+	x.xxx_hidden_Code = v
+}
+
+func (x *Incident) SetWhat(v string) {
+	x.xxx_hidden_What = v
+}
+
+func (x *Incident) SetCount(v uint64) {
+	x.xxx_hidden_Count = v
+}
+
+func (x *Incident) SetLastUnixMs(v int64) {
+	x.xxx_hidden_LastUnixMs = v
+}
+
+type Incident_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Stable, for programs: "fail2ban-log-rotated".
+	Code string
+	// One sentence.
+	What string
+	// How often, and when last: Unix milliseconds of the host's clock.
+	Count      uint64
+	LastUnixMs int64
+}
+
+func (b0 Incident_builder) Build() *Incident {
+	m0 := &Incident{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Code = b.Code
+	x.xxx_hidden_What = b.What
+	x.xxx_hidden_Count = b.Count
+	x.xxx_hidden_LastUnixMs = b.LastUnixMs
 	return m0
 }
 
@@ -2448,7 +2568,7 @@ type HeldSet struct {
 
 func (x *HeldSet) Reset() {
 	*x = HeldSet{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2580,7 @@ func (x *HeldSet) String() string {
 func (*HeldSet) ProtoMessage() {}
 
 func (x *HeldSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2663,7 @@ type LocalAllow struct {
 
 func (x *LocalAllow) Reset() {
 	*x = LocalAllow{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2675,7 @@ func (x *LocalAllow) String() string {
 func (*LocalAllow) ProtoMessage() {}
 
 func (x *LocalAllow) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2737,7 @@ type TurnOffRequest struct {
 
 func (x *TurnOffRequest) Reset() {
 	*x = TurnOffRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2749,7 @@ func (x *TurnOffRequest) String() string {
 func (*TurnOffRequest) ProtoMessage() {}
 
 func (x *TurnOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2795,7 @@ type TurnOffResponse struct {
 
 func (x *TurnOffResponse) Reset() {
 	*x = TurnOffResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2807,7 @@ func (x *TurnOffResponse) String() string {
 func (*TurnOffResponse) ProtoMessage() {}
 
 func (x *TurnOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2851,7 @@ type TurnOnRequest struct {
 
 func (x *TurnOnRequest) Reset() {
 	*x = TurnOnRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +2863,7 @@ func (x *TurnOnRequest) String() string {
 func (*TurnOnRequest) ProtoMessage() {}
 
 func (x *TurnOnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2894,7 @@ type TurnOnResponse struct {
 
 func (x *TurnOnResponse) Reset() {
 	*x = TurnOnResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2786,7 +2906,7 @@ func (x *TurnOnResponse) String() string {
 func (*TurnOnResponse) ProtoMessage() {}
 
 func (x *TurnOnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +2940,7 @@ type AllowLocalRequest struct {
 
 func (x *AllowLocalRequest) Reset() {
 	*x = AllowLocalRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +2952,7 @@ func (x *AllowLocalRequest) String() string {
 func (*AllowLocalRequest) ProtoMessage() {}
 
 func (x *AllowLocalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3029,7 @@ type AllowLocalResponse struct {
 
 func (x *AllowLocalResponse) Reset() {
 	*x = AllowLocalResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3041,7 @@ func (x *AllowLocalResponse) String() string {
 func (*AllowLocalResponse) ProtoMessage() {}
 
 func (x *AllowLocalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3176,7 @@ const file_fleetban_host_v1_helper_proto_rawDesc = "" +
 	"\x10exceptions_total\x18\x05 \x01(\rR\x0fexceptionsTotal\x120\n" +
 	"\bfindings\x18\x06 \x03(\v2\x14.fleetban.v1.FindingR\bfindings\"'\n" +
 	"\rStatusRequest\x12\x16\n" +
-	"\x06doctor\x18\x01 \x01(\bR\x06doctor\"\x9b\x04\n" +
+	"\x06doctor\x18\x01 \x01(\bR\x06doctor\"\xd5\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x127\n" +
 	"\bfail2ban\x18\x02 \x01(\v2\x1b.fleetban.v1.Fail2banHealthR\bfail2ban\x127\n" +
@@ -3072,7 +3192,14 @@ const file_fleetban_host_v1_helper_proto_rawDesc = "" +
 	"\flocal_allows\x18\t \x03(\v2\x1c.fleetban.host.v1.LocalAllowR\vlocalAllows\x120\n" +
 	"\bfindings\x18\n" +
 	" \x03(\v2\x14.fleetban.v1.FindingR\bfindings\x121\n" +
-	"\bsettings\x18\v \x01(\v2\x15.fleetban.v1.SettingsR\bsettings\"}\n" +
+	"\bsettings\x18\v \x01(\v2\x15.fleetban.v1.SettingsR\bsettings\x128\n" +
+	"\tincidents\x18\f \x03(\v2\x1a.fleetban.host.v1.IncidentR\tincidents\"j\n" +
+	"\bIncident\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\x12 \n" +
+	"\flast_unix_ms\x18\x04 \x01(\x03R\n" +
+	"lastUnixMs\"}\n" +
 	"\aHeldSet\x12.\n" +
 	"\x06cursor\x18\x01 \x01(\v2\x16.fleetban.v1.SetCursorR\x06cursor\x12(\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x14.fleetban.v1.SetKindR\x04kind\x12\x18\n" +
@@ -3112,7 +3239,7 @@ const file_fleetban_host_v1_helper_proto_rawDesc = "" +
 	"AllowLocal\x12#.fleetban.host.v1.AllowLocalRequest\x1a$.fleetban.host.v1.AllowLocalResponseBHZAgithub.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1;hostv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 
 var file_fleetban_host_v1_helper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleetban_host_v1_helper_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_fleetban_host_v1_helper_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_fleetban_host_v1_helper_proto_goTypes = []any{
 	(ApplyResponse_Outcome)(0),  // 0: fleetban.host.v1.ApplyResponse.Outcome
 	(*ObserveRequest)(nil),      // 1: fleetban.host.v1.ObserveRequest
@@ -3137,29 +3264,30 @@ var file_fleetban_host_v1_helper_proto_goTypes = []any{
 	(*WatchHealthResponse)(nil), // 20: fleetban.host.v1.WatchHealthResponse
 	(*StatusRequest)(nil),       // 21: fleetban.host.v1.StatusRequest
 	(*StatusResponse)(nil),      // 22: fleetban.host.v1.StatusResponse
-	(*HeldSet)(nil),             // 23: fleetban.host.v1.HeldSet
-	(*LocalAllow)(nil),          // 24: fleetban.host.v1.LocalAllow
-	(*TurnOffRequest)(nil),      // 25: fleetban.host.v1.TurnOffRequest
-	(*TurnOffResponse)(nil),     // 26: fleetban.host.v1.TurnOffResponse
-	(*TurnOnRequest)(nil),       // 27: fleetban.host.v1.TurnOnRequest
-	(*TurnOnResponse)(nil),      // 28: fleetban.host.v1.TurnOnResponse
-	(*AllowLocalRequest)(nil),   // 29: fleetban.host.v1.AllowLocalRequest
-	(*AllowLocalResponse)(nil),  // 30: fleetban.host.v1.AllowLocalResponse
-	(v1.UnbanCause)(0),          // 31: fleetban.v1.UnbanCause
-	(*v1.SetCursor)(nil),        // 32: fleetban.v1.SetCursor
-	(*v1.Delta)(nil),            // 33: fleetban.v1.Delta
-	(*v1.SnapshotPage)(nil),     // 34: fleetban.v1.SnapshotPage
-	(*v1.SetSync)(nil),          // 35: fleetban.v1.SetSync
-	(*v1.SetInfo)(nil),          // 36: fleetban.v1.SetInfo
-	(*v1.Settings)(nil),         // 37: fleetban.v1.Settings
-	(*v1.Record)(nil),           // 38: fleetban.v1.Record
-	(*v1.Command)(nil),          // 39: fleetban.v1.Command
-	(*v1.CommandResult)(nil),    // 40: fleetban.v1.CommandResult
-	(*v1.Fail2BanHealth)(nil),   // 41: fleetban.v1.Fail2banHealth
-	(*v1.EnforcerHealth)(nil),   // 42: fleetban.v1.EnforcerHealth
-	(*v1.SetException)(nil),     // 43: fleetban.v1.SetException
-	(*v1.Finding)(nil),          // 44: fleetban.v1.Finding
-	(v1.SetKind)(0),             // 45: fleetban.v1.SetKind
+	(*Incident)(nil),            // 23: fleetban.host.v1.Incident
+	(*HeldSet)(nil),             // 24: fleetban.host.v1.HeldSet
+	(*LocalAllow)(nil),          // 25: fleetban.host.v1.LocalAllow
+	(*TurnOffRequest)(nil),      // 26: fleetban.host.v1.TurnOffRequest
+	(*TurnOffResponse)(nil),     // 27: fleetban.host.v1.TurnOffResponse
+	(*TurnOnRequest)(nil),       // 28: fleetban.host.v1.TurnOnRequest
+	(*TurnOnResponse)(nil),      // 29: fleetban.host.v1.TurnOnResponse
+	(*AllowLocalRequest)(nil),   // 30: fleetban.host.v1.AllowLocalRequest
+	(*AllowLocalResponse)(nil),  // 31: fleetban.host.v1.AllowLocalResponse
+	(v1.UnbanCause)(0),          // 32: fleetban.v1.UnbanCause
+	(*v1.SetCursor)(nil),        // 33: fleetban.v1.SetCursor
+	(*v1.Delta)(nil),            // 34: fleetban.v1.Delta
+	(*v1.SnapshotPage)(nil),     // 35: fleetban.v1.SnapshotPage
+	(*v1.SetSync)(nil),          // 36: fleetban.v1.SetSync
+	(*v1.SetInfo)(nil),          // 37: fleetban.v1.SetInfo
+	(*v1.Settings)(nil),         // 38: fleetban.v1.Settings
+	(*v1.Record)(nil),           // 39: fleetban.v1.Record
+	(*v1.Command)(nil),          // 40: fleetban.v1.Command
+	(*v1.CommandResult)(nil),    // 41: fleetban.v1.CommandResult
+	(*v1.Fail2BanHealth)(nil),   // 42: fleetban.v1.Fail2banHealth
+	(*v1.EnforcerHealth)(nil),   // 43: fleetban.v1.EnforcerHealth
+	(*v1.SetException)(nil),     // 44: fleetban.v1.SetException
+	(*v1.Finding)(nil),          // 45: fleetban.v1.Finding
+	(v1.SetKind)(0),             // 46: fleetban.v1.SetKind
 }
 var file_fleetban_host_v1_helper_proto_depIdxs = []int32{
 	3,  // 0: fleetban.host.v1.ObserveResponse.baseline:type_name -> fleetban.host.v1.Baseline
@@ -3168,58 +3296,59 @@ var file_fleetban_host_v1_helper_proto_depIdxs = []int32{
 	6,  // 3: fleetban.host.v1.Change.ban:type_name -> fleetban.host.v1.Ban
 	7,  // 4: fleetban.host.v1.Change.extension:type_name -> fleetban.host.v1.Extension
 	8,  // 5: fleetban.host.v1.Change.unban:type_name -> fleetban.host.v1.Unban
-	31, // 6: fleetban.host.v1.Unban.cause:type_name -> fleetban.v1.UnbanCause
-	32, // 7: fleetban.host.v1.CursorsResponse.cursors:type_name -> fleetban.v1.SetCursor
-	33, // 8: fleetban.host.v1.ApplyRequest.delta:type_name -> fleetban.v1.Delta
-	34, // 9: fleetban.host.v1.ApplyRequest.page:type_name -> fleetban.v1.SnapshotPage
-	35, // 10: fleetban.host.v1.ApplyRequest.sync:type_name -> fleetban.v1.SetSync
+	32, // 6: fleetban.host.v1.Unban.cause:type_name -> fleetban.v1.UnbanCause
+	33, // 7: fleetban.host.v1.CursorsResponse.cursors:type_name -> fleetban.v1.SetCursor
+	34, // 8: fleetban.host.v1.ApplyRequest.delta:type_name -> fleetban.v1.Delta
+	35, // 9: fleetban.host.v1.ApplyRequest.page:type_name -> fleetban.v1.SnapshotPage
+	36, // 10: fleetban.host.v1.ApplyRequest.sync:type_name -> fleetban.v1.SetSync
 	0,  // 11: fleetban.host.v1.ApplyResponse.outcome:type_name -> fleetban.host.v1.ApplyResponse.Outcome
-	32, // 12: fleetban.host.v1.ApplyResponse.cursor:type_name -> fleetban.v1.SetCursor
-	36, // 13: fleetban.host.v1.SetSessionRequest.sets:type_name -> fleetban.v1.SetInfo
-	37, // 14: fleetban.host.v1.SetSessionRequest.settings:type_name -> fleetban.v1.Settings
-	38, // 15: fleetban.host.v1.HeldResponse.records:type_name -> fleetban.v1.Record
-	39, // 16: fleetban.host.v1.ExecuteRequest.command:type_name -> fleetban.v1.Command
-	40, // 17: fleetban.host.v1.ExecuteResponse.result:type_name -> fleetban.v1.CommandResult
-	41, // 18: fleetban.host.v1.WatchHealthResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
-	42, // 19: fleetban.host.v1.WatchHealthResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
-	43, // 20: fleetban.host.v1.WatchHealthResponse.exceptions:type_name -> fleetban.v1.SetException
-	44, // 21: fleetban.host.v1.WatchHealthResponse.findings:type_name -> fleetban.v1.Finding
-	41, // 22: fleetban.host.v1.StatusResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
-	42, // 23: fleetban.host.v1.StatusResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
-	23, // 24: fleetban.host.v1.StatusResponse.sets:type_name -> fleetban.host.v1.HeldSet
-	43, // 25: fleetban.host.v1.StatusResponse.exceptions:type_name -> fleetban.v1.SetException
-	24, // 26: fleetban.host.v1.StatusResponse.local_allows:type_name -> fleetban.host.v1.LocalAllow
-	44, // 27: fleetban.host.v1.StatusResponse.findings:type_name -> fleetban.v1.Finding
-	37, // 28: fleetban.host.v1.StatusResponse.settings:type_name -> fleetban.v1.Settings
-	32, // 29: fleetban.host.v1.HeldSet.cursor:type_name -> fleetban.v1.SetCursor
-	45, // 30: fleetban.host.v1.HeldSet.kind:type_name -> fleetban.v1.SetKind
-	1,  // 31: fleetban.host.v1.HelperService.Observe:input_type -> fleetban.host.v1.ObserveRequest
-	9,  // 32: fleetban.host.v1.HelperService.Cursors:input_type -> fleetban.host.v1.CursorsRequest
-	11, // 33: fleetban.host.v1.HelperService.Apply:input_type -> fleetban.host.v1.ApplyRequest
-	13, // 34: fleetban.host.v1.HelperService.SetSession:input_type -> fleetban.host.v1.SetSessionRequest
-	15, // 35: fleetban.host.v1.HelperService.Held:input_type -> fleetban.host.v1.HeldRequest
-	17, // 36: fleetban.host.v1.HelperService.Execute:input_type -> fleetban.host.v1.ExecuteRequest
-	19, // 37: fleetban.host.v1.HelperService.WatchHealth:input_type -> fleetban.host.v1.WatchHealthRequest
-	21, // 38: fleetban.host.v1.HelperService.Status:input_type -> fleetban.host.v1.StatusRequest
-	25, // 39: fleetban.host.v1.HelperService.TurnOff:input_type -> fleetban.host.v1.TurnOffRequest
-	27, // 40: fleetban.host.v1.HelperService.TurnOn:input_type -> fleetban.host.v1.TurnOnRequest
-	29, // 41: fleetban.host.v1.HelperService.AllowLocal:input_type -> fleetban.host.v1.AllowLocalRequest
-	2,  // 42: fleetban.host.v1.HelperService.Observe:output_type -> fleetban.host.v1.ObserveResponse
-	10, // 43: fleetban.host.v1.HelperService.Cursors:output_type -> fleetban.host.v1.CursorsResponse
-	12, // 44: fleetban.host.v1.HelperService.Apply:output_type -> fleetban.host.v1.ApplyResponse
-	14, // 45: fleetban.host.v1.HelperService.SetSession:output_type -> fleetban.host.v1.SetSessionResponse
-	16, // 46: fleetban.host.v1.HelperService.Held:output_type -> fleetban.host.v1.HeldResponse
-	18, // 47: fleetban.host.v1.HelperService.Execute:output_type -> fleetban.host.v1.ExecuteResponse
-	20, // 48: fleetban.host.v1.HelperService.WatchHealth:output_type -> fleetban.host.v1.WatchHealthResponse
-	22, // 49: fleetban.host.v1.HelperService.Status:output_type -> fleetban.host.v1.StatusResponse
-	26, // 50: fleetban.host.v1.HelperService.TurnOff:output_type -> fleetban.host.v1.TurnOffResponse
-	28, // 51: fleetban.host.v1.HelperService.TurnOn:output_type -> fleetban.host.v1.TurnOnResponse
-	30, // 52: fleetban.host.v1.HelperService.AllowLocal:output_type -> fleetban.host.v1.AllowLocalResponse
-	42, // [42:53] is the sub-list for method output_type
-	31, // [31:42] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	33, // 12: fleetban.host.v1.ApplyResponse.cursor:type_name -> fleetban.v1.SetCursor
+	37, // 13: fleetban.host.v1.SetSessionRequest.sets:type_name -> fleetban.v1.SetInfo
+	38, // 14: fleetban.host.v1.SetSessionRequest.settings:type_name -> fleetban.v1.Settings
+	39, // 15: fleetban.host.v1.HeldResponse.records:type_name -> fleetban.v1.Record
+	40, // 16: fleetban.host.v1.ExecuteRequest.command:type_name -> fleetban.v1.Command
+	41, // 17: fleetban.host.v1.ExecuteResponse.result:type_name -> fleetban.v1.CommandResult
+	42, // 18: fleetban.host.v1.WatchHealthResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
+	43, // 19: fleetban.host.v1.WatchHealthResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
+	44, // 20: fleetban.host.v1.WatchHealthResponse.exceptions:type_name -> fleetban.v1.SetException
+	45, // 21: fleetban.host.v1.WatchHealthResponse.findings:type_name -> fleetban.v1.Finding
+	42, // 22: fleetban.host.v1.StatusResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
+	43, // 23: fleetban.host.v1.StatusResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
+	24, // 24: fleetban.host.v1.StatusResponse.sets:type_name -> fleetban.host.v1.HeldSet
+	44, // 25: fleetban.host.v1.StatusResponse.exceptions:type_name -> fleetban.v1.SetException
+	25, // 26: fleetban.host.v1.StatusResponse.local_allows:type_name -> fleetban.host.v1.LocalAllow
+	45, // 27: fleetban.host.v1.StatusResponse.findings:type_name -> fleetban.v1.Finding
+	38, // 28: fleetban.host.v1.StatusResponse.settings:type_name -> fleetban.v1.Settings
+	23, // 29: fleetban.host.v1.StatusResponse.incidents:type_name -> fleetban.host.v1.Incident
+	33, // 30: fleetban.host.v1.HeldSet.cursor:type_name -> fleetban.v1.SetCursor
+	46, // 31: fleetban.host.v1.HeldSet.kind:type_name -> fleetban.v1.SetKind
+	1,  // 32: fleetban.host.v1.HelperService.Observe:input_type -> fleetban.host.v1.ObserveRequest
+	9,  // 33: fleetban.host.v1.HelperService.Cursors:input_type -> fleetban.host.v1.CursorsRequest
+	11, // 34: fleetban.host.v1.HelperService.Apply:input_type -> fleetban.host.v1.ApplyRequest
+	13, // 35: fleetban.host.v1.HelperService.SetSession:input_type -> fleetban.host.v1.SetSessionRequest
+	15, // 36: fleetban.host.v1.HelperService.Held:input_type -> fleetban.host.v1.HeldRequest
+	17, // 37: fleetban.host.v1.HelperService.Execute:input_type -> fleetban.host.v1.ExecuteRequest
+	19, // 38: fleetban.host.v1.HelperService.WatchHealth:input_type -> fleetban.host.v1.WatchHealthRequest
+	21, // 39: fleetban.host.v1.HelperService.Status:input_type -> fleetban.host.v1.StatusRequest
+	26, // 40: fleetban.host.v1.HelperService.TurnOff:input_type -> fleetban.host.v1.TurnOffRequest
+	28, // 41: fleetban.host.v1.HelperService.TurnOn:input_type -> fleetban.host.v1.TurnOnRequest
+	30, // 42: fleetban.host.v1.HelperService.AllowLocal:input_type -> fleetban.host.v1.AllowLocalRequest
+	2,  // 43: fleetban.host.v1.HelperService.Observe:output_type -> fleetban.host.v1.ObserveResponse
+	10, // 44: fleetban.host.v1.HelperService.Cursors:output_type -> fleetban.host.v1.CursorsResponse
+	12, // 45: fleetban.host.v1.HelperService.Apply:output_type -> fleetban.host.v1.ApplyResponse
+	14, // 46: fleetban.host.v1.HelperService.SetSession:output_type -> fleetban.host.v1.SetSessionResponse
+	16, // 47: fleetban.host.v1.HelperService.Held:output_type -> fleetban.host.v1.HeldResponse
+	18, // 48: fleetban.host.v1.HelperService.Execute:output_type -> fleetban.host.v1.ExecuteResponse
+	20, // 49: fleetban.host.v1.HelperService.WatchHealth:output_type -> fleetban.host.v1.WatchHealthResponse
+	22, // 50: fleetban.host.v1.HelperService.Status:output_type -> fleetban.host.v1.StatusResponse
+	27, // 51: fleetban.host.v1.HelperService.TurnOff:output_type -> fleetban.host.v1.TurnOffResponse
+	29, // 52: fleetban.host.v1.HelperService.TurnOn:output_type -> fleetban.host.v1.TurnOnResponse
+	31, // 53: fleetban.host.v1.HelperService.AllowLocal:output_type -> fleetban.host.v1.AllowLocalResponse
+	43, // [43:54] is the sub-list for method output_type
+	32, // [32:43] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_fleetban_host_v1_helper_proto_init() }
@@ -3247,7 +3376,7 @@ func file_fleetban_host_v1_helper_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_host_v1_helper_proto_rawDesc), len(file_fleetban_host_v1_helper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -79,6 +79,7 @@ type RunStatusResponse struct {
 	xxx_hidden_EventsLast       uint64                 `protobuf:"varint,11,opt,name=events_last,json=eventsLast"`
 	xxx_hidden_ClockOffsetMs    int64                  `protobuf:"varint,12,opt,name=clock_offset_ms,json=clockOffsetMs"`
 	xxx_hidden_Cursors          *[]*v1.SetCursor       `protobuf:"bytes,13,rep,name=cursors"`
+	xxx_hidden_Incidents        *[]*Incident           `protobuf:"bytes,14,rep,name=incidents"`
 	unknownFields               protoimpl.UnknownFields
 	sizeCache                   protoimpl.SizeCache
 }
@@ -201,6 +202,15 @@ func (x *RunStatusResponse) GetCursors() []*v1.SetCursor {
 	return nil
 }
 
+func (x *RunStatusResponse) GetIncidents() []*Incident {
+	if x != nil {
+		if x.xxx_hidden_Incidents != nil {
+			return *x.xxx_hidden_Incidents
+		}
+	}
+	return nil
+}
+
 func (x *RunStatusResponse) SetVersion(v string) {
 	x.xxx_hidden_Version = v
 }
@@ -253,6 +263,10 @@ func (x *RunStatusResponse) SetCursors(v []*v1.SetCursor) {
 	x.xxx_hidden_Cursors = &v
 }
 
+func (x *RunStatusResponse) SetIncidents(v []*Incident) {
+	x.xxx_hidden_Incidents = &v
+}
+
 func (x *RunStatusResponse) HasStream() bool {
 	if x == nil {
 		return false
@@ -294,6 +308,8 @@ type RunStatusResponse_builder struct {
 	// Server clock less host clock.
 	ClockOffsetMs int64
 	Cursors       []*v1.SetCursor
+	// What happened to the helper and to the control plane since `run` began, the latest first.
+	Incidents []*Incident
 }
 
 func (b0 RunStatusResponse_builder) Build() *RunStatusResponse {
@@ -313,20 +329,22 @@ func (b0 RunStatusResponse_builder) Build() *RunStatusResponse {
 	x.xxx_hidden_EventsLast = b.EventsLast
 	x.xxx_hidden_ClockOffsetMs = b.ClockOffsetMs
 	x.xxx_hidden_Cursors = &b.Cursors
+	x.xxx_hidden_Incidents = &b.Incidents
 	return m0
 }
 
 type StreamStatus struct {
-	state                  protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_Connected   bool                   `protobuf:"varint,1,opt,name=connected"`
-	xxx_hidden_Replica     string                 `protobuf:"bytes,2,opt,name=replica"`
-	xxx_hidden_SinceUnixMs int64                  `protobuf:"varint,3,opt,name=since_unix_ms,json=sinceUnixMs"`
-	xxx_hidden_Problem     string                 `protobuf:"bytes,4,opt,name=problem"`
-	xxx_hidden_RetryUnixMs int64                  `protobuf:"varint,5,opt,name=retry_unix_ms,json=retryUnixMs"`
-	xxx_hidden_Reconnects  uint64                 `protobuf:"varint,6,opt,name=reconnects"`
-	xxx_hidden_RoundTripUs uint32                 `protobuf:"varint,7,opt,name=round_trip_us,json=roundTripUs"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	state                           protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Connected            bool                   `protobuf:"varint,1,opt,name=connected"`
+	xxx_hidden_Replica              string                 `protobuf:"bytes,2,opt,name=replica"`
+	xxx_hidden_SinceUnixMs          int64                  `protobuf:"varint,3,opt,name=since_unix_ms,json=sinceUnixMs"`
+	xxx_hidden_Problem              string                 `protobuf:"bytes,4,opt,name=problem"`
+	xxx_hidden_RetryUnixMs          int64                  `protobuf:"varint,5,opt,name=retry_unix_ms,json=retryUnixMs"`
+	xxx_hidden_Reconnects           uint64                 `protobuf:"varint,6,opt,name=reconnects"`
+	xxx_hidden_RoundTripUs          uint32                 `protobuf:"varint,7,opt,name=round_trip_us,json=roundTripUs"`
+	xxx_hidden_StoreAwaySinceUnixMs int64                  `protobuf:"varint,8,opt,name=store_away_since_unix_ms,json=storeAwaySinceUnixMs"`
+	unknownFields                   protoimpl.UnknownFields
+	sizeCache                       protoimpl.SizeCache
 }
 
 func (x *StreamStatus) Reset() {
@@ -403,6 +421,13 @@ func (x *StreamStatus) GetRoundTripUs() uint32 {
 	return 0
 }
 
+func (x *StreamStatus) GetStoreAwaySinceUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_StoreAwaySinceUnixMs
+	}
+	return 0
+}
+
 func (x *StreamStatus) SetConnected(v bool) {
 	x.xxx_hidden_Connected = v
 }
@@ -431,6 +456,10 @@ func (x *StreamStatus) SetRoundTripUs(v uint32) {
 	x.xxx_hidden_RoundTripUs = v
 }
 
+func (x *StreamStatus) SetStoreAwaySinceUnixMs(v int64) {
+	x.xxx_hidden_StoreAwaySinceUnixMs = v
+}
+
 type StreamStatus_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -446,6 +475,8 @@ type StreamStatus_builder struct {
 	Reconnects  uint64
 	// Round trip of the last heartbeat, microseconds.
 	RoundTripUs uint32
+	// Since when the control plane can't reach its Redis, as it says itself; 0 when it can. The stream may be up meanwhile.
+	StoreAwaySinceUnixMs int64
 }
 
 func (b0 StreamStatus_builder) Build() *StreamStatus {
@@ -459,6 +490,7 @@ func (b0 StreamStatus_builder) Build() *StreamStatus {
 	x.xxx_hidden_RetryUnixMs = b.RetryUnixMs
 	x.xxx_hidden_Reconnects = b.Reconnects
 	x.xxx_hidden_RoundTripUs = b.RoundTripUs
+	x.xxx_hidden_StoreAwaySinceUnixMs = b.StoreAwaySinceUnixMs
 	return m0
 }
 
@@ -466,8 +498,8 @@ var File_fleetban_host_v1_run_proto protoreflect.FileDescriptor
 
 const file_fleetban_host_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x1afleetban/host/v1/run.proto\x12\x10fleetban.host.v1\x1a\x17fleetban/v1/agent.proto\x1a\x15fleetban/v1/set.proto\"\x12\n" +
-	"\x10RunStatusRequest\"\xfe\x03\n" +
+	"\x1afleetban/host/v1/run.proto\x12\x10fleetban.host.v1\x1a\x1dfleetban/host/v1/helper.proto\x1a\x17fleetban/v1/agent.proto\x1a\x15fleetban/v1/set.proto\"\x12\n" +
+	"\x10RunStatusRequest\"\xb8\x04\n" +
 	"\x11RunStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x17\n" +
 	"\ahost_id\x18\x02 \x01(\tR\x06hostId\x12\x1b\n" +
@@ -483,7 +515,8 @@ const file_fleetban_host_v1_run_proto_rawDesc = "" +
 	"\vevents_last\x18\v \x01(\x04R\n" +
 	"eventsLast\x12&\n" +
 	"\x0fclock_offset_ms\x18\f \x01(\x03R\rclockOffsetMs\x120\n" +
-	"\acursors\x18\r \x03(\v2\x16.fleetban.v1.SetCursorR\acursors\"\xec\x01\n" +
+	"\acursors\x18\r \x03(\v2\x16.fleetban.v1.SetCursorR\acursors\x128\n" +
+	"\tincidents\x18\x0e \x03(\v2\x1a.fleetban.host.v1.IncidentR\tincidents\"\xa4\x02\n" +
 	"\fStreamStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12\"\n" +
@@ -493,7 +526,8 @@ const file_fleetban_host_v1_run_proto_rawDesc = "" +
 	"\n" +
 	"reconnects\x18\x06 \x01(\x04R\n" +
 	"reconnects\x12\"\n" +
-	"\rround_trip_us\x18\a \x01(\rR\vroundTripUs2_\n" +
+	"\rround_trip_us\x18\a \x01(\rR\vroundTripUs\x126\n" +
+	"\x18store_away_since_unix_ms\x18\b \x01(\x03R\x14storeAwaySinceUnixMs2_\n" +
 	"\n" +
 	"RunService\x12Q\n" +
 	"\x06Status\x12\".fleetban.host.v1.RunStatusRequest\x1a#.fleetban.host.v1.RunStatusResponseBHZAgithub.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1;hostv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
@@ -505,18 +539,20 @@ var file_fleetban_host_v1_run_proto_goTypes = []any{
 	(*StreamStatus)(nil),      // 2: fleetban.host.v1.StreamStatus
 	(*v1.SpoolHealth)(nil),    // 3: fleetban.v1.SpoolHealth
 	(*v1.SetCursor)(nil),      // 4: fleetban.v1.SetCursor
+	(*Incident)(nil),          // 5: fleetban.host.v1.Incident
 }
 var file_fleetban_host_v1_run_proto_depIdxs = []int32{
 	2, // 0: fleetban.host.v1.RunStatusResponse.stream:type_name -> fleetban.host.v1.StreamStatus
 	3, // 1: fleetban.host.v1.RunStatusResponse.spool:type_name -> fleetban.v1.SpoolHealth
 	4, // 2: fleetban.host.v1.RunStatusResponse.cursors:type_name -> fleetban.v1.SetCursor
-	0, // 3: fleetban.host.v1.RunService.Status:input_type -> fleetban.host.v1.RunStatusRequest
-	1, // 4: fleetban.host.v1.RunService.Status:output_type -> fleetban.host.v1.RunStatusResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	5, // 3: fleetban.host.v1.RunStatusResponse.incidents:type_name -> fleetban.host.v1.Incident
+	0, // 4: fleetban.host.v1.RunService.Status:input_type -> fleetban.host.v1.RunStatusRequest
+	1, // 5: fleetban.host.v1.RunService.Status:output_type -> fleetban.host.v1.RunStatusResponse
+	5, // [5:6] is the sub-list for method output_type
+	4, // [4:5] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_fleetban_host_v1_run_proto_init() }
@@ -524,6 +560,7 @@ func file_fleetban_host_v1_run_proto_init() {
 	if File_fleetban_host_v1_run_proto != nil {
 		return
 	}
+	file_fleetban_host_v1_helper_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
