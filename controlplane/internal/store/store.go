@@ -31,12 +31,16 @@ type Options struct {
 	Timeout time.Duration
 	// Logger; default slog.Default().
 	Logger *slog.Logger
+	// Observe, where it is given, is told of each call: one of Operations, how long it took with the wait for a connection,
+	// and its error as Classify gives it. It must not block.
+	Observe func(operation string, took time.Duration, err error)
 }
 
 // Store is a connection pool. Safe for concurrent use.
 type Store struct {
-	client *redis.Client
-	logger *slog.Logger
+	client  *redis.Client
+	logger  *slog.Logger
+	observe func(string, time.Duration, error)
 }
 
 // Open makes a pool. It doesn't wait for Redis: see Ping.
@@ -63,7 +67,11 @@ func Open(o Options) (*Store, error) {
 	if parsed.TLSConfig != nil {
 		parsed.TLSConfig.MinVersion = tls.VersionTLS12
 	}
-	return &Store{client: redis.NewClient(parsed), logger: o.Logger}, nil
+	s := &Store{client: redis.NewClient(parsed), logger: o.Logger, observe: o.Observe}
+	if s.observe != nil {
+		s.client.AddHook(observer(s.observe))
+	}
+	return s, nil
 }
 
 // Client gives the pool to the packages that keep something in Redis.
