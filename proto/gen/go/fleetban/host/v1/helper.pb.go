@@ -79,10 +79,14 @@ func (x ApplyResponse_Outcome) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
+// ObserveRequest says what the caller has spooled, as the last response with a position told. Changes after it come first;
+// those of another feed come all. Without a feed, which is how a new spool begins, the baseline comes first.
 type ObserveRequest struct {
-	state         protoimpl.MessageState `protogen:"opaque.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Feed    uint64                 `protobuf:"fixed64,1,opt,name=feed"`
+	xxx_hidden_Through uint64                 `protobuf:"varint,2,opt,name=through"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ObserveRequest) Reset() {
@@ -110,21 +114,49 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
+func (x *ObserveRequest) GetFeed() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Feed
+	}
+	return 0
+}
+
+func (x *ObserveRequest) GetThrough() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Through
+	}
+	return 0
+}
+
+func (x *ObserveRequest) SetFeed(v uint64) {
+	x.xxx_hidden_Feed = v
+}
+
+func (x *ObserveRequest) SetThrough(v uint64) {
+	x.xxx_hidden_Through = v
+}
+
 type ObserveRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
+	Feed    uint64
+	Through uint64
 }
 
 func (b0 ObserveRequest_builder) Build() *ObserveRequest {
 	m0 := &ObserveRequest{}
 	b, x := &b0, m0
 	_, _ = b, x
+	x.xxx_hidden_Feed = b.Feed
+	x.xxx_hidden_Through = b.Through
 	return m0
 }
 
 type ObserveResponse struct {
 	state                  protoimpl.MessageState        `protogen:"opaque.v1"`
 	xxx_hidden_Observation isObserveResponse_Observation `protobuf_oneof:"observation"`
+	xxx_hidden_Feed        uint64                        `protobuf:"fixed64,3,opt,name=feed"`
+	xxx_hidden_Position    uint64                        `protobuf:"varint,4,opt,name=position"`
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -172,6 +204,20 @@ func (x *ObserveResponse) GetChange() *Change {
 	return nil
 }
 
+func (x *ObserveResponse) GetFeed() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Feed
+	}
+	return 0
+}
+
+func (x *ObserveResponse) GetPosition() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Position
+	}
+	return 0
+}
+
 func (x *ObserveResponse) SetBaseline(v *Baseline) {
 	if v == nil {
 		x.xxx_hidden_Observation = nil
@@ -186,6 +232,14 @@ func (x *ObserveResponse) SetChange(v *Change) {
 		return
 	}
 	x.xxx_hidden_Observation = &observeResponse_Change{v}
+}
+
+func (x *ObserveResponse) SetFeed(v uint64) {
+	x.xxx_hidden_Feed = v
+}
+
+func (x *ObserveResponse) SetPosition(v uint64) {
+	x.xxx_hidden_Position = v
 }
 
 func (x *ObserveResponse) HasObservation() bool {
@@ -252,6 +306,10 @@ type ObserveResponse_builder struct {
 	Baseline *Baseline
 	Change   *Change
 	// -- end of xxx_hidden_Observation
+	// Another number each time the helper starts.
+	Feed uint64
+	// Grows within a feed. 0 on a page that isn't the last of its baseline.
+	Position uint64
 }
 
 func (b0 ObserveResponse_builder) Build() *ObserveResponse {
@@ -264,6 +322,8 @@ func (b0 ObserveResponse_builder) Build() *ObserveResponse {
 	if b.Change != nil {
 		x.xxx_hidden_Observation = &observeResponse_Change{b.Change}
 	}
+	x.xxx_hidden_Feed = b.Feed
+	x.xxx_hidden_Position = b.Position
 	return m0
 }
 
@@ -293,6 +353,120 @@ func (*observeResponse_Baseline) isObserveResponse_Observation() {}
 
 func (*observeResponse_Change) isObserveResponse_Observation() {}
 
+type AckObservedRequest struct {
+	state              protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Feed    uint64                 `protobuf:"fixed64,1,opt,name=feed"`
+	xxx_hidden_Through uint64                 `protobuf:"varint,2,opt,name=through"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *AckObservedRequest) Reset() {
+	*x = AckObservedRequest{}
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AckObservedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AckObservedRequest) ProtoMessage() {}
+
+func (x *AckObservedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *AckObservedRequest) GetFeed() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Feed
+	}
+	return 0
+}
+
+func (x *AckObservedRequest) GetThrough() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Through
+	}
+	return 0
+}
+
+func (x *AckObservedRequest) SetFeed(v uint64) {
+	x.xxx_hidden_Feed = v
+}
+
+func (x *AckObservedRequest) SetThrough(v uint64) {
+	x.xxx_hidden_Through = v
+}
+
+type AckObservedRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Feed    uint64
+	Through uint64
+}
+
+func (b0 AckObservedRequest_builder) Build() *AckObservedRequest {
+	m0 := &AckObservedRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Feed = b.Feed
+	x.xxx_hidden_Through = b.Through
+	return m0
+}
+
+type AckObservedResponse struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AckObservedResponse) Reset() {
+	*x = AckObservedResponse{}
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AckObservedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AckObservedResponse) ProtoMessage() {}
+
+func (x *AckObservedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+type AckObservedResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+}
+
+func (b0 AckObservedResponse_builder) Build() *AckObservedResponse {
+	m0 := &AckObservedResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	return m0
+}
+
 // Baseline is everything banned in the jails it names, in pages. What it doesn't hold is not banned any more.
 type Baseline struct {
 	state                 protoimpl.MessageState `protogen:"opaque.v1"`
@@ -307,7 +481,7 @@ type Baseline struct {
 
 func (x *Baseline) Reset() {
 	*x = Baseline{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[2]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -319,7 +493,7 @@ func (x *Baseline) String() string {
 func (*Baseline) ProtoMessage() {}
 
 func (x *Baseline) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[2]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +597,7 @@ type Banned struct {
 
 func (x *Banned) Reset() {
 	*x = Banned{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[3]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +609,7 @@ func (x *Banned) String() string {
 func (*Banned) ProtoMessage() {}
 
 func (x *Banned) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[3]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +705,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[4]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +717,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[4]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +966,7 @@ func (b0 Change_builder) Build() *Change {
 type case_Change_Change protoreflect.FieldNumber
 
 func (x case_Change_Change) String() string {
-	md := file_fleetban_host_v1_helper_proto_msgTypes[4].Descriptor()
+	md := file_fleetban_host_v1_helper_proto_msgTypes[6].Descriptor()
 	if x == 0 {
 		return "not set"
 	}
@@ -833,7 +1007,7 @@ type Ban struct {
 
 func (x *Ban) Reset() {
 	*x = Ban{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[5]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +1019,7 @@ func (x *Ban) String() string {
 func (*Ban) ProtoMessage() {}
 
 func (x *Ban) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[5]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1103,7 @@ type Extension struct {
 
 func (x *Extension) Reset() {
 	*x = Extension{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[6]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1115,7 @@ func (x *Extension) String() string {
 func (*Extension) ProtoMessage() {}
 
 func (x *Extension) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[6]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1161,7 @@ type Unban struct {
 
 func (x *Unban) Reset() {
 	*x = Unban{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[7]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1173,7 @@ func (x *Unban) String() string {
 func (*Unban) ProtoMessage() {}
 
 func (x *Unban) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[7]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,6 +1209,8 @@ func (x *Unban) SetCommandId(v string) {
 type Unban_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
+	// Unspecified: the helper was away when it went, and its line was read afterwards. Whether it had run out by then is for
+	// whoever knows its end to tell.
 	Cause     v1.UnbanCause
 	CommandId string
 }
@@ -1056,7 +1232,7 @@ type CursorsRequest struct {
 
 func (x *CursorsRequest) Reset() {
 	*x = CursorsRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[8]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1244,7 @@ func (x *CursorsRequest) String() string {
 func (*CursorsRequest) ProtoMessage() {}
 
 func (x *CursorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[8]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1276,7 @@ type CursorsResponse struct {
 
 func (x *CursorsResponse) Reset() {
 	*x = CursorsResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[9]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1288,7 @@ func (x *CursorsResponse) String() string {
 func (*CursorsResponse) ProtoMessage() {}
 
 func (x *CursorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[9]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1336,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[10]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1348,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[10]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1528,7 @@ func (b0 ApplyRequest_builder) Build() *ApplyRequest {
 type case_ApplyRequest_Update protoreflect.FieldNumber
 
 func (x case_ApplyRequest_Update) String() string {
-	md := file_fleetban_host_v1_helper_proto_msgTypes[10].Descriptor()
+	md := file_fleetban_host_v1_helper_proto_msgTypes[12].Descriptor()
 	if x == 0 {
 		return "not set"
 	}
@@ -1394,7 +1570,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[11]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1582,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[11]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1682,7 @@ type SetSessionRequest struct {
 
 func (x *SetSessionRequest) Reset() {
 	*x = SetSessionRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[12]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1694,7 @@ func (x *SetSessionRequest) String() string {
 func (*SetSessionRequest) ProtoMessage() {}
 
 func (x *SetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[12]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1792,7 @@ type SetSessionResponse struct {
 
 func (x *SetSessionResponse) Reset() {
 	*x = SetSessionResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[13]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1804,7 @@ func (x *SetSessionResponse) String() string {
 func (*SetSessionResponse) ProtoMessage() {}
 
 func (x *SetSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[13]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1850,7 @@ type HeldRequest struct {
 
 func (x *HeldRequest) Reset() {
 	*x = HeldRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[14]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1862,7 @@ func (x *HeldRequest) String() string {
 func (*HeldRequest) ProtoMessage() {}
 
 func (x *HeldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[14]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1920,7 @@ type HeldResponse struct {
 
 func (x *HeldResponse) Reset() {
 	*x = HeldResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[15]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +1932,7 @@ func (x *HeldResponse) String() string {
 func (*HeldResponse) ProtoMessage() {}
 
 func (x *HeldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[15]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1980,7 @@ type ExecuteRequest struct {
 
 func (x *ExecuteRequest) Reset() {
 	*x = ExecuteRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[16]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1992,7 @@ func (x *ExecuteRequest) String() string {
 func (*ExecuteRequest) ProtoMessage() {}
 
 func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[16]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +2061,7 @@ type ExecuteResponse struct {
 
 func (x *ExecuteResponse) Reset() {
 	*x = ExecuteResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[17]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2073,7 @@ func (x *ExecuteResponse) String() string {
 func (*ExecuteResponse) ProtoMessage() {}
 
 func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[17]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2128,7 @@ type WatchHealthRequest struct {
 
 func (x *WatchHealthRequest) Reset() {
 	*x = WatchHealthRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[18]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2140,7 @@ func (x *WatchHealthRequest) String() string {
 func (*WatchHealthRequest) ProtoMessage() {}
 
 func (x *WatchHealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[18]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2177,7 @@ type WatchHealthResponse struct {
 
 func (x *WatchHealthResponse) Reset() {
 	*x = WatchHealthResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[19]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2189,7 @@ func (x *WatchHealthResponse) String() string {
 func (*WatchHealthResponse) ProtoMessage() {}
 
 func (x *WatchHealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[19]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2325,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[20]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2337,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[20]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2394,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[21]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2406,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[21]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2643,7 @@ type Incident struct {
 
 func (x *Incident) Reset() {
 	*x = Incident{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2655,7 @@ func (x *Incident) String() string {
 func (*Incident) ProtoMessage() {}
 
 func (x *Incident) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[22]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2744,7 @@ type HeldSet struct {
 
 func (x *HeldSet) Reset() {
 	*x = HeldSet{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2580,7 +2756,7 @@ func (x *HeldSet) String() string {
 func (*HeldSet) ProtoMessage() {}
 
 func (x *HeldSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[23]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2839,7 @@ type LocalAllow struct {
 
 func (x *LocalAllow) Reset() {
 	*x = LocalAllow{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2851,7 @@ func (x *LocalAllow) String() string {
 func (*LocalAllow) ProtoMessage() {}
 
 func (x *LocalAllow) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[24]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2913,7 @@ type TurnOffRequest struct {
 
 func (x *TurnOffRequest) Reset() {
 	*x = TurnOffRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +2925,7 @@ func (x *TurnOffRequest) String() string {
 func (*TurnOffRequest) ProtoMessage() {}
 
 func (x *TurnOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[25]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +2971,7 @@ type TurnOffResponse struct {
 
 func (x *TurnOffResponse) Reset() {
 	*x = TurnOffResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +2983,7 @@ func (x *TurnOffResponse) String() string {
 func (*TurnOffResponse) ProtoMessage() {}
 
 func (x *TurnOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[26]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3027,7 @@ type TurnOnRequest struct {
 
 func (x *TurnOnRequest) Reset() {
 	*x = TurnOnRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2863,7 +3039,7 @@ func (x *TurnOnRequest) String() string {
 func (*TurnOnRequest) ProtoMessage() {}
 
 func (x *TurnOnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[27]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +3070,7 @@ type TurnOnResponse struct {
 
 func (x *TurnOnResponse) Reset() {
 	*x = TurnOnResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3082,7 @@ func (x *TurnOnResponse) String() string {
 func (*TurnOnResponse) ProtoMessage() {}
 
 func (x *TurnOnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[28]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3116,7 @@ type AllowLocalRequest struct {
 
 func (x *AllowLocalRequest) Reset() {
 	*x = AllowLocalRequest{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3128,7 @@ func (x *AllowLocalRequest) String() string {
 func (*AllowLocalRequest) ProtoMessage() {}
 
 func (x *AllowLocalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[29]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3205,7 @@ type AllowLocalResponse struct {
 
 func (x *AllowLocalResponse) Reset() {
 	*x = AllowLocalResponse{}
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[30]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3217,7 @@ func (x *AllowLocalResponse) String() string {
 func (*AllowLocalResponse) ProtoMessage() {}
 
 func (x *AllowLocalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_host_v1_helper_proto_msgTypes[30]
+	mi := &file_fleetban_host_v1_helper_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3082,12 +3258,20 @@ var File_fleetban_host_v1_helper_proto protoreflect.FileDescriptor
 
 const file_fleetban_host_v1_helper_proto_rawDesc = "" +
 	"\n" +
-	"\x1dfleetban/host/v1/helper.proto\x12\x10fleetban.host.v1\x1a\x17fleetban/v1/agent.proto\x1a\x15fleetban/v1/set.proto\"\x10\n" +
-	"\x0eObserveRequest\"\x8e\x01\n" +
+	"\x1dfleetban/host/v1/helper.proto\x12\x10fleetban.host.v1\x1a\x17fleetban/v1/agent.proto\x1a\x15fleetban/v1/set.proto\">\n" +
+	"\x0eObserveRequest\x12\x12\n" +
+	"\x04feed\x18\x01 \x01(\x06R\x04feed\x12\x18\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\"\xbe\x01\n" +
 	"\x0fObserveResponse\x128\n" +
 	"\bbaseline\x18\x01 \x01(\v2\x1a.fleetban.host.v1.BaselineH\x00R\bbaseline\x122\n" +
-	"\x06change\x18\x02 \x01(\v2\x18.fleetban.host.v1.ChangeH\x00R\x06changeB\r\n" +
-	"\vobservation\"\x9b\x01\n" +
+	"\x06change\x18\x02 \x01(\v2\x18.fleetban.host.v1.ChangeH\x00R\x06change\x12\x12\n" +
+	"\x04feed\x18\x03 \x01(\x06R\x04feed\x12\x1a\n" +
+	"\bposition\x18\x04 \x01(\x04R\bpositionB\r\n" +
+	"\vobservation\"B\n" +
+	"\x12AckObservedRequest\x12\x12\n" +
+	"\x04feed\x18\x01 \x01(\x06R\x04feed\x12\x18\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\"\x15\n" +
+	"\x13AckObservedResponse\"\x9b\x01\n" +
 	"\bBaseline\x12\x12\n" +
 	"\x04page\x18\x01 \x01(\rR\x04page\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x12\x14\n" +
@@ -3222,9 +3406,10 @@ const file_fleetban_host_v1_helper_proto_rawDesc = "" +
 	"\x06remove\x18\x03 \x01(\bR\x06remove\"5\n" +
 	"\x12AllowLocalResponse\x12\x1f\n" +
 	"\vunbanned_in\x18\x01 \x03(\tR\n" +
-	"unbannedIn2\x8e\a\n" +
+	"unbannedIn2\xea\a\n" +
 	"\rHelperService\x12P\n" +
-	"\aObserve\x12 .fleetban.host.v1.ObserveRequest\x1a!.fleetban.host.v1.ObserveResponse0\x01\x12N\n" +
+	"\aObserve\x12 .fleetban.host.v1.ObserveRequest\x1a!.fleetban.host.v1.ObserveResponse0\x01\x12Z\n" +
+	"\vAckObserved\x12$.fleetban.host.v1.AckObservedRequest\x1a%.fleetban.host.v1.AckObservedResponse\x12N\n" +
 	"\aCursors\x12 .fleetban.host.v1.CursorsRequest\x1a!.fleetban.host.v1.CursorsResponse\x12H\n" +
 	"\x05Apply\x12\x1e.fleetban.host.v1.ApplyRequest\x1a\x1f.fleetban.host.v1.ApplyResponse\x12W\n" +
 	"\n" +
@@ -3239,113 +3424,117 @@ const file_fleetban_host_v1_helper_proto_rawDesc = "" +
 	"AllowLocal\x12#.fleetban.host.v1.AllowLocalRequest\x1a$.fleetban.host.v1.AllowLocalResponseBHZAgithub.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1;hostv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 
 var file_fleetban_host_v1_helper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleetban_host_v1_helper_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_fleetban_host_v1_helper_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_fleetban_host_v1_helper_proto_goTypes = []any{
 	(ApplyResponse_Outcome)(0),  // 0: fleetban.host.v1.ApplyResponse.Outcome
 	(*ObserveRequest)(nil),      // 1: fleetban.host.v1.ObserveRequest
 	(*ObserveResponse)(nil),     // 2: fleetban.host.v1.ObserveResponse
-	(*Baseline)(nil),            // 3: fleetban.host.v1.Baseline
-	(*Banned)(nil),              // 4: fleetban.host.v1.Banned
-	(*Change)(nil),              // 5: fleetban.host.v1.Change
-	(*Ban)(nil),                 // 6: fleetban.host.v1.Ban
-	(*Extension)(nil),           // 7: fleetban.host.v1.Extension
-	(*Unban)(nil),               // 8: fleetban.host.v1.Unban
-	(*CursorsRequest)(nil),      // 9: fleetban.host.v1.CursorsRequest
-	(*CursorsResponse)(nil),     // 10: fleetban.host.v1.CursorsResponse
-	(*ApplyRequest)(nil),        // 11: fleetban.host.v1.ApplyRequest
-	(*ApplyResponse)(nil),       // 12: fleetban.host.v1.ApplyResponse
-	(*SetSessionRequest)(nil),   // 13: fleetban.host.v1.SetSessionRequest
-	(*SetSessionResponse)(nil),  // 14: fleetban.host.v1.SetSessionResponse
-	(*HeldRequest)(nil),         // 15: fleetban.host.v1.HeldRequest
-	(*HeldResponse)(nil),        // 16: fleetban.host.v1.HeldResponse
-	(*ExecuteRequest)(nil),      // 17: fleetban.host.v1.ExecuteRequest
-	(*ExecuteResponse)(nil),     // 18: fleetban.host.v1.ExecuteResponse
-	(*WatchHealthRequest)(nil),  // 19: fleetban.host.v1.WatchHealthRequest
-	(*WatchHealthResponse)(nil), // 20: fleetban.host.v1.WatchHealthResponse
-	(*StatusRequest)(nil),       // 21: fleetban.host.v1.StatusRequest
-	(*StatusResponse)(nil),      // 22: fleetban.host.v1.StatusResponse
-	(*Incident)(nil),            // 23: fleetban.host.v1.Incident
-	(*HeldSet)(nil),             // 24: fleetban.host.v1.HeldSet
-	(*LocalAllow)(nil),          // 25: fleetban.host.v1.LocalAllow
-	(*TurnOffRequest)(nil),      // 26: fleetban.host.v1.TurnOffRequest
-	(*TurnOffResponse)(nil),     // 27: fleetban.host.v1.TurnOffResponse
-	(*TurnOnRequest)(nil),       // 28: fleetban.host.v1.TurnOnRequest
-	(*TurnOnResponse)(nil),      // 29: fleetban.host.v1.TurnOnResponse
-	(*AllowLocalRequest)(nil),   // 30: fleetban.host.v1.AllowLocalRequest
-	(*AllowLocalResponse)(nil),  // 31: fleetban.host.v1.AllowLocalResponse
-	(v1.UnbanCause)(0),          // 32: fleetban.v1.UnbanCause
-	(*v1.SetCursor)(nil),        // 33: fleetban.v1.SetCursor
-	(*v1.Delta)(nil),            // 34: fleetban.v1.Delta
-	(*v1.SnapshotPage)(nil),     // 35: fleetban.v1.SnapshotPage
-	(*v1.SetSync)(nil),          // 36: fleetban.v1.SetSync
-	(*v1.SetInfo)(nil),          // 37: fleetban.v1.SetInfo
-	(*v1.Settings)(nil),         // 38: fleetban.v1.Settings
-	(*v1.Record)(nil),           // 39: fleetban.v1.Record
-	(*v1.Command)(nil),          // 40: fleetban.v1.Command
-	(*v1.CommandResult)(nil),    // 41: fleetban.v1.CommandResult
-	(*v1.Fail2BanHealth)(nil),   // 42: fleetban.v1.Fail2banHealth
-	(*v1.EnforcerHealth)(nil),   // 43: fleetban.v1.EnforcerHealth
-	(*v1.SetException)(nil),     // 44: fleetban.v1.SetException
-	(*v1.Finding)(nil),          // 45: fleetban.v1.Finding
-	(v1.SetKind)(0),             // 46: fleetban.v1.SetKind
+	(*AckObservedRequest)(nil),  // 3: fleetban.host.v1.AckObservedRequest
+	(*AckObservedResponse)(nil), // 4: fleetban.host.v1.AckObservedResponse
+	(*Baseline)(nil),            // 5: fleetban.host.v1.Baseline
+	(*Banned)(nil),              // 6: fleetban.host.v1.Banned
+	(*Change)(nil),              // 7: fleetban.host.v1.Change
+	(*Ban)(nil),                 // 8: fleetban.host.v1.Ban
+	(*Extension)(nil),           // 9: fleetban.host.v1.Extension
+	(*Unban)(nil),               // 10: fleetban.host.v1.Unban
+	(*CursorsRequest)(nil),      // 11: fleetban.host.v1.CursorsRequest
+	(*CursorsResponse)(nil),     // 12: fleetban.host.v1.CursorsResponse
+	(*ApplyRequest)(nil),        // 13: fleetban.host.v1.ApplyRequest
+	(*ApplyResponse)(nil),       // 14: fleetban.host.v1.ApplyResponse
+	(*SetSessionRequest)(nil),   // 15: fleetban.host.v1.SetSessionRequest
+	(*SetSessionResponse)(nil),  // 16: fleetban.host.v1.SetSessionResponse
+	(*HeldRequest)(nil),         // 17: fleetban.host.v1.HeldRequest
+	(*HeldResponse)(nil),        // 18: fleetban.host.v1.HeldResponse
+	(*ExecuteRequest)(nil),      // 19: fleetban.host.v1.ExecuteRequest
+	(*ExecuteResponse)(nil),     // 20: fleetban.host.v1.ExecuteResponse
+	(*WatchHealthRequest)(nil),  // 21: fleetban.host.v1.WatchHealthRequest
+	(*WatchHealthResponse)(nil), // 22: fleetban.host.v1.WatchHealthResponse
+	(*StatusRequest)(nil),       // 23: fleetban.host.v1.StatusRequest
+	(*StatusResponse)(nil),      // 24: fleetban.host.v1.StatusResponse
+	(*Incident)(nil),            // 25: fleetban.host.v1.Incident
+	(*HeldSet)(nil),             // 26: fleetban.host.v1.HeldSet
+	(*LocalAllow)(nil),          // 27: fleetban.host.v1.LocalAllow
+	(*TurnOffRequest)(nil),      // 28: fleetban.host.v1.TurnOffRequest
+	(*TurnOffResponse)(nil),     // 29: fleetban.host.v1.TurnOffResponse
+	(*TurnOnRequest)(nil),       // 30: fleetban.host.v1.TurnOnRequest
+	(*TurnOnResponse)(nil),      // 31: fleetban.host.v1.TurnOnResponse
+	(*AllowLocalRequest)(nil),   // 32: fleetban.host.v1.AllowLocalRequest
+	(*AllowLocalResponse)(nil),  // 33: fleetban.host.v1.AllowLocalResponse
+	(v1.UnbanCause)(0),          // 34: fleetban.v1.UnbanCause
+	(*v1.SetCursor)(nil),        // 35: fleetban.v1.SetCursor
+	(*v1.Delta)(nil),            // 36: fleetban.v1.Delta
+	(*v1.SnapshotPage)(nil),     // 37: fleetban.v1.SnapshotPage
+	(*v1.SetSync)(nil),          // 38: fleetban.v1.SetSync
+	(*v1.SetInfo)(nil),          // 39: fleetban.v1.SetInfo
+	(*v1.Settings)(nil),         // 40: fleetban.v1.Settings
+	(*v1.Record)(nil),           // 41: fleetban.v1.Record
+	(*v1.Command)(nil),          // 42: fleetban.v1.Command
+	(*v1.CommandResult)(nil),    // 43: fleetban.v1.CommandResult
+	(*v1.Fail2BanHealth)(nil),   // 44: fleetban.v1.Fail2banHealth
+	(*v1.EnforcerHealth)(nil),   // 45: fleetban.v1.EnforcerHealth
+	(*v1.SetException)(nil),     // 46: fleetban.v1.SetException
+	(*v1.Finding)(nil),          // 47: fleetban.v1.Finding
+	(v1.SetKind)(0),             // 48: fleetban.v1.SetKind
 }
 var file_fleetban_host_v1_helper_proto_depIdxs = []int32{
-	3,  // 0: fleetban.host.v1.ObserveResponse.baseline:type_name -> fleetban.host.v1.Baseline
-	5,  // 1: fleetban.host.v1.ObserveResponse.change:type_name -> fleetban.host.v1.Change
-	4,  // 2: fleetban.host.v1.Baseline.banned:type_name -> fleetban.host.v1.Banned
-	6,  // 3: fleetban.host.v1.Change.ban:type_name -> fleetban.host.v1.Ban
-	7,  // 4: fleetban.host.v1.Change.extension:type_name -> fleetban.host.v1.Extension
-	8,  // 5: fleetban.host.v1.Change.unban:type_name -> fleetban.host.v1.Unban
-	32, // 6: fleetban.host.v1.Unban.cause:type_name -> fleetban.v1.UnbanCause
-	33, // 7: fleetban.host.v1.CursorsResponse.cursors:type_name -> fleetban.v1.SetCursor
-	34, // 8: fleetban.host.v1.ApplyRequest.delta:type_name -> fleetban.v1.Delta
-	35, // 9: fleetban.host.v1.ApplyRequest.page:type_name -> fleetban.v1.SnapshotPage
-	36, // 10: fleetban.host.v1.ApplyRequest.sync:type_name -> fleetban.v1.SetSync
+	5,  // 0: fleetban.host.v1.ObserveResponse.baseline:type_name -> fleetban.host.v1.Baseline
+	7,  // 1: fleetban.host.v1.ObserveResponse.change:type_name -> fleetban.host.v1.Change
+	6,  // 2: fleetban.host.v1.Baseline.banned:type_name -> fleetban.host.v1.Banned
+	8,  // 3: fleetban.host.v1.Change.ban:type_name -> fleetban.host.v1.Ban
+	9,  // 4: fleetban.host.v1.Change.extension:type_name -> fleetban.host.v1.Extension
+	10, // 5: fleetban.host.v1.Change.unban:type_name -> fleetban.host.v1.Unban
+	34, // 6: fleetban.host.v1.Unban.cause:type_name -> fleetban.v1.UnbanCause
+	35, // 7: fleetban.host.v1.CursorsResponse.cursors:type_name -> fleetban.v1.SetCursor
+	36, // 8: fleetban.host.v1.ApplyRequest.delta:type_name -> fleetban.v1.Delta
+	37, // 9: fleetban.host.v1.ApplyRequest.page:type_name -> fleetban.v1.SnapshotPage
+	38, // 10: fleetban.host.v1.ApplyRequest.sync:type_name -> fleetban.v1.SetSync
 	0,  // 11: fleetban.host.v1.ApplyResponse.outcome:type_name -> fleetban.host.v1.ApplyResponse.Outcome
-	33, // 12: fleetban.host.v1.ApplyResponse.cursor:type_name -> fleetban.v1.SetCursor
-	37, // 13: fleetban.host.v1.SetSessionRequest.sets:type_name -> fleetban.v1.SetInfo
-	38, // 14: fleetban.host.v1.SetSessionRequest.settings:type_name -> fleetban.v1.Settings
-	39, // 15: fleetban.host.v1.HeldResponse.records:type_name -> fleetban.v1.Record
-	40, // 16: fleetban.host.v1.ExecuteRequest.command:type_name -> fleetban.v1.Command
-	41, // 17: fleetban.host.v1.ExecuteResponse.result:type_name -> fleetban.v1.CommandResult
-	42, // 18: fleetban.host.v1.WatchHealthResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
-	43, // 19: fleetban.host.v1.WatchHealthResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
-	44, // 20: fleetban.host.v1.WatchHealthResponse.exceptions:type_name -> fleetban.v1.SetException
-	45, // 21: fleetban.host.v1.WatchHealthResponse.findings:type_name -> fleetban.v1.Finding
-	42, // 22: fleetban.host.v1.StatusResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
-	43, // 23: fleetban.host.v1.StatusResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
-	24, // 24: fleetban.host.v1.StatusResponse.sets:type_name -> fleetban.host.v1.HeldSet
-	44, // 25: fleetban.host.v1.StatusResponse.exceptions:type_name -> fleetban.v1.SetException
-	25, // 26: fleetban.host.v1.StatusResponse.local_allows:type_name -> fleetban.host.v1.LocalAllow
-	45, // 27: fleetban.host.v1.StatusResponse.findings:type_name -> fleetban.v1.Finding
-	38, // 28: fleetban.host.v1.StatusResponse.settings:type_name -> fleetban.v1.Settings
-	23, // 29: fleetban.host.v1.StatusResponse.incidents:type_name -> fleetban.host.v1.Incident
-	33, // 30: fleetban.host.v1.HeldSet.cursor:type_name -> fleetban.v1.SetCursor
-	46, // 31: fleetban.host.v1.HeldSet.kind:type_name -> fleetban.v1.SetKind
+	35, // 12: fleetban.host.v1.ApplyResponse.cursor:type_name -> fleetban.v1.SetCursor
+	39, // 13: fleetban.host.v1.SetSessionRequest.sets:type_name -> fleetban.v1.SetInfo
+	40, // 14: fleetban.host.v1.SetSessionRequest.settings:type_name -> fleetban.v1.Settings
+	41, // 15: fleetban.host.v1.HeldResponse.records:type_name -> fleetban.v1.Record
+	42, // 16: fleetban.host.v1.ExecuteRequest.command:type_name -> fleetban.v1.Command
+	43, // 17: fleetban.host.v1.ExecuteResponse.result:type_name -> fleetban.v1.CommandResult
+	44, // 18: fleetban.host.v1.WatchHealthResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
+	45, // 19: fleetban.host.v1.WatchHealthResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
+	46, // 20: fleetban.host.v1.WatchHealthResponse.exceptions:type_name -> fleetban.v1.SetException
+	47, // 21: fleetban.host.v1.WatchHealthResponse.findings:type_name -> fleetban.v1.Finding
+	44, // 22: fleetban.host.v1.StatusResponse.fail2ban:type_name -> fleetban.v1.Fail2banHealth
+	45, // 23: fleetban.host.v1.StatusResponse.enforcer:type_name -> fleetban.v1.EnforcerHealth
+	26, // 24: fleetban.host.v1.StatusResponse.sets:type_name -> fleetban.host.v1.HeldSet
+	46, // 25: fleetban.host.v1.StatusResponse.exceptions:type_name -> fleetban.v1.SetException
+	27, // 26: fleetban.host.v1.StatusResponse.local_allows:type_name -> fleetban.host.v1.LocalAllow
+	47, // 27: fleetban.host.v1.StatusResponse.findings:type_name -> fleetban.v1.Finding
+	40, // 28: fleetban.host.v1.StatusResponse.settings:type_name -> fleetban.v1.Settings
+	25, // 29: fleetban.host.v1.StatusResponse.incidents:type_name -> fleetban.host.v1.Incident
+	35, // 30: fleetban.host.v1.HeldSet.cursor:type_name -> fleetban.v1.SetCursor
+	48, // 31: fleetban.host.v1.HeldSet.kind:type_name -> fleetban.v1.SetKind
 	1,  // 32: fleetban.host.v1.HelperService.Observe:input_type -> fleetban.host.v1.ObserveRequest
-	9,  // 33: fleetban.host.v1.HelperService.Cursors:input_type -> fleetban.host.v1.CursorsRequest
-	11, // 34: fleetban.host.v1.HelperService.Apply:input_type -> fleetban.host.v1.ApplyRequest
-	13, // 35: fleetban.host.v1.HelperService.SetSession:input_type -> fleetban.host.v1.SetSessionRequest
-	15, // 36: fleetban.host.v1.HelperService.Held:input_type -> fleetban.host.v1.HeldRequest
-	17, // 37: fleetban.host.v1.HelperService.Execute:input_type -> fleetban.host.v1.ExecuteRequest
-	19, // 38: fleetban.host.v1.HelperService.WatchHealth:input_type -> fleetban.host.v1.WatchHealthRequest
-	21, // 39: fleetban.host.v1.HelperService.Status:input_type -> fleetban.host.v1.StatusRequest
-	26, // 40: fleetban.host.v1.HelperService.TurnOff:input_type -> fleetban.host.v1.TurnOffRequest
-	28, // 41: fleetban.host.v1.HelperService.TurnOn:input_type -> fleetban.host.v1.TurnOnRequest
-	30, // 42: fleetban.host.v1.HelperService.AllowLocal:input_type -> fleetban.host.v1.AllowLocalRequest
-	2,  // 43: fleetban.host.v1.HelperService.Observe:output_type -> fleetban.host.v1.ObserveResponse
-	10, // 44: fleetban.host.v1.HelperService.Cursors:output_type -> fleetban.host.v1.CursorsResponse
-	12, // 45: fleetban.host.v1.HelperService.Apply:output_type -> fleetban.host.v1.ApplyResponse
-	14, // 46: fleetban.host.v1.HelperService.SetSession:output_type -> fleetban.host.v1.SetSessionResponse
-	16, // 47: fleetban.host.v1.HelperService.Held:output_type -> fleetban.host.v1.HeldResponse
-	18, // 48: fleetban.host.v1.HelperService.Execute:output_type -> fleetban.host.v1.ExecuteResponse
-	20, // 49: fleetban.host.v1.HelperService.WatchHealth:output_type -> fleetban.host.v1.WatchHealthResponse
-	22, // 50: fleetban.host.v1.HelperService.Status:output_type -> fleetban.host.v1.StatusResponse
-	27, // 51: fleetban.host.v1.HelperService.TurnOff:output_type -> fleetban.host.v1.TurnOffResponse
-	29, // 52: fleetban.host.v1.HelperService.TurnOn:output_type -> fleetban.host.v1.TurnOnResponse
-	31, // 53: fleetban.host.v1.HelperService.AllowLocal:output_type -> fleetban.host.v1.AllowLocalResponse
-	43, // [43:54] is the sub-list for method output_type
-	32, // [32:43] is the sub-list for method input_type
+	3,  // 33: fleetban.host.v1.HelperService.AckObserved:input_type -> fleetban.host.v1.AckObservedRequest
+	11, // 34: fleetban.host.v1.HelperService.Cursors:input_type -> fleetban.host.v1.CursorsRequest
+	13, // 35: fleetban.host.v1.HelperService.Apply:input_type -> fleetban.host.v1.ApplyRequest
+	15, // 36: fleetban.host.v1.HelperService.SetSession:input_type -> fleetban.host.v1.SetSessionRequest
+	17, // 37: fleetban.host.v1.HelperService.Held:input_type -> fleetban.host.v1.HeldRequest
+	19, // 38: fleetban.host.v1.HelperService.Execute:input_type -> fleetban.host.v1.ExecuteRequest
+	21, // 39: fleetban.host.v1.HelperService.WatchHealth:input_type -> fleetban.host.v1.WatchHealthRequest
+	23, // 40: fleetban.host.v1.HelperService.Status:input_type -> fleetban.host.v1.StatusRequest
+	28, // 41: fleetban.host.v1.HelperService.TurnOff:input_type -> fleetban.host.v1.TurnOffRequest
+	30, // 42: fleetban.host.v1.HelperService.TurnOn:input_type -> fleetban.host.v1.TurnOnRequest
+	32, // 43: fleetban.host.v1.HelperService.AllowLocal:input_type -> fleetban.host.v1.AllowLocalRequest
+	2,  // 44: fleetban.host.v1.HelperService.Observe:output_type -> fleetban.host.v1.ObserveResponse
+	4,  // 45: fleetban.host.v1.HelperService.AckObserved:output_type -> fleetban.host.v1.AckObservedResponse
+	12, // 46: fleetban.host.v1.HelperService.Cursors:output_type -> fleetban.host.v1.CursorsResponse
+	14, // 47: fleetban.host.v1.HelperService.Apply:output_type -> fleetban.host.v1.ApplyResponse
+	16, // 48: fleetban.host.v1.HelperService.SetSession:output_type -> fleetban.host.v1.SetSessionResponse
+	18, // 49: fleetban.host.v1.HelperService.Held:output_type -> fleetban.host.v1.HeldResponse
+	20, // 50: fleetban.host.v1.HelperService.Execute:output_type -> fleetban.host.v1.ExecuteResponse
+	22, // 51: fleetban.host.v1.HelperService.WatchHealth:output_type -> fleetban.host.v1.WatchHealthResponse
+	24, // 52: fleetban.host.v1.HelperService.Status:output_type -> fleetban.host.v1.StatusResponse
+	29, // 53: fleetban.host.v1.HelperService.TurnOff:output_type -> fleetban.host.v1.TurnOffResponse
+	31, // 54: fleetban.host.v1.HelperService.TurnOn:output_type -> fleetban.host.v1.TurnOnResponse
+	33, // 55: fleetban.host.v1.HelperService.AllowLocal:output_type -> fleetban.host.v1.AllowLocalResponse
+	44, // [44:56] is the sub-list for method output_type
+	32, // [32:44] is the sub-list for method input_type
 	32, // [32:32] is the sub-list for extension type_name
 	32, // [32:32] is the sub-list for extension extendee
 	0,  // [0:32] is the sub-list for field type_name
@@ -3360,12 +3549,12 @@ func file_fleetban_host_v1_helper_proto_init() {
 		(*observeResponse_Baseline)(nil),
 		(*observeResponse_Change)(nil),
 	}
-	file_fleetban_host_v1_helper_proto_msgTypes[4].OneofWrappers = []any{
+	file_fleetban_host_v1_helper_proto_msgTypes[6].OneofWrappers = []any{
 		(*change_Ban)(nil),
 		(*change_Extension)(nil),
 		(*change_Unban)(nil),
 	}
-	file_fleetban_host_v1_helper_proto_msgTypes[10].OneofWrappers = []any{
+	file_fleetban_host_v1_helper_proto_msgTypes[12].OneofWrappers = []any{
 		(*applyRequest_Delta)(nil),
 		(*applyRequest_Page)(nil),
 		(*applyRequest_Sync)(nil),
@@ -3376,7 +3565,7 @@ func file_fleetban_host_v1_helper_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_host_v1_helper_proto_rawDesc), len(file_fleetban_host_v1_helper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

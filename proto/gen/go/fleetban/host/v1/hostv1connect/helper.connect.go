@@ -35,6 +35,9 @@ const (
 const (
 	// HelperServiceObserveProcedure is the fully-qualified name of the HelperService's Observe RPC.
 	HelperServiceObserveProcedure = "/fleetban.host.v1.HelperService/Observe"
+	// HelperServiceAckObservedProcedure is the fully-qualified name of the HelperService's AckObserved
+	// RPC.
+	HelperServiceAckObservedProcedure = "/fleetban.host.v1.HelperService/AckObserved"
 	// HelperServiceCursorsProcedure is the fully-qualified name of the HelperService's Cursors RPC.
 	HelperServiceCursorsProcedure = "/fleetban.host.v1.HelperService/Cursors"
 	// HelperServiceApplyProcedure is the fully-qualified name of the HelperService's Apply RPC.
@@ -62,9 +65,11 @@ const (
 
 // HelperServiceClient is a client for the fleetban.host.v1.HelperService service.
 type HelperServiceClient interface {
-	// Observe tells what fail2ban has banned. Begins with a baseline, goes on with changes; a new baseline comes whenever
-	// changes may have been missed. run.
+	// Observe tells what fail2ban has banned: the changes since a position, as far as they are kept, then a baseline and
+	// further changes. A new baseline comes whenever changes may have been missed. run.
 	Observe(context.Context, *connect.Request[v1.ObserveRequest]) (*connect.ServerStreamForClient[v1.ObserveResponse], error)
+	// AckObserved says through where observations are spooled: they needn't be kept any more. run.
+	AckObserved(context.Context, *connect.Request[v1.AckObservedRequest]) (*connect.Response[v1.AckObservedResponse], error)
 	// Cursors tells what is held. run.
 	Cursors(context.Context, *connect.Request[v1.CursorsRequest]) (*connect.Response[v1.CursorsResponse], error)
 	// Apply applies a delta or a page, in the kernel and in the saved sets, before it answers. run.
@@ -102,6 +107,12 @@ func NewHelperServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			httpClient,
 			baseURL+HelperServiceObserveProcedure,
 			connect.WithSchema(helperServiceMethods.ByName("Observe")),
+			connect.WithClientOptions(opts...),
+		),
+		ackObserved: connect.NewClient[v1.AckObservedRequest, v1.AckObservedResponse](
+			httpClient,
+			baseURL+HelperServiceAckObservedProcedure,
+			connect.WithSchema(helperServiceMethods.ByName("AckObserved")),
 			connect.WithClientOptions(opts...),
 		),
 		cursors: connect.NewClient[v1.CursorsRequest, v1.CursorsResponse](
@@ -170,6 +181,7 @@ func NewHelperServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 // helperServiceClient implements HelperServiceClient.
 type helperServiceClient struct {
 	observe     *connect.Client[v1.ObserveRequest, v1.ObserveResponse]
+	ackObserved *connect.Client[v1.AckObservedRequest, v1.AckObservedResponse]
 	cursors     *connect.Client[v1.CursorsRequest, v1.CursorsResponse]
 	apply       *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
 	setSession  *connect.Client[v1.SetSessionRequest, v1.SetSessionResponse]
@@ -185,6 +197,11 @@ type helperServiceClient struct {
 // Observe calls fleetban.host.v1.HelperService.Observe.
 func (c *helperServiceClient) Observe(ctx context.Context, req *connect.Request[v1.ObserveRequest]) (*connect.ServerStreamForClient[v1.ObserveResponse], error) {
 	return c.observe.CallServerStream(ctx, req)
+}
+
+// AckObserved calls fleetban.host.v1.HelperService.AckObserved.
+func (c *helperServiceClient) AckObserved(ctx context.Context, req *connect.Request[v1.AckObservedRequest]) (*connect.Response[v1.AckObservedResponse], error) {
+	return c.ackObserved.CallUnary(ctx, req)
 }
 
 // Cursors calls fleetban.host.v1.HelperService.Cursors.
@@ -239,9 +256,11 @@ func (c *helperServiceClient) AllowLocal(ctx context.Context, req *connect.Reque
 
 // HelperServiceHandler is an implementation of the fleetban.host.v1.HelperService service.
 type HelperServiceHandler interface {
-	// Observe tells what fail2ban has banned. Begins with a baseline, goes on with changes; a new baseline comes whenever
-	// changes may have been missed. run.
+	// Observe tells what fail2ban has banned: the changes since a position, as far as they are kept, then a baseline and
+	// further changes. A new baseline comes whenever changes may have been missed. run.
 	Observe(context.Context, *connect.Request[v1.ObserveRequest], *connect.ServerStream[v1.ObserveResponse]) error
+	// AckObserved says through where observations are spooled: they needn't be kept any more. run.
+	AckObserved(context.Context, *connect.Request[v1.AckObservedRequest]) (*connect.Response[v1.AckObservedResponse], error)
 	// Cursors tells what is held. run.
 	Cursors(context.Context, *connect.Request[v1.CursorsRequest]) (*connect.Response[v1.CursorsResponse], error)
 	// Apply applies a delta or a page, in the kernel and in the saved sets, before it answers. run.
@@ -275,6 +294,12 @@ func NewHelperServiceHandler(svc HelperServiceHandler, opts ...connect.HandlerOp
 		HelperServiceObserveProcedure,
 		svc.Observe,
 		connect.WithSchema(helperServiceMethods.ByName("Observe")),
+		connect.WithHandlerOptions(opts...),
+	)
+	helperServiceAckObservedHandler := connect.NewUnaryHandler(
+		HelperServiceAckObservedProcedure,
+		svc.AckObserved,
+		connect.WithSchema(helperServiceMethods.ByName("AckObserved")),
 		connect.WithHandlerOptions(opts...),
 	)
 	helperServiceCursorsHandler := connect.NewUnaryHandler(
@@ -341,6 +366,8 @@ func NewHelperServiceHandler(svc HelperServiceHandler, opts ...connect.HandlerOp
 		switch r.URL.Path {
 		case HelperServiceObserveProcedure:
 			helperServiceObserveHandler.ServeHTTP(w, r)
+		case HelperServiceAckObservedProcedure:
+			helperServiceAckObservedHandler.ServeHTTP(w, r)
 		case HelperServiceCursorsProcedure:
 			helperServiceCursorsHandler.ServeHTTP(w, r)
 		case HelperServiceApplyProcedure:
@@ -372,6 +399,10 @@ type UnimplementedHelperServiceHandler struct{}
 
 func (UnimplementedHelperServiceHandler) Observe(context.Context, *connect.Request[v1.ObserveRequest], *connect.ServerStream[v1.ObserveResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.host.v1.HelperService.Observe is not implemented"))
+}
+
+func (UnimplementedHelperServiceHandler) AckObserved(context.Context, *connect.Request[v1.AckObservedRequest]) (*connect.Response[v1.AckObservedResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.host.v1.HelperService.AckObserved is not implemented"))
 }
 
 func (UnimplementedHelperServiceHandler) Cursors(context.Context, *connect.Request[v1.CursorsRequest]) (*connect.Response[v1.CursorsResponse], error) {
