@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -109,6 +110,8 @@ type Config struct {
 	Source Source
 	// Log gets one line when the state changes. Optional.
 	Log *slog.Logger
+	// Lately remembers what happened to the control plane's store. Optional.
+	Lately *lately.Log
 	// Changed is called, by the goroutine of Run or of a stream, after the status changed. Optional.
 	Changed func()
 	// Patience bounds how long dialling and the Welcome may take. Optional; 15 s.
@@ -132,6 +135,8 @@ type Status struct {
 	RoundTrip time.Duration
 	// Offset is the server's clock less the host's.
 	Offset time.Duration
+	// StoreAway is since when the control plane can't reach its store, by its own word; zero when it can.
+	StoreAway time.Time
 	// HostName and Organisation are what the last Welcome said.
 	HostName, Organisation string
 	// Cursors is what the last acknowledgement said.

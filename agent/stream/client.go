@@ -19,6 +19,8 @@ type Client struct {
 	status  Status
 	current *session
 	orders  orders
+	// rebuilding is a set that the control plane has asked for and not yet given back whole.
+	rebuilding string
 	// lastInert is what the sink last said.
 	lastInert fleetbanv1.Inert
 }
@@ -60,6 +62,9 @@ func (c *Client) Run(ctx context.Context) error {
 			continue
 		}
 		v, problem := judge(err)
+		if away := isStoreAway(err); away || v != now {
+			c.setStoreAway(away, away)
+		}
 		if info := InfoOf(err); info.GetReason() == fleetbanv1.Reason_REASON_CLOCK_SKEW && info.GetServerUnixMs() > 0 {
 			c.clock.sample(info.GetServerUnixMs(), true)
 			if !skewed {
@@ -153,7 +158,9 @@ func (c *Client) setUp(s *session) {
 	}
 	c.current = s
 	replica := c.status.Replica
+	c.rebuilding = "" // what is still wanted is asked for again
 	c.mu.Unlock()
+	c.setStoreAway(false, true)
 	if was.Replica != replica || !was.Connected {
 		c.cfg.Log.Info("stream to the control plane is up", "replica", s.welcome.GetReplica(), "organisation", s.welcome.GetOrganisationName())
 	}

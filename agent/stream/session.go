@@ -289,11 +289,13 @@ func (s *session) take(m *fleetbanv1.ConnectResponse) error {
 		s.eventsStored(m.GetEventAck())
 	case fleetbanv1.ConnectResponse_Heartbeat_case:
 		s.c.clock.sample(m.GetHeartbeat().GetServerUnixMs(), false)
+		s.c.setStoreAway(m.GetHeartbeat().GetStoreAway(), true)
 	case fleetbanv1.ConnectResponse_Drain_case:
 		s.drainAfter(time.Duration(m.GetDrain().GetReconnectAfterMs()) * time.Millisecond)
 	case fleetbanv1.ConnectResponse_Command_case:
 		s.c.order(s.ctx, m.GetCommand())
 	case fleetbanv1.ConnectResponse_OfferRequest_case:
+		s.c.setRebuilding(m.GetOfferRequest().GetSet(), true)
 		return s.offer(m.GetOfferRequest())
 	case fleetbanv1.ConnectResponse_Settings_case:
 		if !s.deaf {
@@ -326,6 +328,9 @@ func (s *session) apply(set string, u Update) error {
 	case More:
 		return nil
 	case Done:
+	}
+	if u.Sync != nil || u.Page.GetLast() && !u.Page.GetPartial() {
+		s.c.setRebuilding(set, false)
 	}
 	s.tellApplied(u.Delta, received)
 	s.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/policy"
 )
 
@@ -22,6 +23,8 @@ type Config struct {
 	Root string
 	// Log gets one line per event. Default: slog.Default().
 	Log *slog.Logger
+	// Lately remembers what others did to the table. Default: one of its own.
+	Lately *lately.Log
 	// OnAllow is called, outside of any lock, with prefixes that have just been put on the fleet's or this host's
 	// allowlist, so that they can be unbanned in fail2ban too. It may block.
 	OnAllow func([]netip.Prefix)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/agent/internal/holding"
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/nft"
 	"github.com/fleetban/fleetban/agent/internal/policy"
 	"github.com/fleetban/fleetban/agent/internal/protect"
@@ -83,6 +84,9 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
+	}
+	if cfg.Lately == nil {
+		cfg.Lately = &lately.Log{Log: cfg.Log}
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the helper's state folder: %w", err)
@@ -413,7 +417,7 @@ func (e *Engine) update(ctx context.Context, u nft.Update) {
 	}
 	if errors.Is(err, nft.ErrGone) {
 		e.repairs++
-		e.log.Warn("The nftables table is gone; it is put back")
+		e.noteForeign("gone", true)
 		e.reconcile(ctx, true)
 		return
 	}
@@ -439,8 +443,11 @@ func (e *Engine) kernelFailed(err error) {
 }
 
 func (e *Engine) setProblem(text string) {
-	if text != e.problem && text != "" {
+	switch {
+	case e.problem == "" && text != "": // while it lasts, its words may change with each try
 		e.log.Error("Fleet bans can't be enforced; it is tried again", "error", text)
+	case e.problem != "" && text == "":
+		e.log.Info("nftables can be used again")
 	}
 	e.problem = text
 }

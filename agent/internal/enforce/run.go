@@ -75,8 +75,13 @@ func (e *Engine) foreignChange(ctx context.Context) {
 		return
 	}
 	if result.Missing+result.Foreign > 0 {
-		e.log.Warn("Somebody changed our nftables table; it is put back", "missing", result.Missing, "foreign", result.Foreign)
+		e.noteForeign("missing", result.Missing, "foreign", result.Foreign)
 	}
+}
+
+// noteForeign takes down that somebody changed our table. Whoever does may do so every second.
+func (e *Engine) noteForeign(attrs ...any) {
+	e.cfg.Lately.Note("nftables-changed", "Somebody changed our nftables table; it is put back", attrs...)
 }
 
 func (e *Engine) everySecond(ctx context.Context, n int) {
@@ -239,8 +244,11 @@ func (e *Engine) stateSaved(err error) {
 	if err != nil {
 		problem = "the helper's switches can't be saved: " + err.Error()
 	}
-	if problem != "" && problem != e.stateProblem {
+	switch {
+	case problem != "" && e.stateProblem == "":
 		e.log.Error("The helper's switches can't be saved", "error", err)
+	case problem == "" && e.stateProblem != "":
+		e.log.Info("The helper's switches are saved again")
 	}
 	e.stateProblem = problem
 }

@@ -113,7 +113,15 @@ func (h *Helper) examineClock() *fleetbanv1.Finding {
 		return nil // no control plane told the time yet
 	}
 	off := time.Duration(h.engine.ServerNow()-time.Now().UnixMilli()) * time.Millisecond
-	if off.Abs() <= maxSkew {
+	is := off.Abs() > maxSkew
+	if h.clockOff.Swap(is) != is {
+		if is {
+			h.log.Warn("this host's clock differs from the control plane's; bans go by the control plane's", "by", off.Round(time.Second))
+		} else {
+			h.log.Info("this host's clock agrees with the control plane's again")
+		}
+	}
+	if !is {
 		return nil
 	}
 	return finding(severityWarn, "clock-skew", fmt.Sprintf("this host's clock differs from the control plane's by %s; bans go by the control plane's", off.Round(time.Second)),

@@ -15,9 +15,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/fleetban/fleetban/agent/internal/enforce"
 	"github.com/fleetban/fleetban/agent/internal/fail2ban"
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/localrpc"
 	"github.com/fleetban/fleetban/agent/internal/observe"
 )
@@ -53,6 +55,10 @@ type Helper struct {
 	runUID   uint32
 	runGID   int
 	findings findingSet
+	lately   lately.Log
+	agent    presence
+	// clockOff: a person was told that this host's clock is off.
+	clockOff atomic.Bool
 }
 
 // Run serves until ctx ends. ready, if not nil, is called once the saved sets are enforced and the socket is there.
@@ -65,11 +71,13 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err != nil {
 		return err
 	}
+	h.lately.Log = cfg.Log
+	h.agent.ending = ctx
 	h.runUID, h.runGID = uint32(uid), gid //nolint:gosec // ids are 32 bits
-	h.observer = observe.New(observe.Config{Client: h.client, Logger: cfg.Log})
+	h.observer = observe.New(observe.Config{Client: h.client, Logger: cfg.Log, Lately: &h.lately})
 	h.ignore = newIgnorer(filepath.Join(cfg.StateDir, "ignored"), h.client, h.observer, cfg.Log)
 	h.engine, err = enforce.Open(ctx, enforce.Config{
-		StateDir: cfg.StateDir, PolicyPath: cfg.PolicyPath, Table: cfg.Table, Log: cfg.Log, OnAllow: h.ignore.allowed,
+		StateDir: cfg.StateDir, PolicyPath: cfg.PolicyPath, Table: cfg.Table, Log: cfg.Log, Lately: &h.lately, OnAllow: h.ignore.allowed,
 	})
 	if err != nil {
 		return fmt.Errorf("start enforcing: %w", err)

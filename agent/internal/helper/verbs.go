@@ -130,6 +130,7 @@ func (h *Helper) status(ctx context.Context, req *hostv1.StatusRequest) (*hostv1
 		Version: version.Version, Fail2Ban: h.observer.Health(), Enforcer: h.engine.Health(), Sets: h.engine.Sets(),
 		Exceptions: exceptions, ExceptionsTotal: total, PolicyPath: p.Path, PolicyLevel: p.Policy.Level.String(),
 		LocalAllows: h.engine.LocalAllows(), Findings: findings, Settings: h.engine.Settings(),
+		Incidents: h.lately.Incidents(),
 	}.Build(), nil
 }
 
@@ -137,6 +138,7 @@ func (h *Helper) status(ctx context.Context, req *hostv1.StatusRequest) (*hostv1
 const healthPause = 100 * time.Millisecond
 
 func (h *Helper) watchHealth(ctx context.Context, _ *hostv1.WatchHealthRequest, send func(*hostv1.WatchHealthResponse) error) error {
+	defer h.agent.attend(h.log, &h.lately)()
 	for {
 		// Taken before reading, so that no change in between is missed.
 		engine, observer := h.engine.Changed(), h.observer.HealthChanged()

@@ -97,6 +97,9 @@ func (o *Observer) announcements(lines []line) []line {
 		case kindOther:
 		case kindShutdown:
 			o.stop()
+		case kindReloaded:
+			o.cfg.Lately.Note("fail2ban-reloaded", "fail2ban was reloaded; its jails and their settings are read again")
+			fallthrough
 		case kindReload:
 			o.metaAt = time.Time{}
 			for _, j := range o.jails {

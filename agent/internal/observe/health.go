@@ -116,6 +116,18 @@ func (o *Observer) tellHealth() {
 	o.healthChanged = make(chan struct{})
 }
 
+// noteLog takes down what was done to the log.
+func (o *Observer) noteLog() {
+	if o.tail.rotated {
+		o.tail.rotated = false
+		o.cfg.Lately.Note("fail2ban-log-rotated", "fail2ban's log was rotated; the new file is followed", "path", o.tail.path)
+	}
+	if o.tail.truncated {
+		o.tail.truncated = false
+		o.cfg.Lately.Note("fail2ban-log-truncated", "fail2ban's log was truncated; fail2ban is asked for what its lines told", "path", o.tail.path)
+	}
+}
+
 func withoutCounts(h *fleetbanv1.Fail2BanHealth) *fleetbanv1.Fail2BanHealth {
 	h = proto.CloneOf(h)
 	for _, j := range h.GetJails() {

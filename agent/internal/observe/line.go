@@ -23,6 +23,7 @@ const (
 	kindAgain                // failures of an address that is banned: its ban may have grown
 	kindShutdown             // the server begins to stop
 	kindReload               // jails or their settings may have changed
+	kindReloaded             // the same, at the end of a reload
 )
 
 // line is one line of fail2ban's log. Only a hint: nothing in it is believed.
@@ -79,6 +80,8 @@ func parseLine(b []byte) (line, bool) {
 		switch {
 		case bytes.Equal(msg, []byte("Shutdown in progress...")):
 			l.kind = kindShutdown
+		case bytes.Equal(msg, []byte("Reload finished.")):
+			l.kind = kindReloaded
 		case bytes.HasPrefix(msg, []byte("Reload ")):
 			l.kind = kindReload
 		}

@@ -17,7 +17,8 @@ func TestParseLine(t *testing.T) {
 		head + "fail2ban.actions        [1234]: WARNING [sshd] 192.0.2.1 already banned":                                {kind: kindAgain, jail: "sshd"},
 		head + "fail2ban.observer       [1234]: NOTICE  [sshd] Increase Ban 192.0.2.1 (2 # 20m -> 2026-01-02 03:24:05)": {kind: kindIncrease, jail: "sshd"},
 		head + "fail2ban.server         [1234]: INFO    Shutdown in progress...":                                        {kind: kindShutdown},
-		head + "fail2ban.server         [1234]: INFO    Reload finished.":                                               {kind: kindReload},
+		head + "fail2ban.server         [1234]: INFO    Reload finished.":                                               {kind: kindReloaded},
+		head + "fail2ban.server         [1234]: INFO    Reload all jails":                                               {kind: kindReload},
 		head + "fail2ban.jail           [1234]: INFO    Jail 'sshd' started":                                            {kind: kindReload},
 		head + "fail2ban.actions        [1234]: INFO      banTime: 600":                                                 {kind: kindReload},
 		// Well-formed and of no interest, attackers' text among it.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/agent/internal/fail2ban"
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -23,6 +24,8 @@ type Config struct {
 	// LogPath is read instead of the file that fail2ban names, for a fail2ban that sees another file system.
 	LogPath string
 	Logger  *slog.Logger
+	// Lately remembers what happened to fail2ban and its log; one of its own by default.
+	Lately *lately.Log
 	// Now is the clock, time.Now by default.
 	Now func() time.Time
 	// PollInterval is how often the counters are compared, 1 s by default, and how late bans are known without a log.
@@ -98,6 +101,9 @@ type Observer struct {
 func New(cfg Config) *Observer {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Lately == nil {
+		cfg.Lately = &lately.Log{Log: cfg.Logger}
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -276,6 +282,7 @@ func (o *Observer) begin(peer fail2ban.Peer) {
 	case again || (first && !o.sawDown):
 		o.state, o.resync = stateUp, true
 	default:
+		o.cfg.Lately.Count("fail2ban-started", "fail2ban was started anew; its bans were read again")
 		o.state, o.begunAt = stateStarting, now
 		for _, j := range o.jails {
 			j.counts, j.told, j.settingsAt, j.lifted = fail2ban.Counts{}, 0, time.Time{}, nil
@@ -324,10 +331,11 @@ func (o *Observer) fail(err error) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		o.broke = true
 	}
-	before := o.state
+	before, first := o.state, o.problem == ""
 	o.state, o.problem = explain(err, o.client.Path())
 	o.sawDown = true
-	if before != o.state {
+	if before != o.state || first {
+		o.cfg.Lately.Count("fail2ban-away", "fail2ban couldn't be asked; what it banned meanwhile was found afterwards")
 		o.log.Warn("fail2ban can't be asked", slog.String("error", err.Error()))
 	}
 	if o.state == stateStopping {
@@ -437,6 +445,7 @@ func (o *Observer) drain() {
 			o.tail.swapped = false
 			o.watch.follow(o.tail.path)
 		}
+		o.noteLog()
 		if o.tail.lost {
 			o.tail.lost = false
 			o.resync = true

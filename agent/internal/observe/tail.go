@@ -29,6 +29,8 @@ type tail struct {
 	lost bool
 	// swapped is set when another file is to be watched. The reader clears it.
 	swapped bool
+	// rotated and truncated are set when that was found. The reader clears them.
+	rotated, truncated bool
 	// waiting is a file that has the log's name and nothing in it yet: what is to be watched.
 	waiting fs.FileInfo
 }
@@ -98,7 +100,7 @@ func (t *tail) read(each func([]byte)) (more bool) {
 		return false
 	}
 	if info.Size() < t.at { // truncated in place: what stood between is gone
-		t.at, t.rest, t.skip, t.lost = 0, nil, false, true
+		t.at, t.rest, t.skip, t.lost, t.truncated = 0, nil, false, true, true
 	}
 	b := make([]byte, tailChunk)
 	n, err := t.file.ReadAt(b, t.at)
@@ -154,5 +156,6 @@ func (t *tail) follow() (more bool) {
 	if old, err := t.file.Stat(); err == nil && old.Size() > t.at {
 		return true
 	}
-	return t.open(false) == nil
+	t.rotated = t.open(false) == nil
+	return t.rotated
 }

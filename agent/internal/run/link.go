@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/localrpc"
 	"github.com/fleetban/fleetban/agent/internal/spool"
 	"github.com/fleetban/fleetban/agent/stream"
@@ -24,6 +25,8 @@ type link struct {
 	spool  *spool.Spool
 	places *places
 	log    *slog.Logger
+	// lately remembers that the helper was away. Optional.
+	lately *lately.Log
 	// first is closed when the helper has answered for the first time.
 	first chan struct{}
 	once  sync.Once
@@ -129,8 +132,15 @@ func (l *link) watchHealth(ctx context.Context) error {
 		l.mu.Unlock()
 		if began {
 			began = false
-			if was != "" {
+			const restarted = "the connection to the helper broke and was made anew; what it holds was told again"
+			switch {
+			case was != "":
 				l.log.Info("the helper answers")
+				if before != nil {
+					l.lately.Count("helper-away", restarted)
+				}
+			case before != nil:
+				l.lately.Note("helper-away", restarted)
 			}
 			l.once.Do(func() { close(l.first) })
 			if before != nil {

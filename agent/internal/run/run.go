@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/agent/internal/identity"
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/localrpc"
 	"github.com/fleetban/fleetban/agent/internal/spool"
 	"github.com/fleetban/fleetban/agent/internal/version"
@@ -51,6 +52,7 @@ type Runner struct {
 	spool  *spool.Spool
 	client *stream.Client
 	link   *link
+	lately lately.Log
 }
 
 // Run runs until ctx ends. ready, if not nil, is called once it answers on its socket.
@@ -73,10 +75,12 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		return err
 	}
 	defer r.spool.Close() //nolint:errcheck // each event was synced when it was written
+	r.lately.Log = cfg.Log
 	r.link = newLink(cfg.HelperSocket, r.spool, u.Hostname(), cfg.Log)
+	r.link.lately = &r.lately
 	r.client = stream.New(stream.Config{
 		URL: u, TLS: tlsConfig, Proxy: http.ProxyFromEnvironment, Key: id.Key, HostID: id.HostID, Audience: id.Audience, Grant: id.Grant,
-		Instance: instance(), Facts: identity.Facts, Health: r.health, Sink: r.link, Source: r.spool, Log: cfg.Log,
+		Instance: instance(), Facts: identity.Facts, Health: r.health, Sink: r.link, Source: r.spool, Log: cfg.Log, Lately: &r.lately,
 	})
 	r.link.healthChanged, r.link.exceptionsChanged, r.link.back = r.client.HealthChanged, r.client.ExceptionsChanged, r.client.Resync
 
@@ -145,6 +149,10 @@ func (r *Runner) status(context.Context, *hostv1.RunStatusRequest) (*hostv1.RunS
 		}.Build(),
 		Spool: r.spool.Health(), HelperConnected: problem == "", HelperProblem: problem,
 		EventsThrough: acked, EventsLast: last, ClockOffsetMs: s.Offset.Milliseconds(), Cursors: s.Cursors,
+		Incidents: r.lately.Incidents(),
+	}
+	if !s.StoreAway.IsZero() {
+		b.Stream.SetStoreAwaySinceUnixMs(s.StoreAway.UnixMilli())
 	}
 	if s.HostName != "" {
 		b.HostName, b.OrganisationName = s.HostName, s.Organisation
