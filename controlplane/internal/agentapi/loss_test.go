@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -34,6 +35,27 @@ func TestRedisKilledAndBack(t *testing.T) {
 		got, err := one.hosts.Get(t.Context(), f.org, "b")
 		return err == nil && got.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE && got.GetSets()[0].GetAcknowledged() >= 3
 	})
+}
+
+// Hosts are told that Redis is away and that it is back, long before a heartbeat is due; and so is who connects meanwhile.
+func TestRedisAwayIsTold(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	one := f.replica("one")
+	a, b, late := one.enrol("a", nil), one.enrol("b", nil), one.enrol("late", nil)
+	streams := []*session{a.connect(one), b.connect(one)}
+	told := func(what string, away bool) {
+		t.Helper()
+		for _, s := range streams {
+			s.next(what, func(m *fleetbanv1.ConnectResponse) bool { return m.HasHeartbeat() && m.GetHeartbeat().GetStoreAway() == away })
+		}
+	}
+	f.server.Kill()
+	told("that Redis is away", true)
+	_, err := late.dial(one, fleetbanv1.Hello_builder{})
+	wantReason(t, err, connect.CodeUnavailable, fleetbanv1.Reason_REASON_STORE_UNAVAILABLE)
+	f.server.Start()
+	told("that Redis is back", false)
 }
 
 // Redis loses everything: the streams stand, hosts and organisation are put back, and what the hosts hold is offered back.

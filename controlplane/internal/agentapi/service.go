@@ -22,6 +22,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -74,6 +75,8 @@ type Service struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	// storeAway is what hosts are told of Redis.
+	storeAway atomic.Bool
 
 	mu       sync.Mutex
 	tenants  map[string]*tenant
@@ -127,6 +130,7 @@ func New(o Options) *Service {
 		tenants: map[string]*tenant{}, streams: map[*stream]struct{}{}, changed: make(chan struct{}),
 	}
 	s.wg.Go(s.watch)
+	s.wg.Go(s.watchStore)
 	return s
 }
 

@@ -215,7 +215,7 @@ func (st *stream) run(ctx context.Context, hello *fleetbanv1.Hello, welcome *fle
 		}
 		cursors = append(cursors, cursor)
 	}
-	st.note(func(m *mailbox) { m.commands = true })
+	st.note(func(m *mailbox) { m.commands, m.heartbeat = true, s.storeAway.Load() })
 	st.tenant.healthChanged(st)
 
 	writerDone := make(chan struct{})
