@@ -74,7 +74,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	h.lately.Log = cfg.Log
 	h.agent.ending = ctx
 	h.runUID, h.runGID = uint32(uid), gid //nolint:gosec // ids are 32 bits
-	h.observer = observe.New(observe.Config{Client: h.client, Logger: cfg.Log, Lately: &h.lately})
+	h.observer = observe.New(observe.Config{Client: h.client, StatePath: filepath.Join(cfg.StateDir, "observed"), Logger: cfg.Log, Lately: &h.lately})
 	h.ignore = newIgnorer(filepath.Join(cfg.StateDir, "ignored"), h.client, h.observer, cfg.Log)
 	h.engine, err = enforce.Open(ctx, enforce.Config{
 		StateDir: cfg.StateDir, PolicyPath: cfg.PolicyPath, Table: cfg.Table, Log: cfg.Log, Lately: &h.lately, OnAllow: h.ignore.allowed,

@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/agent/internal/localrpc"
+	"github.com/fleetban/fleetban/agent/internal/observe"
 	"github.com/fleetban/fleetban/agent/internal/version"
 	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1/hostv1connect"
@@ -23,6 +24,7 @@ func (h *Helper) procedures() []localrpc.Procedure {
 	root, both := localrpc.Allow{0}, localrpc.Allow{0, h.runUID}
 	return []localrpc.Procedure{
 		localrpc.ServerStream(hostv1connect.HelperServiceObserveProcedure, both, h.observe),
+		localrpc.Unary(hostv1connect.HelperServiceAckObservedProcedure, both, h.ackObserved),
 		localrpc.Unary(hostv1connect.HelperServiceCursorsProcedure, both, h.cursors),
 		localrpc.Unary(hostv1connect.HelperServiceApplyProcedure, both, h.apply),
 		localrpc.Unary(hostv1connect.HelperServiceSetSessionProcedure, both, h.engine.SetSession),
@@ -36,8 +38,8 @@ func (h *Helper) procedures() []localrpc.Procedure {
 	}
 }
 
-func (h *Helper) observe(ctx context.Context, _ *hostv1.ObserveRequest, send func(*hostv1.ObserveResponse) error) error {
-	sub := h.observer.Subscribe()
+func (h *Helper) observe(ctx context.Context, req *hostv1.ObserveRequest, send func(*hostv1.ObserveResponse) error) error {
+	sub := h.observer.Subscribe(observe.Position{Feed: req.GetFeed(), Through: req.GetThrough()})
 	defer sub.Close()
 	for {
 		m, err := sub.Next(ctx)
@@ -51,6 +53,11 @@ func (h *Helper) observe(ctx context.Context, _ *hostv1.ObserveRequest, send fun
 			return err
 		}
 	}
+}
+
+func (h *Helper) ackObserved(_ context.Context, req *hostv1.AckObservedRequest) (*hostv1.AckObservedResponse, error) {
+	h.observer.Ack(observe.Position{Feed: req.GetFeed(), Through: req.GetThrough()})
+	return &hostv1.AckObservedResponse{}, nil
 }
 
 func (h *Helper) cursors(context.Context, *hostv1.CursorsRequest) (*hostv1.CursorsResponse, error) {

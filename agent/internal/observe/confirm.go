@@ -332,8 +332,8 @@ func (o *Observer) stamp(c *hostv1.Change, l line, a answers, usable bool) {
 func unixMs(t time.Time) float64 { return float64(t.UnixMicro()) / 1000 }
 
 func (o *Observer) emit(c *hostv1.Change, at time.Time) {
-	if s := o.subscription(); s != nil && o.synced {
-		s.change(c, at)
+	if o.synced {
+		o.feed.change(c, at)
 	}
 }
 

@@ -88,6 +88,9 @@ func parseLine(b []byte) (line, bool) {
 	case ".jail":
 		if bytes.HasPrefix(msg, []byte("Jail '")) && (bytes.HasSuffix(msg, []byte("' started")) || bytes.HasSuffix(msg, []byte("' stopped"))) {
 			l.kind = kindReload
+			if name := string(msg[len("Jail '") : len(msg)-len("' stopped")]); fail2ban.ValidJail(name) {
+				l.jail = name
+			}
 		}
 	}
 	return l, true

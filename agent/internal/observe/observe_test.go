@@ -59,7 +59,7 @@ func start(t testing.TB, cfg observe.Config) *watcher {
 			t.Errorf("run ended with %v", err)
 		}
 	})
-	w.sub = w.o.Subscribe()
+	w.sub = w.o.Subscribe(observe.Position{})
 	wg.Go(func() { w.read(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	return w
@@ -437,10 +437,10 @@ func TestLateBanIsCorrected(t *testing.T) {
 		d := w.find("sshd", "192.0.2.1", "extension").GetExtension().GetDurationMs()
 		return d > 290_000 && d <= 301_000
 	})
-	again := w.o.Subscribe() // w's own ends; the baseline has what was put right
+	again := w.o.Subscribe(observe.Position{}) // w's own ends; the baseline has what was put right
 	fail2bantest.Eventually(t, patience, "the right age", func() bool {
 		again.Close()
-		again = w.o.Subscribe()
+		again = w.o.Subscribe(observe.Position{})
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		msg, err := again.Next(ctx)
@@ -633,8 +633,8 @@ func TestManyBansOverflowIntoABaseline(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- o.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	first := o.Subscribe()
-	sub := o.Subscribe()
+	first := o.Subscribe(observe.Position{})
+	sub := o.Subscribe(observe.Position{})
 	if _, err := first.Next(ctx); !errors.Is(err, observe.ErrReplaced) {
 		t.Errorf("the replaced subscription ended with %v", err)
 	}

@@ -23,7 +23,10 @@ type Config struct {
 	Client *fail2ban.Client
 	// LogPath is read instead of the file that fail2ban names, for a fail2ban that sees another file system.
 	LogPath string
-	Logger  *slog.Logger
+	// StatePath is a file that remembers how far the log was read, so that what a person unbans while this process is away
+	// is still known as a person's. Without it, nothing is remembered.
+	StatePath string
+	Logger    *slog.Logger
 	// Lately remembers what happened to fail2ban and its log; one of its own by default.
 	Lately *lately.Log
 	// Now is the clock, time.Now by default.
@@ -62,8 +65,9 @@ type Observer struct {
 	client *fail2ban.Client
 	log    *slog.Logger
 
+	feed *feed
+
 	mu            sync.Mutex
-	sub           *Subscription
 	expected      map[expectKey]expectation
 	health        *fleetbanv1.Fail2BanHealth
 	healthChanged chan struct{}
@@ -95,6 +99,9 @@ type Observer struct {
 	nextAll  time.Time
 	metaAt   time.Time
 	resync   bool
+	place    place      // how far the log is read, as it is to be saved
+	saved    savedPlace // as it was saved by the process before, until it is used
+	missed   *missed    // what happened in between
 }
 
 // New makes an Observer. It does nothing until Run.
@@ -118,7 +125,7 @@ func New(cfg Config) *Observer {
 		cfg.CallTimeout = 10 * time.Second
 	}
 	return &Observer{
-		cfg: cfg, client: cfg.Client, log: cfg.Logger,
+		cfg: cfg, client: cfg.Client, log: cfg.Logger, feed: newFeed(cfg.Logger),
 		expected: map[expectKey]expectation{}, jails: map[string]*jail{},
 		health:        fleetbanv1.Fail2BanHealth_builder{State: stateDown, Problem: "fail2ban wasn't asked yet."}.Build(),
 		healthChanged: make(chan struct{}), wanted: make(chan struct{}, 1), state: stateDown,
@@ -127,19 +134,16 @@ func New(cfg Config) *Observer {
 
 func (o *Observer) now() time.Time { return o.cfg.Now() }
 
-// Subscribe starts a subscription and ends the one before. Its baseline comes as soon as fail2ban has been read.
-func (o *Observer) Subscribe() *Subscription {
-	s := &Subscription{observer: o, ready: make(chan struct{}), due: true}
-	o.mu.Lock()
-	before := o.sub
-	o.sub = s
-	o.mu.Unlock()
-	if before != nil {
-		before.end(ErrReplaced)
-	}
+// Subscribe starts a subscription and ends the one before. It goes on after from, where what came since is still there;
+// then comes a baseline, as soon as fail2ban has been read.
+func (o *Observer) Subscribe(from Position) *Subscription {
+	s := o.feed.subscribe(o, from)
 	o.nudge()
 	return s
 }
+
+// Ack says that all through a position needs to be told no more, whatever happens to the subscriber.
+func (o *Observer) Ack(through Position) { o.feed.ack(through) }
 
 func (o *Observer) nudge() {
 	select {
@@ -148,16 +152,11 @@ func (o *Observer) nudge() {
 	}
 }
 
-func (o *Observer) subscription() *Subscription {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.sub
-}
-
 // Run observes until ctx ends, and returns why it did. Whatever is wrong with fail2ban is no error: it is told in Health and
 // tried again for ever.
 func (o *Observer) Run(ctx context.Context) error {
 	o.ctx = ctx
+	o.loadPlace()
 	o.watch = newWatch()
 	defer o.watch.close()
 	defer o.tail.close()
@@ -213,6 +212,7 @@ func (o *Observer) tick() {
 		return
 	}
 	o.offerIfWanted()
+	o.savePlace()
 	o.tellHealth()
 }
 
@@ -384,6 +384,7 @@ func (o *Observer) openLog() {
 				if at, written, ok := o.tail.lastLine(); ok && !o.clock.known {
 					o.relearn(o.clock.learn(at, written, slack))
 				}
+				o.catchUp()
 			}
 		}
 		o.watch.follow(path)
@@ -450,6 +451,7 @@ func (o *Observer) drain() {
 			o.tail.lost = false
 			o.resync = true
 		}
+		o.missed.take(lines)
 		if len(lines) > 0 {
 			o.confirm(lines)
 		}
@@ -457,9 +459,14 @@ func (o *Observer) drain() {
 }
 
 func (o *Observer) offerIfWanted() {
-	s := o.subscription()
-	if s != nil && s.wants() && o.synced && o.state == stateUp && !o.resync {
-		s.offer(o.snapshot(false))
+	if o.feed.wants() && o.synced && o.state == stateUp && !o.resync {
+		o.offer(false)
+	}
+}
+
+func (o *Observer) offer(afterStart bool) {
+	if o.feed.takes(afterStart) {
+		o.feed.offer(o.snapshot(afterStart))
 	}
 }
 

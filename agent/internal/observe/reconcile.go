@@ -222,9 +222,8 @@ func (o *Observer) finishStart() {
 	}
 	o.state, o.resync, o.synced = stateUp, false, true
 	o.nextAll = o.now().Add(o.cfg.ReconcileEvery)
-	if s := o.subscription(); s != nil {
-		s.offer(o.snapshot(true))
-	}
+	o.tellMissed()
+	o.offer(true)
 	o.log.Info("fail2ban has started", slog.Int("jails", len(o.jails)))
 }
 
@@ -245,10 +244,18 @@ func (o *Observer) readAll() error {
 	if o.resync {
 		return nil // the zone was learned meanwhile: once more
 	}
+	if o.missed != nil {
+		o.drain() // a jail's stop is told after its bans are lifted
+		if o.state != stateUp || o.resync {
+			o.resync = true
+			return nil
+		}
+	}
 	o.synced = true
 	o.nextAll = o.now().Add(o.cfg.ReconcileEvery)
-	if s := o.subscription(); broken && s != nil {
-		s.offer(o.snapshot(false))
+	o.tellMissed()
+	if broken {
+		o.offer(false)
 	}
 	return nil
 }

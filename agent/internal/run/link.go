@@ -27,6 +27,8 @@ type link struct {
 	log    *slog.Logger
 	// lately remembers that the helper was away. Optional.
 	lately *lately.Log
+	// spooled is rung when observations were taken in.
+	spooled chan struct{}
 	// first is closed when the helper has answered for the first time.
 	first chan struct{}
 	once  sync.Once
@@ -48,13 +50,15 @@ const (
 	executeAtMost = 3 * time.Minute
 	// baselineEvery is how often it is looked whether the spool wants a new baseline, and its disk is tried again.
 	baselineEvery = 5 * time.Second
+	// ackEvery is how often the helper is told, at most, what is spooled.
+	ackEvery = 500 * time.Millisecond
 	// gather bounds how many observations are written with one sync.
 	gather = 256
 )
 
 func newLink(socket string, s *spool.Spool, controlPlane string, log *slog.Logger) *link {
 	return &link{
-		client: localrpc.NewClient(socket), spool: s, places: newPlaces(controlPlane, log), log: log, first: make(chan struct{}), problem: "the helper wasn't asked yet",
+		client: localrpc.NewClient(socket), spool: s, places: newPlaces(controlPlane, log), log: log, spooled: make(chan struct{}, 1), first: make(chan struct{}), problem: "the helper wasn't asked yet",
 		healthChanged: func() {}, exceptionsChanged: func() {}, back: func() {},
 	}
 }
@@ -72,6 +76,7 @@ func (l *link) run(ctx context.Context) error {
 	wg.Go(func() { l.keep(ctx, l.watchHealth) })
 	wg.Go(func() { l.keep(ctx, l.observeInto) })
 	wg.Go(func() { l.renewBaselines(ctx) })
+	wg.Go(func() { l.ackObserved(ctx) })
 	wg.Go(func() { l.places.watch(ctx, l.tellPlaces) })
 	wg.Wait()
 	l.client.Close()
@@ -200,6 +205,7 @@ func (l *link) observeInto(ctx context.Context) error {
 			}
 			problem := l.spool.Health().GetProblem()
 			l.spool.Observe(batch...)
+			l.ringSpooled()
 			l.tellWay(ctx, batch, first)
 			if now := l.spool.Health().GetProblem(); now != problem {
 				l.healthChanged()
@@ -209,7 +215,9 @@ func (l *link) observeInto(ctx context.Context) error {
 			}
 		}
 	}()
-	err := localrpc.Stream(ctx, l.client, hostv1connect.HelperServiceObserveProcedure, &hostv1.ObserveRequest{}, func(o *hostv1.ObserveResponse) error {
+	feed, through := l.spool.Taken()
+	req := hostv1.ObserveRequest_builder{Feed: feed, Through: through}.Build()
+	err := localrpc.Stream(ctx, l.client, hostv1connect.HelperServiceObserveProcedure, req, func(o *hostv1.ObserveResponse) error {
 		select {
 		case queue <- arrival{o, time.Now()}:
 			return nil
@@ -220,6 +228,34 @@ func (l *link) observeInto(ctx context.Context) error {
 	close(queue)
 	<-done
 	return err
+}
+
+func (l *link) ringSpooled() {
+	select {
+	case l.spooled <- struct{}{}:
+	default:
+	}
+}
+
+// ackObserved tells the helper what it need not keep for this process to come back to.
+func (l *link) ackObserved(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.spooled:
+		}
+		feed, through := l.spool.Safe()
+		// Where this fails, the next Observe or acknowledgement makes up for it.
+		_ = l.call(ctx, hostv1connect.HelperServiceAckObservedProcedure,
+			hostv1.AckObservedRequest_builder{Feed: feed, Through: through}.Build(), &hostv1.AckObservedResponse{})
+		t := time.NewTimer(ackEvery)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
 }
 
 // tellWay tells, to who debugs how long a ban takes, when each step of its way here was over: microseconds of Unix time.
@@ -251,6 +287,7 @@ func (l *link) renewBaselines(ctx context.Context) {
 		if l.spool.Health().GetProblem() != "" {
 			l.spool.Mend()
 			if l.spool.Health().GetProblem() == "" {
+				l.ringSpooled()
 				l.log.Info("events are written to the spool again")
 				l.healthChanged()
 			}

@@ -24,6 +24,7 @@ const (
 	kindEvents byte = 3 // changes: events with their sequence, applied to the table when read
 	kindAck    byte = 4 // acknowledged through
 	kindPrimed byte = 5 // the first baseline is through
+	kindPlace  byte = 6 // through where observations are taken in, once the frame behind it is written too
 )
 
 // volatileMark stands alone at the start of the file, where it can be overwritten on a full disk: it says that events

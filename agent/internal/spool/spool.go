@@ -70,6 +70,8 @@ type Spool struct {
 	primed  bool
 	skipped bool
 	under   *baseline
+	// at is the place through which observations are in the table, safe the one through which they are on the disk.
+	at, safe place
 
 	file      *os.File // nil if there never was one
 	broken    bool     // nothing is to be appended to file
@@ -80,6 +82,9 @@ type Spool struct {
 }
 
 const onlyMemory = -1
+
+// place is a position in what the helper told.
+type place struct{ feed, through uint64 }
 
 // mark remembers when a sequence was acknowledged.
 type mark struct {
@@ -137,7 +142,16 @@ func (s *Spool) load() (rewrite bool, err error) {
 		return false, errNotJournal
 	}
 	head := false
+	var next place
 	end, err := scan(bufio.NewReaderSize(f, 64<<10), func(kind byte, body []byte, offset int64) error {
+		switch kind {
+		case kindPlace:
+			if len(body) == 16 {
+				next = place{binary.LittleEndian.Uint64(body), binary.LittleEndian.Uint64(body[8:])}
+			}
+		case kindEvents, kindPrimed:
+			s.at, s.safe = next, next
+		}
 		if kind == kindHead {
 			head = true
 			return s.readHead(body)
@@ -260,10 +274,11 @@ func (s *Spool) Observe(observations ...*hostv1.ObserveResponse) {
 	defer s.mu.Unlock()
 	s.maintain()
 	w := writer{s: s, now: s.o.now()}
+	w.at = s.at
 	for _, o := range observations {
 		switch o.WhichObservation() {
 		case hostv1.ObserveResponse_Baseline_case:
-			s.observePage(&w, o.GetBaseline())
+			s.observePage(&w, o)
 		case hostv1.ObserveResponse_Change_case:
 			if s.under != nil {
 				if len(s.under.behind) < maxBaseline {
@@ -272,12 +287,15 @@ func (s *Spool) Observe(observations ...*hostv1.ObserveResponse) {
 				continue
 			}
 			s.table.observeChange(w.now, o.GetChange(), w.emit)
+			w.reach(o)
 		}
 	}
 	w.flush()
+	s.at = w.at
 }
 
-func (s *Spool) observePage(w *writer, page *hostv1.Baseline) {
+func (s *Spool) observePage(w *writer, o *hostv1.ObserveResponse) {
+	page := o.GetBaseline()
 	if page.GetPage() == 0 || s.under == nil {
 		s.under = &baseline{jails: map[string]bool{}, bans: table{}, at: w.now}
 	}
@@ -288,14 +306,32 @@ func (s *Spool) observePage(w *writer, page *hostv1.Baseline) {
 	b := s.under
 	s.under, s.skipped = nil, false
 	s.table.observeBaseline(w.now, b, !s.primed, w.emit)
+	w.reach(o)
 	w.flush()
 	if !s.primed && !s.skipped {
 		s.primed = true
-		s.write(frame(kindPrimed, nil))
+		s.write(append(w.at.frame(), frame(kindPrimed, nil)...))
 	}
 	for _, c := range b.behind {
 		s.table.observeChange(w.now, c, w.emit)
 	}
+}
+
+// Taken returns through where of which feed observations are taken in: what Observe need not be told again.
+func (s *Spool) Taken() (feed, through uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at.feed, s.at.through
+}
+
+// Safe is Taken, less what would be lost if this process died: through there nobody need remember observations.
+func (s *Spool) Safe() (feed, through uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.broken && len(s.memory) == 0 {
+		return s.at.feed, s.at.through // nothing came of what was taken in since it was written
+	}
+	return s.safe.feed, s.safe.through
 }
 
 // Interrupted forgets a baseline under way: the observer went away between its pages.

@@ -148,10 +148,18 @@ func (t table) observeChange(now instant, c *hostv1.Change, emit func(change) bo
 		}
 		emit(newExtension(at, jail, packed, max(-1, c.GetExtension().GetDurationMs())))
 	case hostv1.Change_Unban_case:
-		if !ok {
-			return
+		cause := c.GetUnban().GetCause()
+		if !ok || cause == fleetbanv1.UnbanCause_UNBAN_CAUSE_UNSPECIFIED && known.start.age(now)+slackMS < c.GetAgeMs() {
+			return // unknown, or of a ban before this one
 		}
-		emit(newUnban(at, jail, packed, c.GetUnban().GetCause(), clip(c.GetUnban().GetCommandId(), 64)))
+		if cause == fleetbanv1.UnbanCause_UNBAN_CAUSE_UNSPECIFIED {
+			// Its line was there, behind no stop of its jail: before its end, that was a person.
+			cause = fleetbanv1.UnbanCause_UNBAN_CAUSE_PERSON
+			if left, ends := known.left(at); ends && left <= slackMS {
+				cause = fleetbanv1.UnbanCause_UNBAN_CAUSE_EXPIRED
+			}
+		}
+		emit(newUnban(at, jail, packed, cause, clip(c.GetUnban().GetCommandId(), 64)))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -16,6 +17,22 @@ type writer struct {
 	s       *Spool
 	now     instant
 	records [][]byte
+	at      place // through which all is in records, or written
+}
+
+// reach notes that all that an observation means was emitted.
+func (w *writer) reach(o *hostv1.ObserveResponse) {
+	if o.GetFeed() != 0 && o.GetPosition() != 0 {
+		w.at = place{o.GetFeed(), o.GetPosition()}
+	}
+}
+
+func (p place) frame() []byte {
+	if p.feed == 0 {
+		return nil
+	}
+	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16), p.feed)
+	return frame(kindPlace, binary.LittleEndian.AppendUint64(b, p.through))
 }
 
 // emit takes a change if there is room; else the table stays as it is, for a later baseline to find it.
@@ -40,12 +57,16 @@ func (w *writer) flush() {
 	}
 	s := w.s
 	var body []byte
+	head := w.at.frame()
 	offsets := make([]int64, 0, len(w.records))
 	for _, rec := range w.records {
-		offsets = append(offsets, s.size+frameHeader+1+int64(len(body)))
+		offsets = append(offsets, s.size+int64(len(head))+frameHeader+1+int64(len(body)))
 		body = append(body, rec...)
 	}
-	if s.write(frame(kindEvents, body)) {
+	written := s.write(append(head, frame(kindEvents, body)...))
+	s.at = w.at
+	if written {
+		s.safe = s.at
 		s.offsets = append(s.offsets, offsets...)
 	} else {
 		for _, rec := range w.records {
@@ -160,7 +181,7 @@ func (s *Spool) compact() {
 	}
 	s.file, s.size, s.offsets, s.memory = file, size, offsets, nil
 	s.compactAt = max(compactFrom, 2*size)
-	s.broken, s.problem = false, ""
+	s.broken, s.problem, s.safe = false, "", s.at
 }
 
 func (s *Spool) writeNew() (*os.File, int64, []int64, error) {
@@ -200,6 +221,10 @@ func (s *Spool) fill(f *os.File) ([]int64, int64, error) {
 		return nil, 0, err
 	}
 	if err := put(frame(kindHead, s.head())); err != nil {
+		return nil, 0, err
+	}
+	// In force with the frame of events behind it, which has none.
+	if err := put(append(s.at.frame(), frame(kindEvents, nil)...)); err != nil {
 		return nil, 0, err
 	}
 	var body []byte
