@@ -2,9 +2,12 @@ package hostcli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fleetban/fleetban/agent/internal/helper"
 	"github.com/fleetban/fleetban/agent/internal/run"
@@ -53,7 +56,11 @@ func ownedDir(path string, uid, gid int) error {
 	if _, err := os.Lstat(path); err == nil {
 		return nil
 	}
-	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // others reach the socket through it
+	err := os.MkdirAll(path, 0o755) //nolint:gosec // others reach the socket through it
+	if errors.Is(err, unix.EROFS) { // in the unit's sandbox; there the other half's unit makes it
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	return os.Lchown(path, uid, gid)

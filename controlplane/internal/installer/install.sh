@@ -146,10 +146,11 @@ ask() {
 	if [ -z "$token" ]; then
 		terminal || fail "there is no join token and no terminal to ask at" \
 			"set FLEETBAN_JOIN_TOKEN or give --token-file FILE (fleetban join-token create makes a token)"
-		printf 'Join token (not shown): ' >/dev/tty
+		# Silent before it asks, for who pastes is fast.
 		settings=$(stty -g </dev/tty)
 		trap 'stty "$settings" </dev/tty; exit 130' INT TERM
 		stty -echo </dev/tty
+		printf 'Join token (not shown): ' >/dev/tty
 		IFS= read -r token </dev/tty || token=
 		stty "$settings" </dev/tty
 		trap - INT TERM
@@ -240,10 +241,21 @@ start_units() {
 	done
 }
 
+# await_stream gives the two halves ten seconds to find each other and the control plane: until then doctor would complain
+# of what mends itself.
+await_stream() {
+	tries=10
+	while [ $tries -gt 0 ] && "$bin" doctor -o json 2>/dev/null | grep -qE '"(not-connected|agent-away|helper-away|helper-refuses-agent)"'; do
+		sleep 1
+		tries=$((tries - 1))
+	done
+}
+
 report() {
 	say
 	say "Installed $bin."
 	if $start && $systemd; then
+		await_stream
 		# What is inert, and what mends it.
 		"$bin" doctor || true
 		say
