@@ -17,6 +17,9 @@ const acksAtOnce = 500
 // acknowledge keeps an acknowledgement for the next batch; one that waits already is merged with it.
 func (t *tenant) acknowledge(st *stream, ack *fleetbanv1.Ack) {
 	t.mu.Lock()
+	if t.acksSince.IsZero() {
+		t.acksSince = time.Now()
+	}
 	if waiting := t.acks[st]; waiting != nil {
 		ack = mergeAcks(waiting, ack)
 	}
@@ -92,6 +95,10 @@ func (t *tenant) storeAcks(ctx context.Context) bool {
 			batch, from = append(batch, hosts.AckWrite{Fence: st.currentFence(), Ack: ack}), append(from, st)
 			delete(t.acks, st)
 		}
+		since := t.acksSince
+		if len(t.acks) == 0 {
+			t.acksSince = time.Time{}
+		}
 		t.mu.Unlock()
 		if len(batch) == 0 {
 			return false
@@ -99,10 +106,10 @@ func (t *tenant) storeAcks(ctx context.Context) bool {
 		stale, err := t.service.Hosts.StoreAcks(ctx, t.org, batch)
 		if err != nil {
 			t.service.Logger.DebugContext(ctx, "acknowledgements wait for Redis", slog.Any("error", err))
-			t.putBack(from, batch)
+			t.putBack(from, batch, since)
 			return true
 		}
-		t.service.count(func(c *Counts) { c.AckWrites++ })
+		t.service.Metrics.AcksStored(len(batch), time.Since(since))
 		if len(stale) > 0 {
 			// Either a newer stream took over, or Redis lost the host: in that case its acknowledgement is still wanted.
 			refused := make(map[string]bool, len(stale))
@@ -122,7 +129,10 @@ func (t *tenant) storeAcks(ctx context.Context) bool {
 	}
 }
 
-func (t *tenant) putBack(from []*stream, batch []hosts.AckWrite) {
+func (t *tenant) putBack(from []*stream, batch []hosts.AckWrite, since time.Time) {
+	t.mu.Lock()
+	t.acksSince = since
+	t.mu.Unlock()
 	for i, st := range from {
 		t.keep(st, batch[i].Ack)
 	}
@@ -137,6 +147,9 @@ func (t *tenant) keep(st *stream, ack *fleetbanv1.Ack) {
 	}
 	if since := t.acks[st]; since != nil {
 		ack = mergeAcks(ack, since)
+	}
+	if t.acksSince.IsZero() {
+		t.acksSince = time.Now()
 	}
 	t.acks[st] = ack
 }

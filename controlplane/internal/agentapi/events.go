@@ -75,11 +75,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 		return err
 	}
 	st.tellRecorded(ctx, events, received)
-	s.count(func(c *Counts) {
-		c.EventBatches++
-		c.Events += uint64(len(events))
-		c.Promotions += uint64(result.Promoted) //nolint:gosec // a count
-	})
+	s.Metrics.EventsStored(len(events), result.Promoted, result.OverHostRate, result.OverOrganisationRate, time.Since(received))
 	switch {
 	case result.OverHostRate > 0:
 		st.tellRate(ctx, result.OverHostRate, operatorv1.Unpromoted_UNPROMOTED_HOST_RATE)

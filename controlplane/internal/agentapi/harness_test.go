@@ -19,6 +19,8 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/metrics"
+	"github.com/fleetban/fleetban/controlplane/internal/metrics/metricstest"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -53,7 +55,9 @@ type replica struct {
 	feeds *feed.Feeds
 	store *store.Store
 	skew  time.Duration
-	http  *http.Server
+	// metrics are the replica's own.
+	metrics *metrics.Metrics
+	http    *http.Server
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -76,19 +80,20 @@ func (f *fleet) replica(name string, options ...option) *replica {
 	f.t.Helper()
 	t, st := f.t, f.server.Open()
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("replica", name)
-	r := &replica{fleet: f, store: st, sets: sets.New(st, sets.Options{RebuildWindow: 2 * time.Second})}
-	r.feeds = feed.New(feed.Options{Store: st, Sets: r.sets, Logger: logger, Sign: func(org, set string, rec sets.Record) []byte {
+	r := &replica{fleet: f, store: st, metrics: metrics.New(metrics.Options{}), sets: sets.New(st, sets.Options{RebuildWindow: 2 * time.Second})}
+	r.feeds = feed.New(feed.Options{Store: st, Sets: r.sets, Logger: logger, Metrics: r.metrics, Sign: func(org, set string, rec sets.Record) []byte {
 		return f.keys.Sign(org, set, rec.Prefix, rec.Kind, rec.Since, rec.Expires)
 	}})
 	r.hosts = hosts.New(st, r.sets, logger)
 	o := agentapi.Options{
 		Replica: name, Keys: f.keys, Store: st, Sets: r.sets, Feeds: r.feeds, Hosts: r.hosts, Orgs: orgs.New(st),
-		Logger: logger,
+		Logger: logger, Metrics: r.metrics,
 	}
 	for _, set := range options {
 		set(&o)
 	}
 	r.Service = agentapi.New(o)
+	r.metrics.Observe(metrics.Sources{Agents: r.State, Sets: r.feeds.State})
 	authn, err := auth.NewInterceptor(auth.Options{
 		Services: []protoreflect.ServiceDescriptor{fleetbanv1.File_fleetban_v1_agent_proto.Services().ByName("AgentService")},
 		Hosts:    r.Service, Limiter: auth.NewLimiter(st, auth.Limits{}, logger),
@@ -123,6 +128,12 @@ func (f *fleet) replica(name string, options ...option) *replica {
 		r.feeds.Close()
 	})
 	return r
+}
+
+// scrape reads what Prometheus would.
+func (r *replica) scrape() metricstest.Samples {
+	r.fleet.t.Helper()
+	return metricstest.Scrape(r.fleet.t, r.metrics.Handler(slog.New(slog.DiscardHandler)))
 }
 
 // kill ends the replica as a power cut would: connections break, nothing is written.

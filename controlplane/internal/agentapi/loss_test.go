@@ -88,8 +88,8 @@ func TestRedisEmptiedIsRebuilt(t *testing.T) {
 	if len(snapshot.GetRecords()) != 1 || !proto.Equal(snapshot.GetRecords()[0], held[string(snapshot.GetRecords()[0].GetPrefix())]) {
 		t.Errorf("%v; want what was held: %v", snapshot, held)
 	}
-	if n := one.Counts().OfferedDenied; n != 1 {
-		t.Errorf("%d forged records were refused, want 1", n)
+	if n := one.scrape()["fleetban_offers_denied_total"]; n != 1 {
+		t.Errorf("%v forged records were refused, want 1", n)
 	}
 	until(t, "the host is back with its tags", func() bool {
 		got, err := one.hosts.Get(t.Context(), f.org, "a")

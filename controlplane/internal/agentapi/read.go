@@ -81,6 +81,7 @@ func (st *stream) acknowledge(ack *fleetbanv1.Ack) {
 	ack.SetCursors(own)
 	st.mu.Lock()
 	st.inert = ack.GetInert()
+	st.receive(own)
 	if ack.GetExceptionsChanged() {
 		st.refusals = nil
 		if len(ack.GetExceptions()) > 0 || ack.GetExceptionsTotal() > 0 {
@@ -106,7 +107,7 @@ func (st *stream) offer(ctx context.Context, o *fleetbanv1.RecordOffer) error {
 		records = append(records, sets.Record{Prefix: p, Kind: r.GetKind(), Since: r.GetSinceUnixMs(), Expires: r.GetExpiresUnixMs()})
 	}
 	if denied > 0 {
-		st.service.count(func(c *Counts) { c.OfferedDenied += uint64(denied) }) //nolint:gosec // at most 1000
+		st.service.Metrics.OffersDenied(denied)
 		st.service.Logger.WarnContext(ctx, "host offered records that this control plane never issued",
 			slog.String("host", st.grant.HostID), slog.String("set", o.GetSet()), slog.Int("records", denied))
 	}

@@ -26,11 +26,13 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -64,8 +66,9 @@ type Options struct {
 	Now func() time.Time
 	// Heartbeat is how often each side speaks when it has nothing to say, at most 25 s; optional, default 20 s.
 	Heartbeat time.Duration
-	// Logger is optional.
-	Logger *slog.Logger
+	// Logger and Metrics are optional.
+	Logger  *slog.Logger
+	Metrics *metrics.Metrics
 }
 
 // Service implements AgentService. Safe for concurrent use.
@@ -83,15 +86,6 @@ type Service struct {
 	streams  map[*stream]struct{}
 	changed  chan struct{} // closed and replaced when a stream ends
 	draining bool
-	counts   Counts
-}
-
-// Counts are figures for the metrics listener.
-type Counts struct {
-	Streams, Organisations           int
-	Attached, Refused, Displaced     uint64
-	EventBatches, Events, Promotions uint64
-	Frames, AckWrites, OfferedDenied uint64
 }
 
 var _ fleetbanv1connect.AgentServiceHandler = (*handlerStub)(nil)
@@ -134,10 +128,15 @@ func New(o Options) *Service {
 	return s
 }
 
+// Descriptor is what the service serves.
+func Descriptor() protoreflect.ServiceDescriptor {
+	return fleetbanv1.File_fleetban_v1_agent_proto.Services().ByName("AgentService")
+}
+
 // Handler serves the service's paths. The interceptors must authenticate with s.AuthenticateHost, check messages against
 // the rules of their protos, and map errors.
 func (s *Service) Handler(interceptors ...connect.Interceptor) (string, http.Handler) {
-	methods := fleetbanv1.File_fleetban_v1_agent_proto.Services().ByName("AgentService").Methods()
+	methods := Descriptor().Methods()
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(interceptors...),
 		connect.WithReadMaxBytes(MaxMessage),
@@ -163,21 +162,6 @@ func (s *Service) Handler(interceptors ...connect.Interceptor) (string, http.Han
 
 // controllerKey finds the http.ResponseController of a stream: its deadlines are what unblocks a Receive.
 type controllerKey struct{}
-
-// Counts reads the figures.
-func (s *Service) Counts() Counts {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.counts
-	c.Streams, c.Organisations = len(s.streams), len(s.tenants)
-	return c
-}
-
-func (s *Service) count(f func(*Counts)) {
-	s.mu.Lock()
-	f(&s.counts)
-	s.mu.Unlock()
-}
 
 // watch beats for all streams, and ends those that fell silent.
 func (s *Service) watch() {

@@ -51,6 +51,7 @@ type stream struct {
 	health   *fleetbanv1.Health // last said
 	refusals *fleetbanv1.Ack    // last list of exceptions, where there are some
 	inert    fleetbanv1.Inert   // last said
+	owed     owed
 	box      mailbox
 	ended    bool
 	err      error
@@ -85,7 +86,7 @@ func (s *Service) connect(ctx context.Context, conn *bidi) error {
 	}
 	hello, err := st.hello()
 	if err != nil {
-		s.count(func(c *Counts) { c.Refused++ })
+		s.Metrics.StreamRefused(apierr.ReasonOf(apierr.From(err)))
 		return err
 	}
 	st.tenant, err = s.acquire(ctx, grant.OrganisationID)
@@ -95,7 +96,7 @@ func (s *Service) connect(ctx context.Context, conn *bidi) error {
 	defer s.release(st.tenant)
 	welcome, err := st.attach(ctx, hello)
 	if err != nil {
-		s.count(func(c *Counts) { c.Refused++ })
+		s.Metrics.StreamRefused(apierr.ReasonOf(apierr.From(err)))
 		return err
 	}
 	return st.run(ctx, hello, welcome)
@@ -203,7 +204,7 @@ func (st *stream) run(ctx context.Context, hello *fleetbanv1.Hello, welcome *fle
 	st.tenant.join(st, welcome.GetSettings().GetVersion())
 	log := s.Logger.With(slog.String("organisation", st.grant.OrganisationID), slog.String("host", st.grant.HostID), slog.String("name", st.name))
 	log.InfoContext(ctx, "host connected", slog.String("instance", st.instance), slog.String("version", st.facts.GetAgentVersion()))
-	s.count(func(c *Counts) { c.Attached++ })
+	s.Metrics.StreamAttached()
 
 	cursors := make([]sets.Cursor, 0, len(st.sets))
 	for _, set := range st.sets {
@@ -245,6 +246,7 @@ func (st *stream) run(ctx context.Context, hello *fleetbanv1.Hello, welcome *fle
 	if err := s.Hosts.Detach(detach, fence, cause); err != nil {
 		log.WarnContext(ctx, "host's end not recorded: it will show as offline when its presence lapses", slog.Any("error", err))
 	}
+	s.Metrics.StreamEnded(endOf(final))
 	log.InfoContext(ctx, "host disconnected", slog.String("cause", cause))
 	return final
 }

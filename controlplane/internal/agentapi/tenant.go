@@ -35,7 +35,9 @@ type tenant struct {
 	settings settings
 	decided  *policy
 	acks     map[*stream]*fleetbanv1.Ack
-	health   map[*stream]struct{}
+	// acksSince is when the oldest of acks came; zero where none waits.
+	acksSince time.Time
+	health    map[*stream]struct{}
 }
 
 // settings is what hosts are told.
@@ -152,7 +154,6 @@ func (t *tenant) leave(st *stream) {
 }
 
 func (st *stream) displaced() {
-	st.service.count(func(c *Counts) { c.Displaced++ })
 	st.end(errDisplaced, "a newer stream took over")
 }
 

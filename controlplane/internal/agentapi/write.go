@@ -44,7 +44,7 @@ func (st *stream) write(ctx context.Context, welcome *fleetbanv1.Welcome, cursor
 			}
 		}
 		if len(frames) > 0 {
-			st.service.count(func(c *Counts) { c.Frames += uint64(len(frames)) })
+			st.framesSent(frames)
 			continue
 		}
 		if feedErr != nil && ctx.Err() == nil {
@@ -106,7 +106,7 @@ func (w *writer) mail(ctx context.Context) (again bool, err error) {
 	for _, set := range box.offered {
 		w.sub.Offered(set)
 	}
-	w.compare(box.beats)
+	w.compare(ctx, box.beats)
 	if box.commands {
 		if again, err = w.commands(ctx); err != nil {
 			return again, err
@@ -148,7 +148,7 @@ func (w *writer) commands(ctx context.Context) (again bool, err error) {
 
 // compare looks for a host that holds something else than it was sent. One that is merely behind is busy; one that
 // says the same wrong thing in two heartbeats, with nothing sent in between, has lost its way.
-func (w *writer) compare(beats []sets.Cursor) {
+func (w *writer) compare(ctx context.Context, beats []sets.Cursor) {
 	for _, held := range beats {
 		sent := w.sub.Cursor(held.Set)
 		if sent.Version == 0 || held == sent {
@@ -160,7 +160,8 @@ func (w *writer) compare(beats []sets.Cursor) {
 			continue
 		}
 		delete(w.behind, held.Set)
-		w.service.Logger.Warn("host holds something else than it was sent: sending the set again",
+		w.service.Metrics.DigestRepaired()
+		w.service.Logger.WarnContext(ctx, "host holds something else than it was sent: sending the set again",
 			slog.String("host", w.grant.HostID), slog.String("set", held.Set),
 			slog.Uint64("held_version", held.Version), slog.Uint64("sent_version", sent.Version))
 		w.sub.Resync(held)

@@ -24,6 +24,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
@@ -42,6 +43,8 @@ type Options struct {
 	// Probe is how often a silent doorbell is rung to hear whether it is heard. Default 2 s. Unheard twice, the reader
 	// subscribes anew.
 	Probe time.Duration
+	// Metrics, optional.
+	Metrics *metrics.Metrics
 }
 
 // Feeds holds the feeds of all organisations that have streams here. It also sweeps their sets (see sets.Sweep).
@@ -133,14 +136,16 @@ type Feed struct {
 	reload bool
 	// rebuildUntil is when the rebuild ends, by this machine's clock; zero when none is open.
 	rebuildUntil time.Time
+	epoch        uint64 // last seen
 	resumes      map[sets.Cursor]*shared[sets.Resume]
 }
 
 func (f *Feed) start() {
-	f.done.Add(3)
+	f.done.Add(4)
 	go f.receive()
 	go f.catch()
 	go f.sweep()
+	go f.look()
 }
 
 func (f *Feed) stop() {

@@ -33,6 +33,8 @@ type line struct {
 	loaded bool
 	// behind: the doorbell told of versions that aren't here.
 	behind bool
+	// lacks is what the last look found.
+	lacks behind
 
 	snapshot *cachedSnapshot
 }
@@ -40,6 +42,7 @@ type line struct {
 // node is one version of a set.
 type node struct {
 	delta   sets.Delta
+	heard   Moment
 	next    *node
 	dropped bool
 	once    sync.Once
@@ -61,7 +64,7 @@ func (l *line) reset(at sets.Cursor) {
 
 // push appends the version after the last.
 func (l *line) push(d sets.Delta) {
-	n := &node{delta: d}
+	n := &node{delta: d, heard: now()}
 	l.last.next = n
 	l.last = n
 	l.nodes++

@@ -34,6 +34,7 @@ func (f *Feed) receive() {
 		if time.Since(began) > 10*time.Second {
 			backoff = newBackoff()
 		}
+		f.feeds.o.Metrics.DoorbellLost()
 		f.feeds.o.Logger.Warn("doorbell lost, subscribing again", "organisation", f.org, "error", err)
 		backoff.wait(f.ctx)
 	}
@@ -89,6 +90,7 @@ func (f *Feed) hear(payload string) {
 		f.feeds.o.Logger.Warn("doorbell message skipped", "organisation", f.org, "error", err)
 		return
 	}
+	f.feeds.o.Metrics.Rang(string(b.Kind))
 	switch b.Kind {
 	case store.BellProbe:
 	case store.BellDelta:
@@ -124,6 +126,10 @@ func (f *Feed) hearDelta(b store.Bell) {
 		}
 		return
 	default:
+		// One that is next and without records is too large to ring with.
+		if b.Version != l.last.delta.Version+1 && !l.behind {
+			f.feeds.o.Metrics.DoorbellGap()
+		}
 		l.behind = true
 	}
 	f.kick()
@@ -161,6 +167,7 @@ func (f *Feed) catch() {
 			if f.ctx.Err() != nil {
 				return
 			}
+			f.feeds.o.Metrics.SetsUnreadable()
 			f.feeds.o.Logger.Warn("sets can't be read, trying again", "organisation", f.org, "error", err)
 			if !backoff.wait(f.ctx) {
 				return
@@ -190,6 +197,10 @@ func (f *Feed) catchUp() error {
 		return err
 	}
 	f.mu.Lock()
+	if f.epoch != 0 && f.epoch != states.Epoch {
+		f.feeds.o.Metrics.EpochChanged()
+	}
+	f.epoch = states.Epoch
 	was := f.rebuildUntil
 	f.rebuildUntil = time.Time{}
 	if states.RebuildUntil > states.Now {
@@ -297,6 +308,7 @@ func (f *Feed) sweep() {
 		}
 		for {
 			swept, err := f.feeds.o.Sets.Sweep(f.ctx, f.org)
+			f.feeds.o.Metrics.Expired(swept.Expired)
 			if err != nil || !swept.More {
 				break
 			}

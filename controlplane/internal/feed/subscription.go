@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -38,6 +39,8 @@ type position struct {
 	node       *node
 	pages      []*Frame
 	after      *node // where to go on after the pages
+	// since is when the stream last began to follow the line: what was heard before is old, not late.
+	since Moment
 	// partial: the last snapshot was, and a whole one follows when the rebuild is over.
 	partial bool
 }
@@ -49,6 +52,7 @@ type Subscription struct {
 	ready   chan struct{}
 	follows map[string]bool // never changed
 	order   []*position
+	heard   Moment
 
 	mu      sync.Mutex
 	offered map[string]bool
@@ -116,6 +120,10 @@ func (s *Subscription) Cursor(set string) sets.Cursor {
 	return sets.Cursor{}
 }
 
+// Heard is when this replica heard of the oldest change among those that Next returned last and that are new, not made up
+// for.
+func (s *Subscription) Heard() Moment { return s.heard }
+
 // Close ends the subscription.
 func (s *Subscription) Close() {
 	s.feed.mu.Lock()
@@ -130,6 +138,7 @@ func (s *Subscription) Close() {
 // or until the rebuild is over.
 func (s *Subscription) Next(ctx context.Context, most int) ([]*Frame, error) {
 	var out []*Frame
+	s.heard = 0
 	for _, p := range s.order {
 		s.redirect(p)
 		for len(out) < most {
@@ -183,12 +192,14 @@ func (s *Subscription) step(ctx context.Context, p *position, most int) (frames 
 	f := s.feed
 	switch p.mode {
 	case modeResume:
+		p.since = now()
 		return s.resume(ctx, p)
 	case modeSnapshot:
 		snap, err := f.snapshot(ctx, p.line)
 		if err != nil || snap == nil {
 			return nil, false, err
 		}
+		f.feeds.o.Metrics.Resumed(metrics.ResumeSnapshot)
 		p.pages, p.partial, p.after, p.generation, p.mode = snap.frames, snap.partial, snap.node, snap.generation, modePages
 		return nil, true, nil
 	case modePages:
@@ -196,7 +207,7 @@ func (s *Subscription) step(ctx context.Context, p *position, most int) (frames 
 		frames, p.pages = p.pages[:n], p.pages[n:]
 		if len(p.pages) == 0 {
 			p.cursor = frames[n-1].Cursor
-			p.node, p.after, p.pages, p.mode = p.after, nil, nil, modeTail
+			p.node, p.after, p.pages, p.mode, p.since = p.after, nil, nil, modeTail, now()
 		}
 		return frames, true, nil
 	case modeTail:
@@ -218,6 +229,9 @@ func (s *Subscription) tail(p *position, most int) ([]*Frame, bool, error) {
 	for p.node.next != nil && len(nodes) < most {
 		p.node = p.node.next
 		nodes = append(nodes, p.node)
+		if heard := p.node.heard; heard > p.since && (s.heard == 0 || heard < s.heard) {
+			s.heard = heard
+		}
 	}
 	f.mu.Unlock()
 	frames := make([]*Frame, 0, len(nodes))
@@ -242,6 +256,7 @@ func (s *Subscription) resume(ctx context.Context, p *position) ([]*Frame, bool,
 		p.node, p.generation, p.mode = n, p.line.generation, modeTail
 		current := n.next == nil
 		f.mu.Unlock()
+		f.feeds.o.Metrics.Resumed(metrics.ResumeLine)
 		if current {
 			return []*Frame{syncFrame(p.cursor, kind)}, true, nil
 		}
@@ -275,6 +290,7 @@ func (s *Subscription) resume(ctx context.Context, p *position) ([]*Frame, bool,
 		}
 		f.mu.Unlock()
 		if n != nil {
+			f.feeds.o.Metrics.Resumed(metrics.ResumeLine)
 			renamed := p.cursor.Epoch != at.Epoch
 			p.cursor, p.node, p.generation, p.mode = at, n, generation, modeTail
 			if current || renamed {
@@ -284,6 +300,7 @@ func (s *Subscription) resume(ctx context.Context, p *position) ([]*Frame, bool,
 		}
 		return s.fromLog(ctx, p, at, decision, kind)
 	case sets.ResumeOffer:
+		f.feeds.o.Metrics.Resumed(metrics.ResumeOffer)
 		p.mode, p.generation = modeOffer, generation
 		return []*Frame{offerFrame(p.set, decision.After)}, false, nil
 	default:
@@ -303,6 +320,7 @@ func (s *Subscription) fromLog(ctx context.Context, p *position, at sets.Cursor,
 	if err != nil {
 		return nil, false, err
 	}
+	s.feed.feeds.o.Metrics.Resumed(metrics.ResumeLog)
 	var frames []*Frame
 	if p.cursor.Epoch != at.Epoch {
 		frames = append(frames, syncFrame(at, kind))
@@ -401,6 +419,7 @@ func (f *Feed) snapshot(ctx context.Context, l *line) (*encodedSnapshot, error) 
 }
 
 func (f *Feed) takeSnapshot(l *line) (*encodedSnapshot, error) {
+	began := time.Now()
 	snap, err := f.feeds.o.Sets.Snapshot(f.ctx, f.org, l.set)
 	if err != nil {
 		return nil, err
@@ -428,5 +447,7 @@ func (f *Feed) takeSnapshot(l *line) (*encodedSnapshot, error) {
 		return nil, nil
 	}
 	f.mu.Unlock()
-	return &encodedSnapshot{frames: f.snapshotFrames(snap), node: n, generation: generation, partial: snap.Partial}, nil
+	frames := f.snapshotFrames(snap)
+	f.feeds.o.Metrics.SnapshotTaken(time.Since(began))
+	return &encodedSnapshot{frames: frames, node: n, generation: generation, partial: snap.Partial}, nil
 }

@@ -33,7 +33,7 @@ func (f *feed) declare(c *catalog) {
 		"Once or twice at a restart of Redis is right. If it goes on: the network to Redis.")
 	f.failures = c.counter("fleetban_sets_unreadable_total", "Times that sets could not be read from Redis; it is tried again until it works.",
 		"Redis is away: hosts keep what they hold, new bans wait. See /readyz.")
-	f.resumes = c.counters("fleetban_resumes_total", "How streams went on from what their hosts held, a set each.",
+	f.resumes = c.counters("fleetban_resumes_total", "How streams went on from what their hosts held, a set each; of log, each piece read.",
 		"snapshot on each reconnect: hosts were away for longer than the log keeps, or lose their state. offer is the rebuild after a loss of Redis.",
 		"way", ResumeLine, ResumeLog, ResumeSnapshot, ResumeOffer)
 	f.snapshot = c.histogram("fleetban_snapshot_seconds", "How long reading and encoding a snapshot took; streams that want one at the same time share it.",

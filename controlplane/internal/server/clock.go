@@ -34,6 +34,13 @@ func (c *clock) sample(ctx context.Context, st *store.Store) (time.Duration, err
 	return offset, nil
 }
 
+// ahead is how far Redis' clock was ahead of the local one when it was last asked.
+func (c *clock) ahead() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.offset
+}
+
 // now is Redis' time.
 func (c *clock) now() time.Time {
 	c.mu.Lock()

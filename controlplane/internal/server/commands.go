@@ -122,7 +122,7 @@ func (b *Backend) with(ctx context.Context, logger *slog.Logger, f func(*base) e
 	if url, ok := embedded.Running(ctx, b.redisDir()); ok && b.RedisURL == "" {
 		backend.RedisURL = url
 	}
-	opened, err := backend.open(ctx, logger)
+	opened, err := backend.open(ctx, logger, nil)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -35,9 +36,10 @@ type jobs struct {
 	orgs   *orgs.Orgs
 	holder string
 	logger *slog.Logger
+	// metrics may be nil.
+	metrics *metrics.Metrics
 
-	term    atomic.Int64 // 0: another replica has the lease
-	expired atomic.Int64
+	term atomic.Int64 // 0: another replica has the lease
 }
 
 func (j *jobs) run(ctx context.Context) {
@@ -87,7 +89,7 @@ func (j *jobs) sweep(ctx context.Context, org string) error {
 		if err != nil {
 			return err
 		}
-		j.expired.Add(int64(result.Expired))
+		j.metrics.Expired(result.Expired)
 		if !result.More {
 			return nil
 		}

@@ -1,62 +1,76 @@
 package server
 
 import (
-	"fmt"
+	"errors"
 	"net/http"
-	"net/http/pprof"
-	"runtime"
-	"strings"
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
+	"github.com/fleetban/fleetban/controlplane/internal/metrics"
+	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
+	"github.com/fleetban/fleetban/controlplane/internal/version"
 )
 
-var processStart = time.Now()
+// NewMetrics declares a replica's figures.
+func NewMetrics() *metrics.Metrics {
+	var procedures []string
+	for _, service := range append(operatorapi.Services(), agentapi.Descriptor()) {
+		for i := range service.Methods().Len() {
+			procedures = append(procedures, "/"+string(service.FullName())+"/"+string(service.Methods().Get(i).Name()))
+		}
+	}
+	return metrics.New(metrics.Options{Operations: store.Operations(), Procedures: procedures, Version: version.Version})
+}
 
-// metricsHandler serves what operators of the control plane look at, in Prometheus' text format, and pprof.
-func metricsHandler(agents *agentapi.Service, st *store.Store, j *jobs, ready *readiness) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/metrics", func(w http.ResponseWriter, r *http.Request) {
-		var b strings.Builder
-		write := func(kind, name, help string, value any) {
-			fmt.Fprintf(&b, "# HELP fleetban_%s %s\n# TYPE fleetban_%s %s\nfleetban_%s %v\n", name, help, name, kind, name, value)
+// observeRedis tells metrics of calls to Redis.
+func observeRedis(m *metrics.Metrics) func(string, time.Duration, error) {
+	return func(operation string, took time.Duration, err error) {
+		failed := ""
+		switch {
+		case errors.Is(err, store.ErrUnavailable):
+			failed = metrics.RedisUnavailable
+		case errors.Is(err, store.ErrOutcomeUnknown):
+			failed = metrics.RedisUnknown
+		case err != nil:
+			failed = metrics.RedisRefused
 		}
-		c := agents.Counts()
-		write("gauge", "streams", "Agents connected to this replica.", c.Streams)
-		write("gauge", "stream_organisations", "Organisations with agents connected to this replica.", c.Organisations)
-		write("counter", "streams_attached_total", "Streams begun.", c.Attached)
-		write("counter", "streams_refused_total", "Streams refused.", c.Refused)
-		write("counter", "streams_displaced_total", "Streams that a newer one took over.", c.Displaced)
-		write("counter", "event_batches_total", "Batches of observed events stored.", c.EventBatches)
-		write("counter", "events_total", "Observed events stored.", c.Events)
-		write("counter", "promotions_total", "Claims that began to count.", c.Promotions)
-		write("counter", "frames_total", "Frames of sets sent to agents.", c.Frames)
-		write("counter", "ack_writes_total", "Batches of acknowledgements stored.", c.AckWrites)
-		write("counter", "offers_denied_total", "Offered records that this fleet never issued.", c.OfferedDenied)
-		write("counter", "expired_total", "Records that ran out, emitted by this replica.", j.expired.Load())
-		write("gauge", "jobs_term", "Term of the lease on background jobs, 0 when another replica has it.", j.term.Load())
-		isReady := 0
-		if ready.check(r.Context()).Ready {
-			isReady = 1
-		}
-		write("gauge", "ready", "1 when /readyz says so.", isReady)
-		pool := st.Client().PoolStats()
-		write("gauge", "redis_connections", "Connections to Redis.", pool.TotalConns)
-		write("counter", "redis_pool_timeouts_total", "Waits for a connection that took too long.", pool.Timeouts)
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		write("gauge", "heap_bytes", "Bytes of live and unswept heap objects.", m.HeapAlloc)
-		write("gauge", "sys_bytes", "Bytes obtained from the system.", m.Sys)
-		write("gauge", "goroutines", "Goroutines.", runtime.NumGoroutine())
-		write("gauge", "uptime_seconds", "Since this process started.", int64(time.Since(processStart).Seconds()))
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		_, _ = w.Write([]byte(b.String()))
+		m.Redis(operation, took, failed)
+	}
+}
+
+// observe gives metrics what is asked when Prometheus asks.
+func (s *Server) observe() {
+	s.figures.Observe(metrics.Sources{
+		Agents: s.agents.State, Sets: s.feeds.State,
+		Redis: func() metrics.RedisState {
+			p := s.base.store.Client().PoolStats()
+			return metrics.RedisState{InUse: int(p.TotalConns) - int(p.IdleConns), Idle: int(p.IdleConns), Timeouts: uint64(p.Timeouts)}
+		},
+		Replica: func() metrics.ReplicaState {
+			report := s.ready.last()
+			out := metrics.ReplicaState{
+				Ready: report.Ready, Durability: report.Durability, ClockOffset: s.ready.clock.ahead(), JobsTerm: s.jobs.term.Load(),
+			}
+			for _, r := range report.Reasons {
+				out.Reasons = append(out.Reasons, r.Code)
+			}
+			return out
+		},
 	})
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+}
+
+// private serves what operators of the control plane look at.
+func (s *Server) private() http.Handler {
+	mux := s.figures.Handler(s.logger)
+	s.health(mux)
 	return mux
+}
+
+// health serves whether the process lives and whether it may serve.
+func (s *Server) health(mux *http.ServeMux) {
+	alive := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) }
+	mux.HandleFunc("GET /livez", alive)
+	mux.HandleFunc("GET /healthz", alive)
+	mux.Handle("GET /readyz", s.ready)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -22,6 +23,8 @@ const (
 	schema = 1
 	// maxClockSkew is how far this machine's clock may be from Redis'.
 	maxClockSkew = 5 * time.Second
+	// oldestRedis is the first major version with sharded pub/sub and script flags; Valkey calls itself a later one.
+	oldestRedis = 7
 	// readyLife is how long an answer serves: balancers ask often.
 	readyLife = time.Second
 )
@@ -36,7 +39,9 @@ type Reason struct {
 
 // Report is what /readyz answers.
 type Report struct {
-	Ready      bool     `json:"ready"`
+	Ready bool `json:"ready"`
+	// Summary says it in one line, for people and log files.
+	Summary    string   `json:"summary"`
 	Replica    string   `json:"replica,omitempty"`
 	Version    string   `json:"version"`
 	Durability string   `json:"durability,omitempty"`
@@ -57,18 +62,23 @@ type readiness struct {
 	begun func() string
 	// bare reports that Redis holds no organisation; nil: not asked.
 	bare func() bool
+	// logger is told when the answer changes; nil: it isn't.
+	logger *slog.Logger
 
-	mu       sync.Mutex
-	draining bool
-	report   Report
-	at       time.Time
+	draining atomic.Bool
+
+	mu     sync.Mutex
+	report Report
+	at     time.Time
+	// latest is report without the lock, which a look at Redis holds.
+	latest atomic.Pointer[Report]
 
 	// disagrees is set while this replica must not serve, however a request reached it.
 	disagrees atomic.Pointer[Reason]
 }
 
 // disagreements are the reasons that make serving harmful, not only in vain.
-var disagreements = []string{"secret-differs", "schema", "eviction", "durability", "clock"}
+var disagreements = []string{"secret-differs", "schema", "eviction", "durability", "clock", "redis-version"}
 
 // loop looks every other second, also when no balancer asks: the clock is kept by it.
 func (r *readiness) loop(ctx context.Context) {
@@ -84,17 +94,23 @@ func (r *readiness) loop(ctx context.Context) {
 	}
 }
 
+// drain makes it unready from now on. It doesn't wait for a look at Redis that is under way.
 func (r *readiness) drain() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.draining, r.at = true, time.Time{}
+	r.draining.Store(true)
+	report := r.last()
+	report.Ready, report.Reasons = false, append([]Reason{drainingReason}, report.Reasons...)
+	report.Summary = report.summary()
+	r.latest.Store(&report)
 }
+
+var drainingReason = Reason{"draining", "this replica is being shut down", "send requests to another one"}
 
 // check returns the current report.
 func (r *readiness) check(ctx context.Context) Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.at.IsZero() && time.Since(r.at) < readyLife {
+	draining := r.draining.Load()
+	if !r.at.IsZero() && time.Since(r.at) < readyLife && draining == r.report.has(drainingReason.Code) {
 		return r.report
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
@@ -103,8 +119,8 @@ func (r *readiness) check(ctx context.Context) Report {
 	add := func(code, problem, fix string) {
 		report.Reasons = append(report.Reasons, Reason{Code: code, Problem: problem, Fix: fix})
 	}
-	if r.draining {
-		add("draining", "this replica is being shut down", "send requests to another one")
+	if draining {
+		report.Reasons = append(report.Reasons, drainingReason)
 	}
 	r.checkRedis(ctx, &report, add)
 	if problem := r.begun(); problem != "" && len(report.Reasons) == 0 {
@@ -127,8 +143,48 @@ func (r *readiness) check(ctx context.Context) Report {
 		}
 	}
 	r.disagrees.Store(disagrees)
+	report.Summary = report.summary()
+	r.tell(ctx, report)
 	r.report, r.at = report, time.Now()
+	r.latest.Store(&report)
 	return report
+}
+
+// tell logs what changed. The caller holds r.mu.
+func (r *readiness) tell(ctx context.Context, now Report) {
+	if r.logger == nil || !r.at.IsZero() && r.report.Summary == now.Summary {
+		return
+	}
+	switch {
+	case now.Ready && !r.at.IsZero():
+		r.logger.InfoContext(ctx, "ready to serve")
+	case !now.Ready && !now.has("starting") && !now.has(drainingReason.Code):
+		r.logger.WarnContext(ctx, "not ready to serve", slog.String("problem", now.Summary), slog.String("fix", now.Reasons[0].Fix))
+	}
+}
+
+func (r *Report) has(code string) bool {
+	return slices.ContainsFunc(r.Reasons, func(reason Reason) bool { return reason.Code == code })
+}
+
+// summary is the report in one line.
+func (r *Report) summary() string {
+	if len(r.Reasons) == 0 {
+		return "ready"
+	}
+	problems := make([]string, len(r.Reasons))
+	for i, reason := range r.Reasons {
+		problems[i] = reason.Problem
+	}
+	return "not ready: " + strings.Join(strings.Fields(strings.Join(problems, "; ")), " ")
+}
+
+// last returns the latest report without a look at Redis.
+func (r *readiness) last() Report {
+	if report := r.latest.Load(); report != nil {
+		return *report
+	}
+	return Report{}
 }
 
 func (r *readiness) checkRedis(ctx context.Context, report *Report, add func(code, problem, fix string)) {
@@ -142,6 +198,9 @@ func (r *readiness) checkRedis(ctx context.Context, report *Report, add func(cod
 		return
 	}
 	report.Durability = facts.durability
+	if facts.major < oldestRedis {
+		add("redis-version", "this is Redis "+facts.version, fmt.Sprintf("upgrade it to Redis %d or later, or to Valkey", oldestRedis))
+	}
 	if facts.durability != "always" && !slices.Contains(r.accept, facts.durability) {
 		add("durability", "Redis' durability is "+facts.durability+": acknowledged bans may be lost when it crashes",
 			"set appendonly yes and appendfsync always, or accept it by name: --accept-durability "+facts.durability)
@@ -167,6 +226,8 @@ func (r *readiness) checkRedis(ctx context.Context, report *Report, add func(cod
 
 // facts are what Redis promises.
 type facts struct {
+	version    string
+	major      int
 	durability string
 	evicts     bool
 	policy     string
@@ -184,7 +245,11 @@ func inspect(ctx context.Context, st *store.Store) (facts, error) {
 			info[k] = v
 		}
 	}
-	f := facts{durability: "unknown", policy: info["maxmemory_policy"]}
+	f := facts{durability: "unknown", policy: info["maxmemory_policy"], version: info["redis_version"]}
+	major, _, _ := strings.Cut(f.version, ".")
+	if f.major, err = strconv.Atoi(major); err != nil {
+		f.version, f.major = "of an unknown version", oldestRedis // a proxy that hides it: what it can't do shows by itself
+	}
 	f.evicts = info["maxmemory"] != "0" && f.policy != "noeviction"
 	aof := info["aof_enabled"] == "1"
 	config := func(key string) string {

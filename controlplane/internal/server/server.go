@@ -33,12 +33,12 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/installer"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
-	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
 const (
@@ -63,6 +63,8 @@ type Server struct {
 	agents *agentapi.Service
 	ready  *readiness
 	jobs   *jobs
+	// figures are what is measured; served on the metrics listener.
+	figures *metrics.Metrics
 
 	draining chan struct{}
 	main     *http.Server
@@ -87,7 +89,9 @@ type base struct {
 }
 
 // open opens what b says. The child, where there is one, answers when it returns; a Redis that is given may be away.
-func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) {
+//
+// observe, which may be nil, is told of each call to Redis.
+func (b *Backend) open(ctx context.Context, logger *slog.Logger, observe func(string, time.Duration, error)) (*base, error) {
 	if err := os.MkdirAll(b.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make --data-dir: %w", err)
 	}
@@ -109,7 +113,7 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger) (*base, error) 
 		}
 		url = out.child.URL()
 	}
-	if out.store, err = store.Open(store.Options{URL: url, Logger: logger}); err != nil {
+	if out.store, err = store.Open(store.Options{URL: url, Logger: logger, Observe: observe}); err != nil {
 		return nil, errors.Join(err, out.close()) //nolint:contextcheck // closed also when ctx is over
 	}
 	out.orgs = orgs.New(out.store)
@@ -173,9 +177,9 @@ func (q quiet) Printf(ctx context.Context, format string, v ...any) {
 
 // New opens everything and listens. config must be complete.
 func New(ctx context.Context, config Config, logger *slog.Logger, notices io.Writer) (*Server, error) {
-	s := &Server{config: config, logger: logger, notices: notices, draining: make(chan struct{}), begun: "the first look at Redis is to come"}
+	s := &Server{config: config, logger: logger, notices: notices, draining: make(chan struct{}), begun: "the first look at Redis is to come", figures: NewMetrics()}
 	var err error
-	if s.base, err = config.open(ctx, logger); err != nil {
+	if s.base, err = config.open(ctx, logger, observeRedis(s.figures)); err != nil {
 		return nil, err
 	}
 	if err := s.build(ctx); err != nil {
@@ -192,16 +196,16 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	clk := &clock{}
 	s.sets = sets.New(st, sets.Options{}) //nolint:contextcheck // mutations outlive the request that began them
-	s.feeds = feed.New(feed.Options{Store: st, Sets: s.sets, Logger: s.logger, Sign: func(org, set string, r sets.Record) []byte {
+	s.feeds = feed.New(feed.Options{Store: st, Sets: s.sets, Logger: s.logger, Metrics: s.figures, Sign: func(org, set string, r sets.Record) []byte {
 		return k.Sign(org, set, r.Prefix, r.Kind, r.Since, r.Expires)
 	}})
 	h := hosts.New(st, s.sets, s.logger)
 	s.agents = agentapi.New(agentapi.Options{
 		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
-		Now: clk.now, Logger: s.logger,
+		Now: clk.now, Logger: s.logger, Metrics: s.figures,
 	})
-	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, holder: c.Replica, logger: s.logger}
-	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: s.isBare}
+	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, holder: c.Replica, logger: s.logger, metrics: s.figures}
+	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: s.isBare, logger: s.logger}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
 	if err != nil {
 		return err
@@ -221,11 +225,11 @@ func (s *Server) build(ctx context.Context) error {
 	mux.Handle(s.agents.Handler(interceptors...))
 	operators.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
 	install.Register(mux)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.Handle("GET /readyz", s.ready)
+	s.health(mux)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintf(w, "Fleetban control plane %s.\nOperators use the program `fleetban`; hosts are enrolled with `fleetban join-token create`.\n", version.Version)
 	})
+	s.observe()
 	return s.listen(ctx, mux, tlsConfig)
 }
 
@@ -239,7 +243,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 		trusted = append(trusted, parsed)
 	}
 	authn, err := auth.NewInterceptor(auth.Options{
-		Services:   append(operatorapi.Services(), fleetbanv1.File_fleetban_v1_agent_proto.Services().ByName("AgentService")),
+		Services:   append(operatorapi.Services(), agentapi.Descriptor()),
 		People:     auth.Tokens{Orgs: s.base.orgs},
 		Hosts:      s.agents,
 		Limiter:    auth.NewLimiter(s.base.store, auth.Limits{}, s.logger),
@@ -252,7 +256,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{&apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, validation}, nil
+	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, validation}, nil
 }
 
 func (s *Server) tls() (*tls.Config, error) {
@@ -302,7 +306,7 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 		return errors.Join(fmt.Errorf("--metrics-listen %s: %w", s.config.MetricsListen, err), s.listener.Close())
 	}
 	s.metrics = &http.Server{
-		Handler: metricsHandler(s.agents, s.base.store, s.jobs, s.ready), ReadHeaderTimeout: 10 * time.Second,
+		Handler: s.private(), ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	return nil
@@ -310,6 +314,14 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 
 // Addr is where the server listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// MetricsAddr is where metrics are served; nil where they aren't.
+func (s *Server) MetricsAddr() net.Addr {
+	if s.metricsL == nil {
+		return nil
+	}
+	return s.metricsL.Addr()
+}
 
 // Pin is what clients are to pin, "" where the certificate is publicly trusted.
 func (s *Server) Pin() string { return s.pin }
