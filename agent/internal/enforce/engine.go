@@ -242,6 +242,7 @@ func (e *Engine) absorb(ctx context.Context, change holding.Change) {
 	}
 	now := e.clock.now()
 	var u nft.Update
+	var unsure []netip.Prefix
 	recheck, allows := false, false
 	for _, c := range change.Changed {
 		switch c.Kind {
@@ -251,11 +252,14 @@ func (e *Engine) absorb(ctx context.Context, change holding.Change) {
 			allows = true
 			e.allowChanged(&u, c.Prefix, now)
 		case kindBan:
-			e.banChanged(&u, c, now)
+			if !e.banChanged(&u, c, now) {
+				unsure = append(unsure, c.Prefix)
+			}
 		case fleetbanv1.SetKind_SET_KIND_UNSPECIFIED: // never held
 		}
 	}
 	e.update(ctx, u)
+	e.makeSure(ctx, unsure)
 	if allows {
 		e.count()
 	}
@@ -265,8 +269,28 @@ func (e *Engine) absorb(ctx context.Context, change holding.Change) {
 	}
 }
 
-// banChanged decides about one ban.
-func (e *Engine) banChanged(u *nft.Update, c holding.Changed, now int64) {
+// makeSure takes back the bans of unsure that cut an SSH session which began since the last look at the connections. A ban
+// is in the kernel before that look: a session stands the moment without its packets, and the others don't wait.
+func (e *Engine) makeSure(ctx context.Context, unsure []netip.Prefix) {
+	var u nft.Update
+	for _, p := range unsure {
+		if _, was := e.refused[p]; was {
+			continue // by the kernel
+		}
+		if refusal, refused := e.prot.Check(p); refused {
+			e.covered.sub(p)
+			e.enforced--
+			e.refuse(p, refusal)
+			u.Remove = append(u.Remove, p)
+		}
+	}
+	if len(u.Remove) > 0 {
+		e.update(ctx, u)
+	}
+}
+
+// banChanged decides about one ban. It returns false if it let the ban through by an old look at the connections.
+func (e *Engine) banChanged(u *nft.Update, c holding.Changed, now int64) (sure bool) {
 	_, wasRefused := e.refused[c.Prefix]
 	was := c.Before > 0 && !wasRefused
 	if was {
@@ -278,20 +302,25 @@ func (e *Engine) banChanged(u *nft.Update, c holding.Changed, now int64) {
 		if c.Before > 0 {
 			u.Remove = append(u.Remove, c.Prefix)
 		}
-		return
+		return true
 	}
-	if refusal := e.decide(c.Prefix, now); refusal != 0 {
+	refusal, refused, sure := e.prot.CheckKnown(c.Prefix)
+	if !refused {
+		refusal = e.decideRest(c.Prefix, now)
+	}
+	if refusal != 0 {
 		e.refuse(c.Prefix, refusal)
 		if was {
 			u.Remove = append(u.Remove, c.Prefix)
 		}
-		return
+		return true
 	}
 	e.accept(c.Prefix)
 	e.covered.add(c.Prefix)
 	e.enforced++
 	e.lengths[lengthKey(c.Prefix)] = true
 	u.Add = append(u.Add, element(c.Prefix, c.Expires, now))
+	return sure
 }
 
 // decide says why p must not be enforced here; 0 if it may.
@@ -299,6 +328,11 @@ func (e *Engine) decide(p netip.Prefix, now int64) fleetbanv1.Refusal {
 	if r, refused := e.prot.Check(p); refused {
 		return r
 	}
+	return e.decideRest(p, now)
+}
+
+// decideRest is decide for what isn't protected.
+func (e *Engine) decideRest(p netip.Prefix, now int64) fleetbanv1.Refusal {
 	if e.local.covers(p, now) {
 		return fleetbanv1.Refusal_REFUSAL_LOCAL_ALLOW
 	}

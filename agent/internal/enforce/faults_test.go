@@ -56,6 +56,22 @@ func TestNobodyIsLockedOut(t *testing.T) {
 	h.wantExceptions("logged in again", "all 203.0.113.0/24 SSH_PEER")
 }
 
+// TestLoginSinceTheLastLook: a ban is let through by an old look at the connections and taken back, before it is
+// acknowledged, for the sake of a session that began since. Nothing but Apply looks here.
+func TestLoginSinceTheLastLook(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.delta("all", ban, change{"192.0.2.1/32", present, time.Hour})
+	h.login("203.0.113.9")
+	longer := time.Duration(0)
+	h.until("refused once the look is old", func() bool {
+		longer += time.Second
+		return h.delta("all", ban, change{"203.0.113.0/24", present, time.Hour + longer}).GetExceptionsChanged()
+	})
+	h.wantKernel("logged in since", "192.0.2.1/32")
+	h.wantExceptions("logged in since", "all 203.0.113.0/24 SSH_PEER")
+}
+
 // TestWithoutNftables: what is held is held, and it is said why nothing is enforced.
 func TestWithoutNftables(t *testing.T) {
 	t.Parallel()

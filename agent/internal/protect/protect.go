@@ -175,6 +175,20 @@ func (p *Protector) Check(b netip.Prefix) (fleetbanv1.Refusal, bool) {
 	return fleetbanv1.Refusal_REFUSAL_UNSPECIFIED, false
 }
 
+// CheckKnown is Check by what is known already: it spares the look at the connections, which takes the better part of a
+// millisecond, where the last one found none with an address in b. sure is false where it was spared: Check decides then,
+// and may refuse b for the sake of a session that began since.
+func (p *Protector) CheckKnown(b netip.Prefix) (refusal fleetbanv1.Refusal, refused, sure bool) {
+	if r, refused := p.checkLasting(b); refused {
+		return r, true, true
+	}
+	in, sure := p.ssh.known(b)
+	if in {
+		return fleetbanv1.Refusal_REFUSAL_SSH_PEER, true, sure
+	}
+	return fleetbanv1.Refusal_REFUSAL_UNSPECIFIED, false, sure
+}
+
 func (p *Protector) checkLasting(b netip.Prefix) (fleetbanv1.Refusal, bool) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -48,9 +48,32 @@ type connection struct {
 func (s *sshPeers) in(b netip.Prefix) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lookAtConnections()
+	return s.lookFor(b)
+}
+
+// known is in without a look at the connections where the last one, however old, found none with b; sure says that the
+// answer is in's.
+func (s *sshPeers) known(b netip.Prefix) (in, sure bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns != nil && time.Since(s.connsAt) >= freshFor {
+		if _, connected := s.firstWith(b); !connected {
+			return false, false
+		}
+	}
+	return s.lookFor(b), true
+}
+
+// firstWith finds the first connection with an address in b.
+func (s *sshPeers) firstWith(b netip.Prefix) (int, bool) {
 	i, _ := slices.BinarySearchFunc(s.conns, b.Masked().Addr(), func(c connection, a netip.Addr) int { return c.peer.Compare(a) })
-	if i == len(s.conns) || !b.Contains(s.conns[i].peer) {
+	return i, i < len(s.conns) && b.Contains(s.conns[i].peer)
+}
+
+func (s *sshPeers) lookFor(b netip.Prefix) bool {
+	s.lookAtConnections()
+	i, connected := s.firstWith(b)
+	if !connected {
 		return false // the common case: no connection with it at all
 	}
 	s.lookAtSessions()
