@@ -86,7 +86,7 @@ func (s *Service) connect(ctx context.Context, conn *bidi) error {
 	}
 	hello, err := st.hello()
 	if err != nil {
-		s.Metrics.StreamRefused(apierr.ReasonOf(apierr.From(err)))
+		s.Metrics.StreamRefused(apierr.ReasonOf(apierr.From(ctx, err)))
 		return err
 	}
 	st.tenant, err = s.acquire(ctx, grant.OrganisationID)
@@ -96,7 +96,7 @@ func (s *Service) connect(ctx context.Context, conn *bidi) error {
 	defer s.release(st.tenant)
 	welcome, err := st.attach(ctx, hello)
 	if err != nil {
-		s.Metrics.StreamRefused(apierr.ReasonOf(apierr.From(err)))
+		s.Metrics.StreamRefused(apierr.ReasonOf(apierr.From(ctx, err)))
 		return err
 	}
 	return st.run(ctx, hello, welcome)

@@ -12,6 +12,7 @@ import (
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect"
 
+	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -62,31 +63,31 @@ func (e *Error) Error() string {
 // Unwrap gives the cause, if there is one.
 func (e *Error) Unwrap() error { return e.cause }
 
-// From maps any error to what a caller sees, with the server's clock. Nil stays nil. A *connect.Error that carries an
-// ErrorInfo passes unchanged.
-func From(err error) *connect.Error { return FromAt(err, time.Now()) }
+// From maps any error to what a caller sees, with the server's clock and the id of the call that ctx belongs to. Nil stays
+// nil. A *connect.Error that carries an ErrorInfo passes unchanged.
+func From(ctx context.Context, err error) *connect.Error { return FromAt(ctx, err, time.Now()) }
 
 // FromAt is From with the server's clock given.
-func FromAt(err error, now time.Time) *connect.Error {
+func FromAt(ctx context.Context, err error, now time.Time) *connect.Error {
 	if err == nil {
 		return nil
 	}
 	var own *Error
 	if errors.As(err, &own) {
-		return build(own, now)
+		return build(ctx, own, now)
 	}
 	var invalid *protovalidate.ValidationError
 	if errors.As(err, &invalid) {
-		return build(invalidField(invalid), now)
+		return build(ctx, invalidField(invalid), now)
 	}
 	var already *connect.Error
 	if errors.As(err, &already) {
 		if Info(already) != nil {
 			return already
 		}
-		return build(fromConnect(already), now, already.Details()...)
+		return build(ctx, fromConnect(already), now, already.Details()...)
 	}
-	return build(fromDomain(err), now)
+	return build(ctx, fromDomain(err), now)
 }
 
 // Info returns the ErrorInfo that err carries, or nil.
@@ -166,7 +167,7 @@ func invalidField(err *protovalidate.ValidationError) *Error {
 	return out
 }
 
-func build(e *Error, now time.Time, keep ...*connect.ErrorDetail) *connect.Error {
+func build(ctx context.Context, e *Error, now time.Time, keep ...*connect.ErrorDetail) *connect.Error {
 	out := connect.NewError(e.Code, errors.New(e.Error()))
 	for _, detail := range keep {
 		if detail.Type() != string((&fleetbanv1.ErrorInfo{}).ProtoReflect().Descriptor().FullName()) {
@@ -174,7 +175,7 @@ func build(e *Error, now time.Time, keep ...*connect.ErrorDetail) *connect.Error
 		}
 	}
 	detail, err := connect.NewErrorDetail(fleetbanv1.ErrorInfo_builder{
-		Reason: e.Reason, Fix: e.Fix, Field: e.Field, ServerUnixMs: now.UnixMilli(),
+		Reason: e.Reason, Fix: e.Fix, Field: e.Field, ServerUnixMs: now.UnixMilli(), RequestId: requestid.From(ctx),
 	}.Build())
 	if err == nil {
 		out.AddDetail(detail)

@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -40,20 +41,20 @@ func TestFrom(t *testing.T) {
 		"canceled":   {context.Canceled, connect.CodeCanceled, fleetbanv1.Reason_REASON_UNSPECIFIED, ""},
 		"anything":   {errors.New("dial 10.0.0.7: password hunter2"), connect.CodeInternal, fleetbanv1.Reason_REASON_INTERNAL, ""},
 	} {
-		got := apierr.FromAt(tc.err, now)
+		got := apierr.FromAt(requestid.With(t.Context(), "R1"), tc.err, now)
 		info := apierr.Info(got)
-		if got.Code() != tc.code || info.GetReason() != tc.reason || info.GetField() != tc.field || info.GetServerUnixMs() != now.UnixMilli() {
+		if got.Code() != tc.code || info.GetReason() != tc.reason || info.GetField() != tc.field || info.GetServerUnixMs() != now.UnixMilli() || info.GetRequestId() != "R1" {
 			t.Errorf("%s: %v, %v", name, got, info)
 		}
 		if strings.Contains(got.Error(), "hunter2") {
 			t.Errorf("%s: shows the inside: %v", name, got)
 		}
-		again := apierr.FromAt(got, now)
+		again := apierr.FromAt(t.Context(), got, now)
 		if len(again.Details()) != len(got.Details()) || again.Message() != got.Message() && tc.code == connect.CodeInternal {
 			t.Errorf("%s: mapped twice: %v, %v", name, again, got)
 		}
 	}
-	if apierr.From(nil) != nil {
+	if apierr.From(t.Context(), nil) != nil {
 		t.Error("nil became an error")
 	}
 }

@@ -48,7 +48,7 @@ func (*Interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connec
 }
 
 func (i *Interceptor) mapped(ctx context.Context, procedure string, err error) error {
-	out := FromAt(err, i.Now())
+	out := FromAt(ctx, err, i.Now())
 	if reason := ReasonOf(out); reason == fleetbanv1.Reason_REASON_INTERNAL || errors.Is(err, context.DeadlineExceeded) {
 		i.Logger.ErrorContext(ctx, "request failed", slog.String("procedure", procedure), slog.Any("error", err))
 	}

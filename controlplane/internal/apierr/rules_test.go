@@ -44,7 +44,7 @@ func TestRulesInPlainWords(t *testing.T) {
 			"name", fleetbanv1.EnrollRequest_builder{JoinToken: "x", PublicKey: make([]byte, 32), Name: "a b"}.Build(),
 		},
 	} {
-		err := apierr.From(protovalidate.Validate(tc.message))
+		err := apierr.From(t.Context(), protovalidate.Validate(tc.message))
 		if err == nil || !strings.HasPrefix(err.Message(), want) || apierr.Info(err).GetField() != tc.field {
 			t.Errorf("%v with %v; want %s", err, apierr.Info(err), want)
 		}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -174,5 +175,5 @@ func (b *Backend) NewLogger(stderr *os.File) *slog.Logger {
 	if text {
 		h = newConsole(stderr, level)
 	}
-	return slog.New(requestHandler{h})
+	return slog.New(requestid.Handler{Handler: h})
 }

@@ -1,50 +1,22 @@
 package server
 
 import (
-	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
 )
 
-const (
-	requestIDHeader = "X-Request-Id"
-	// requestWithin bounds reading and answering a request that is no stream.
-	requestWithin = time.Minute
-)
-
-var goodRequestID = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,64}$`)
-
-type requestIDKey struct{}
-
-// requestHandler puts the request's id into each log line that has one in its context.
-type requestHandler struct{ slog.Handler }
-
-func (h requestHandler) Handle(ctx context.Context, r slog.Record) error {
-	if id, ok := ctx.Value(requestIDKey{}).(string); ok {
-		r.AddAttrs(slog.String("request_id", id))
-	}
-	return h.Handler.Handle(ctx, r) //nolint:wrapcheck // a decorator
-}
-
-func (h requestHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return requestHandler{h.Handler.WithAttrs(attrs)}
-}
-
-func (h requestHandler) WithGroup(name string) slog.Handler {
-	return requestHandler{h.Handler.WithGroup(name)}
-}
+// requestWithin bounds reading and answering a request that is no stream.
+const requestWithin = time.Minute
 
 // streams live as long as both sides want.
 var streams = map[string]bool{
@@ -56,15 +28,10 @@ var streams = map[string]bool{
 // wrap gives each request an id, and those that are no stream a deadline.
 func wrap(next http.Handler, logger *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id := r.Header.Get(requestIDHeader)
-		if !goodRequestID.MatchString(id) {
-			var random [8]byte
-			_, _ = rand.Read(random[:])
-			id = hex.EncodeToString(random[:])
-		}
-		w.Header().Set(requestIDHeader, id)
+		id := requestid.Of(r.Header)
+		w.Header().Set(requestid.Header, id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		ctx := context.WithValue(r.Context(), requestIDKey{}, id)
+		ctx := requestid.With(r.Context(), id)
 		// A stream on a connection that served something else must not inherit its deadline.
 		var deadline time.Time
 		if !streams[r.URL.Path] {

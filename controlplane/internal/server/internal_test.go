@@ -21,6 +21,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 )
@@ -61,8 +62,8 @@ func TestLease(t *testing.T) {
 func TestConsole(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	logger := slog.New(requestHandler{newConsole(&out, slog.LevelInfo)}).With("replica", "one")
-	ctx := context.WithValue(t.Context(), requestIDKey{}, "R1")
+	logger := slog.New(requestid.Handler{Handler: newConsole(&out, slog.LevelInfo)}).With("replica", "one")
+	ctx := requestid.With(t.Context(), "R1")
 	logger.DebugContext(ctx, "unseen")
 	logger.InfoContext(ctx, "host connected", slog.String("name", "web 1"), slog.Group("from", slog.Int("port", 22)), slog.String("raw", "a\x1b[2Jb\n"))
 	logger.WithGroup("g").Warn("odd", slog.Any("error", errors.New("x=1")), slog.String("none", ""))

@@ -42,7 +42,7 @@ func limitUnary(next http.Handler, most int64) http.Handler {
 			r.Body = body{rest, r.Body}
 		}
 		if tooLarge {
-			_ = writer.Write(w, r, apierr.From(apierr.New(connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_MESSAGE_TOO_LARGE, "",
+			_ = writer.Write(w, r, apierr.From(r.Context(), apierr.New(connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_MESSAGE_TOO_LARGE, "",
 				fmt.Sprintf("the request is larger than %d bytes; nothing was changed", most), "send it in several smaller ones")))
 			return
 		}

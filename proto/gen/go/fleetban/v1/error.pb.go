@@ -158,6 +158,7 @@ type ErrorInfo struct {
 	xxx_hidden_Fix          string                 `protobuf:"bytes,2,opt,name=fix"`
 	xxx_hidden_Field        string                 `protobuf:"bytes,3,opt,name=field"`
 	xxx_hidden_ServerUnixMs int64                  `protobuf:"varint,4,opt,name=server_unix_ms,json=serverUnixMs"`
+	xxx_hidden_RequestId    string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -215,6 +216,13 @@ func (x *ErrorInfo) GetServerUnixMs() int64 {
 	return 0
 }
 
+func (x *ErrorInfo) GetRequestId() string {
+	if x != nil {
+		return x.xxx_hidden_RequestId
+	}
+	return ""
+}
+
 func (x *ErrorInfo) SetReason(v Reason) {
 	x.xxx_hidden_Reason = v
 }
@@ -231,6 +239,10 @@ func (x *ErrorInfo) SetServerUnixMs(v int64) {
 	x.xxx_hidden_ServerUnixMs = v
 }
 
+func (x *ErrorInfo) SetRequestId(v string) {
+	x.xxx_hidden_RequestId = v
+}
+
 type ErrorInfo_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -241,6 +253,8 @@ type ErrorInfo_builder struct {
 	Field string
 	// The server's clock, Unix milliseconds UTC: lets a caller with a wrong clock correct itself.
 	ServerUnixMs int64
+	// The call, as the control plane's log names it. Made by the control plane where the caller's `x-request-id` gives none.
+	RequestId string
 }
 
 func (b0 ErrorInfo_builder) Build() *ErrorInfo {
@@ -251,6 +265,7 @@ func (b0 ErrorInfo_builder) Build() *ErrorInfo {
 	x.xxx_hidden_Fix = b.Fix
 	x.xxx_hidden_Field = b.Field
 	x.xxx_hidden_ServerUnixMs = b.ServerUnixMs
+	x.xxx_hidden_RequestId = b.RequestId
 	return m0
 }
 
@@ -258,12 +273,14 @@ var File_fleetban_v1_error_proto protoreflect.FileDescriptor
 
 const file_fleetban_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x17fleetban/v1/error.proto\x12\vfleetban.v1\"\x86\x01\n" +
+	"\x17fleetban/v1/error.proto\x12\vfleetban.v1\"\xa5\x01\n" +
 	"\tErrorInfo\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.fleetban.v1.ReasonR\x06reason\x12\x10\n" +
 	"\x03fix\x18\x02 \x01(\tR\x03fix\x12\x14\n" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12$\n" +
-	"\x0eserver_unix_ms\x18\x04 \x01(\x03R\fserverUnixMs*\xcc\x05\n" +
+	"\x0eserver_unix_ms\x18\x04 \x01(\x03R\fserverUnixMs\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId*\xcc\x05\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1a\n" +
