@@ -13,7 +13,6 @@ import (
 var allowed = []string{
 	"connectrpc.com/connect",                // the protocol
 	"google.golang.org/protobuf/",           // its messages
-	"github.com/BurntSushi/toml",            // the policy file
 	"github.com/hashicorp/go-cleanhttp",     // of go-retryablehttp
 	"github.com/hashicorp/go-retryablehttp", // enrolment
 	"golang.org/x/sys/unix",                 // what os and syscall lack

@@ -152,7 +152,7 @@ func (o *Observer) catchUp() {
 	if p.Path == "" || o.synced {
 		return
 	}
-	why := ""
+	var why string
 	switch {
 	case p.Path != o.tail.path:
 		why = "it is another log"

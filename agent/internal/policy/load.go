@@ -1,18 +1,13 @@
 package policy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/netip"
 	"os"
-	"strconv"
-	"strings"
 	"syscall"
-
-	"github.com/BurntSushi/toml"
 
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
@@ -75,70 +70,62 @@ func Load(path string) (Policy, error) {
 	return Parse(data, path)
 }
 
-// file is the policy file as written.
-type file struct {
-	Level             string   `toml:"level"`
-	NeverBan          []string `toml:"never_ban"`
-	AllowReserved     []string `toml:"allow_reserved"`
-	LargestPrefix4    int      `toml:"largest_prefix_v4"`
-	LargestPrefix6    int      `toml:"largest_prefix_v6"`
-	LargestTotal4     int      `toml:"largest_total_v4"`
-	LargestTotal6     int      `toml:"largest_total_v6"`
-	CommandsPerMinute int      `toml:"commands_per_minute"`
-	SendMatchedLines  bool     `toml:"send_matched_lines"`
-	Proxied           bool     `toml:"proxied"`
-	Enforcer          string   `toml:"enforcer"`
-}
-
 // Parse reads a policy file's content; name is what errors call it. Every error is an *Error.
 func Parse(data []byte, name string) (Policy, error) {
 	if len(data) > maxFile {
 		return Policy{}, &Error{File: name, Problem: fmt.Sprintf("is larger than %d bytes", maxFile), Fix: "shorten it"}
 	}
-	d := Default()
-	raw := file{
-		Level: d.Level.String(), Enforcer: d.Enforcer, CommandsPerMinute: d.CommandsPerMinute,
-		LargestPrefix4: d.LargestPrefix4, LargestPrefix6: d.LargestPrefix6,
-		LargestTotal4: d.LargestTotal4, LargestTotal6: d.LargestTotal6,
-	}
-	meta, err := toml.NewDecoder(bytes.NewReader(data)).Decode(&raw)
+	found, err := settings(data)
 	if err != nil {
-		return Policy{}, syntaxError(name, err)
-	}
-	p := parser{name: name, data: data}
-	if unknown := meta.Undecoded(); len(unknown) > 0 {
-		key := unknown[0].String()
-		return Policy{}, p.fail(unknown[0][len(unknown[0])-1], fmt.Sprintf("%.60q is not a setting", key),
-			"the settings are "+strings.Join(keys, ", "))
-	}
-	out := Policy{SendMatchedLines: raw.SendMatchedLines, Proxied: raw.Proxied, Enforcer: raw.Enforcer}
-	if out.Level, err = ParseLevel(raw.Level); err != nil {
-		return Policy{}, p.fail("level", err.Error(), `write "observe", "ban", "tune" or "configure"`)
-	}
-	if out.NeverBan, err = p.prefixes("never_ban", raw.NeverBan); err != nil {
-		return Policy{}, err
-	}
-	if out.AllowReserved, err = p.prefixes("allow_reserved", raw.AllowReserved); err != nil {
-		return Policy{}, err
-	}
-	for _, n := range []struct {
-		key         string
-		value, a, b int
-		to          *int
-	}{
-		{"largest_prefix_v4", raw.LargestPrefix4, 8, 32, &out.LargestPrefix4},
-		{"largest_prefix_v6", raw.LargestPrefix6, 16, 128, &out.LargestPrefix6},
-		{"largest_total_v4", raw.LargestTotal4, 1, 32, &out.LargestTotal4},
-		{"largest_total_v6", raw.LargestTotal6, 3, 64, &out.LargestTotal6},
-		{"commands_per_minute", raw.CommandsPerMinute, 0, maxCommands, &out.CommandsPerMinute},
-	} {
-		if n.value < n.a || n.value > n.b {
-			return Policy{}, p.fail(n.key, fmt.Sprintf("%s is %d", n.key, n.value), fmt.Sprintf("write a number from %d to %d", n.a, n.b))
+		e := &Error{File: name, Problem: err.Error(), Fix: "see the example file for how it is written"}
+		var at syntaxError
+		if errors.As(err, &at) {
+			e.Line = at.line
 		}
-		*n.to = n.value
+		return Policy{}, e
 	}
-	if out.Enforcer != EnforcerNftables && out.Enforcer != EnforcerNone {
-		return Policy{}, p.fail("enforcer", fmt.Sprintf("%.40q is not an enforcer", out.Enforcer), `write "nftables" or "none"`)
+	p := parser{name: name, found: found}
+	out := Default()
+	for _, n := range []struct {
+		key  string
+		a, b int
+		to   *int
+	}{
+		{"largest_prefix_v4", 8, 32, &out.LargestPrefix4},
+		{"largest_prefix_v6", 16, 128, &out.LargestPrefix6},
+		{"largest_total_v4", 1, 32, &out.LargestTotal4},
+		{"largest_total_v6", 3, 64, &out.LargestTotal6},
+		{"commands_per_minute", 0, maxCommands, &out.CommandsPerMinute},
+	} {
+		if v, ok := p.get(n.key, aNumber); ok {
+			if v.num < n.a || v.num > n.b {
+				p.fail(v.line, fmt.Sprintf("%s is %d", n.key, v.num), fmt.Sprintf("write a number from %d to %d", n.a, n.b))
+			}
+			*n.to = v.num
+		}
+	}
+	for key, to := range map[string]*bool{"send_matched_lines": &out.SendMatchedLines, "proxied": &out.Proxied} {
+		if v, ok := p.get(key, aBool); ok {
+			*to = v.yes
+		}
+	}
+	for key, to := range map[string]*[]netip.Prefix{"never_ban": &out.NeverBan, "allow_reserved": &out.AllowReserved} {
+		if v, ok := p.get(key, aList); ok {
+			*to = p.prefixes(key, v)
+		}
+	}
+	if v, ok := p.get("level", aString); ok {
+		if out.Level, err = ParseLevel(v.text); err != nil {
+			p.fail(v.line, err.Error(), `write "observe", "ban", "tune" or "configure"`)
+		}
+	}
+	if v, ok := p.get("enforcer", aString); ok {
+		if out.Enforcer = v.text; v.text != EnforcerNftables && v.text != EnforcerNone {
+			p.fail(v.line, fmt.Sprintf("%.40q is not an enforcer", v.text), `write "nftables" or "none"`)
+		}
+	}
+	if p.err != nil {
+		return Policy{}, p.err
 	}
 	return out, nil
 }
@@ -148,76 +135,42 @@ var keys = []string{
 	"commands_per_minute", "send_matched_lines", "proxied", "enforcer",
 }
 
+// parser makes a policy of settings, and keeps the first error in the file.
 type parser struct {
-	name string
-	data []byte
+	name  string
+	found map[string]value
+	err   *Error
 }
 
-func (p parser) prefixes(key string, in []string) ([]netip.Prefix, error) {
-	if len(in) > maxNetworks {
-		return nil, p.fail(key, fmt.Sprintf("%s has %d networks", key, len(in)), fmt.Sprintf("write at most %d", maxNetworks))
+func (p *parser) get(key, kind string) (value, bool) {
+	v, ok := p.found[key]
+	if ok && v.kind != kind {
+		p.fail(v.line, fmt.Sprintf("%s is %s", key, v.kind), "write "+kind+"; see the example file")
+		return v, false
 	}
-	var out []netip.Prefix
-	for _, s := range in {
-		parsed, err := prefix.Parse(s)
+	return v, ok
+}
+
+func (p *parser) prefixes(key string, v value) (out []netip.Prefix) {
+	if len(v.list) > maxNetworks {
+		p.fail(v.line, fmt.Sprintf("%s has %d networks", key, len(v.list)), fmt.Sprintf("write at most %d", maxNetworks))
+		return nil
+	}
+	for _, s := range v.list {
+		parsed, err := prefix.Parse(s.text)
 		if err != nil {
-			e := p.fail(key, fmt.Sprintf("%s: %v", key, err), `write networks such as "198.51.100.0/24" or "2001:db8::1"`)
-			if at := p.line(`"` + s + `"`); at > 0 {
-				e.Line = at
-			}
-			return nil, e
+			p.fail(s.line, fmt.Sprintf("%s: %v", key, err), `write networks such as "198.51.100.0/24" or "2001:db8::1"`)
+			return nil
 		}
 		out = append(out, parsed)
 	}
-	return out, nil
+	return out
 }
 
-func (p parser) fail(key, problem, fix string) *Error {
-	return &Error{File: p.name, Line: p.lineOfKey(key), Problem: problem, Fix: fix}
-}
-
-// lineOfKey finds where a key or table of that name is, by text: the decoder doesn't tell.
-func (p parser) lineOfKey(key string) int {
-	n := 0
-	for line := range bytes.Lines(p.data) {
-		n++
-		text := strings.TrimLeft(string(line), " \t[\"'")
-		if rest, ok := strings.CutPrefix(text, key); ok {
-			if rest = strings.TrimLeft(rest, " \t\"'"); rest != "" && strings.ContainsRune("=].", rune(rest[0])) {
-				return n
-			}
-		}
+func (p *parser) fail(line int, problem, fix string) {
+	if p.err == nil || line < p.err.Line {
+		p.err = &Error{File: p.name, Line: line, Problem: problem, Fix: fix}
 	}
-	return 0
-}
-
-func (p parser) line(text string) int {
-	i := bytes.Index(p.data, []byte(text))
-	if i < 0 {
-		return 0
-	}
-	return 1 + bytes.Count(p.data[:i], []byte("\n"))
-}
-
-func syntaxError(name string, err error) *Error {
-	var parse toml.ParseError
-	if errors.As(err, &parse) {
-		problem := parse.Message
-		if problem == "" {
-			problem = strings.TrimPrefix(parse.Error(), "toml: ")
-		}
-		return &Error{File: name, Line: parse.Position.Line, Problem: problem, Fix: "see the example file for how it is written"}
-	}
-	// A value of the wrong type comes as text only: `line 3 (last key "proxied"): incompatible types: …`.
-	problem, line := strings.TrimPrefix(err.Error(), "toml: "), 0
-	if rest, ok := strings.CutPrefix(problem, "line "); ok {
-		digits, _, _ := strings.Cut(rest, " ")
-		line, _ = strconv.Atoi(digits) // 0 is the whole file
-		if _, rest, ok = strings.Cut(problem, "): "); ok {
-			problem = rest
-		}
-	}
-	return &Error{File: name, Line: line, Problem: problem, Fix: "see the example file for how it is written"}
 }
 
 func reason(err error) string {

@@ -8,7 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/BurntSushi/toml"
+
 	"github.com/fleetban/fleetban/agent/internal/policy"
+	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
 func TestExampleIsTheDefault(t *testing.T) {
@@ -58,18 +61,23 @@ func TestErrorsNameTheLineAndTheFix(t *testing.T) {
 		line int
 		says string
 	}{
-		"unknown key":    {"level = \"ban\"\nlvl = \"observe\"\n", 2, `"lvl" is not a setting; the settings are level,`},
-		"unknown table":  {"\n[limits]\nx = 1\n", 2, `is not a setting`},
-		"level":          {"# x\n\nlevel = \"root\"\n", 3, `write "observe"`},
-		"type":           {"proxied = 1\n", 1, "see the example"},
-		"syntax":         {"level = \"ban\"\nnever_ban = [\n", 2, ""},
-		"network":        {"never_ban = [\n  \"198.51.100.0/24\",\n  \"198.51.100.1/24\",\n]\n", 3, "did you mean 198.51.100.0/24"},
-		"number":         {"largest_prefix_v4 = 0\n", 1, "from 8 to 32"},
-		"negative":       {"commands_per_minute = -1\n", 1, "from 0 to"},
-		"enforcer":       {"enforcer = \"pf\"\n", 1, `write "nftables"`},
-		"twice":          {"proxied = true\nproxied = false\n", 2, ""},
-		"not utf-8":      {"level = \"\xff\"\n", 1, ""},
-		"too many bytes": {strings.Repeat("#\n", 1<<20), 0, "larger"},
+		"unknown key":      {"level = \"ban\"\nlvl = \"observe\"\n", 2, `"lvl" is not a setting; the settings are level,`},
+		"unknown table":    {"\n[limits]\nx = 1\n", 2, `is not a setting`},
+		"level":            {"# x\n\nlevel = \"root\"\n", 3, `write "observe"`},
+		"type":             {"proxied = 1\n", 1, "see the example"},
+		"syntax":           {"level = \"ban\"\nnever_ban = [\n", 2, ""},
+		"network":          {"never_ban = [\n  \"198.51.100.0/24\",\n  \"198.51.100.1/24\",\n]\n", 3, "did you mean 198.51.100.0/24"},
+		"number":           {"largest_prefix_v4 = 0\n", 1, "from 8 to 32"},
+		"negative":         {"commands_per_minute = -1\n", 1, "from 0 to"},
+		"enforcer":         {"enforcer = \"pf\"\n", 1, `write "nftables"`},
+		"of two the first": {"largest_prefix_v4 = 0\nlevel = \"root\"\n", 1, "from 8 to 32"},
+		"not in quotes":    {"\nlevel = ban\n", 2, "no string in quotes"},
+		"behind":           {"proxied = true false\n", 1, "something behind the value of proxied"},
+		"comma":            {"never_ban = [\n\"::1\"\n\"::2\"]\n", 3, "misses a comma"},
+		"open":             {"level = \"ban\nproxied = true\n", 1, "doesn't end on its line"},
+		"twice":            {"proxied = true\nproxied = false\n", 2, ""},
+		"not utf-8":        {"level = \"\xff\"\n", 1, ""},
+		"too many bytes":   {strings.Repeat("#\n", 1<<20), 0, "larger"},
 	} {
 		_, err := policy.Parse([]byte(tc.text), "p.toml")
 		var e *policy.Error
@@ -106,6 +114,58 @@ func TestLoad(t *testing.T) {
 	if _, err := policy.Load(dir); !errors.As(err, &e) {
 		t.Errorf("a folder: %v", err)
 	}
+}
+
+// What is accepted must mean the same to a parser of all of TOML.
+func FuzzAgreesWithTOML(f *testing.F) {
+	f.Add(policy.Example)
+	for _, text := range []string{
+		"level = 'tune' # so\r\nnever_ban = [ # none\n  \"198.51.100.0/24\" , '2001:db8::1',\n]\n\tproxied=true",
+		"largest_prefix_v4 = 024", "largest_prefix_v4 = +24", "commands_per_minute = -0", "commands_per_minute = 1_0",
+		"level = \"\"\"ban\"\"\"", "level = \"b\\u0061n\"", "never_ban = [\"::1\",,]", "never_ban = []\nlevel = \"ban\" x",
+		"level = \"ban\"level = \"ban\"", "proxied = true\rproxied = false", "level.x = \"ban\"", "\"level\" = \"ban\"", "[a]\n",
+		"level = \"ban\t\"", "# \x00", "level\n= \"ban\"", "proxied = \ntrue", "never_ban = [\"::1\"\n\"::2\"]", "=", "[", "level", "level =",
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := policy.Parse(data, "p.toml")
+		if err != nil {
+			return
+		}
+		d := policy.Default()
+		want := struct {
+			Level         string   `toml:"level"`
+			NeverBan      []string `toml:"never_ban"`
+			AllowReserved []string `toml:"allow_reserved"`
+			Largest4      int      `toml:"largest_prefix_v4"`
+			Largest6      int      `toml:"largest_prefix_v6"`
+			Total4        int      `toml:"largest_total_v4"`
+			Total6        int      `toml:"largest_total_v6"`
+			Commands      int      `toml:"commands_per_minute"`
+			Send          bool     `toml:"send_matched_lines"`
+			Proxied       bool     `toml:"proxied"`
+			Enforcer      string   `toml:"enforcer"`
+		}{
+			Level: d.Level.String(), Largest4: d.LargestPrefix4, Largest6: d.LargestPrefix6, Total4: d.LargestTotal4, Total6: d.LargestTotal6,
+			Commands: d.CommandsPerMinute, Enforcer: d.Enforcer,
+		}
+		meta, err := toml.Decode(string(data), &want)
+		if err != nil || len(meta.Undecoded()) > 0 {
+			t.Fatalf("accepted, and it is no TOML or has more: %v %v", err, meta.Undecoded())
+		}
+		level, err := policy.ParseLevel(want.Level)
+		if err != nil || got.Level != level || len(got.NeverBan) != len(want.NeverBan) || len(got.AllowReserved) != len(want.AllowReserved) ||
+			got.LargestPrefix4 != want.Largest4 || got.LargestPrefix6 != want.Largest6 || got.LargestTotal4 != want.Total4 || got.LargestTotal6 != want.Total6 ||
+			got.CommandsPerMinute != want.Commands || got.SendMatchedLines != want.Send || got.Proxied != want.Proxied || got.Enforcer != want.Enforcer {
+			t.Fatalf("read as %+v, it is %+v", got, want)
+		}
+		for i, text := range want.NeverBan {
+			if p, err := prefix.Parse(text); err != nil || p != got.NeverBan[i] {
+				t.Fatalf("read as %v, it is %q", got.NeverBan[i], text)
+			}
+		}
+	})
 }
 
 func FuzzParse(f *testing.F) {
