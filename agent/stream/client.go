@@ -88,7 +88,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if v == later && problem != told || v == soon && (misses == 2 || pause.failures == 2) {
 			told = problem
 			c.cfg.Log.Warn("no stream to the control plane; what is known stays enforced, and it is tried again until it works",
-				"url", c.cfg.URL.String(), "problem", problem)
+				"url", c.cfg.URL.String(), "problem", problem, "request_id", InfoOf(err).GetRequestId())
 		}
 		if !c.wait(ctx, d, problem, old) {
 			return ctx.Err()
@@ -162,7 +162,8 @@ func (c *Client) setUp(s *session) {
 	c.mu.Unlock()
 	c.setStoreAway(false, true)
 	if was.Replica != replica || !was.Connected {
-		c.cfg.Log.Info("stream to the control plane is up", "replica", s.welcome.GetReplica(), "organisation", s.welcome.GetOrganisationName())
+		c.cfg.Log.Info("stream to the control plane is up", "replica", s.welcome.GetReplica(), "organisation", s.welcome.GetOrganisationName(),
+			"request_id", s.requestID)
 	}
 	c.cfg.Changed()
 }

@@ -58,6 +58,7 @@ type session struct {
 	// Closed when the Welcome came; when a Drain's pause is over; when run has ended and err is set.
 	welcomed, drain, done chan struct{}
 	welcome               *fleetbanv1.Welcome
+	requestID             string // what the replica's log calls this stream
 	err                   error
 	began                 atomic.Int64 // when it was welcome, Unix nanoseconds
 
@@ -177,6 +178,9 @@ func (s *session) live() error {
 		s.welcome = m.GetWelcome() // anything else before it is skipped
 	}
 	patience.Stop()
+	if id := s.stream.ResponseHeader().Get("X-Request-Id"); len(id) <= 64 {
+		s.requestID = id
+	}
 	s.c.setRoundTrip(time.Since(asked))
 	s.c.clock.sample(s.welcome.GetServerUnixMs(), true)
 	if err := s.cfg.Source.Begin(s.welcome.GetEventsThrough()); err != nil {

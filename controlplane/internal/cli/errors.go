@@ -36,6 +36,7 @@ type failure struct {
 	field   string
 	message string
 	fix     string
+	call    string // the request's id, which the control plane's log has
 	printed bool // an answer was printed; the code says the rest
 }
 
@@ -64,7 +65,7 @@ func explain(err error, serverURL string) *failure {
 		if info, ok := value.(*fleetbanv1.ErrorInfo); ok {
 			return &failure{
 				code: exitCode(ce.Code()), reason: strings.TrimPrefix(info.GetReason().String(), "REASON_"), field: info.GetField(),
-				message: strings.TrimSuffix(ce.Message(), "; "+info.GetFix()), fix: info.GetFix(),
+				message: strings.TrimSuffix(ce.Message(), "; "+info.GetFix()), fix: info.GetFix(), call: info.GetRequestId(),
 			}
 		}
 	}
@@ -73,7 +74,7 @@ func explain(err error, serverURL string) *failure {
 
 // unreached explains an error that isn't the control plane's own.
 func unreached(ce *connect.Error, serverURL string) *failure {
-	out := &failure{code: exitCode(ce.Code()), message: ce.Message()}
+	out := &failure{code: exitCode(ce.Code()), message: ce.Message(), call: ce.Meta().Get("X-Request-Id")}
 	host := serverURL
 	if u, err := url.Parse(serverURL); err == nil {
 		host = u.Host
@@ -135,8 +136,9 @@ func (f *failure) print(e *Env, format string) {
 			Fix    string `json:"fix,omitempty"`
 			Reason string `json:"reason,omitempty"`
 			Field  string `json:"field,omitempty"`
+			Call   string `json:"request_id,omitempty"`
 			Exit   int    `json:"exit"`
-		}{f.message, f.fix, f.reason, f.field, f.code})
+		}{f.message, f.fix, f.reason, f.field, f.call, f.code})
 		if err == nil {
 			_, _ = e.Stderr.Write(append(asciiControls(text), '\n'))
 			return
@@ -145,6 +147,9 @@ func (f *failure) print(e *Env, format string) {
 	text := "fleetban: " + escape(f.message, 2000) + "\n"
 	if f.fix != "" {
 		text += "  What to do: " + escape(f.fix, 2000) + ".\n"
+	}
+	if f.call != "" {
+		text += "  Request " + escape(f.call, 64) + " in the control plane's log.\n"
 	}
 	_, _ = e.Stderr.Write([]byte(text))
 }
