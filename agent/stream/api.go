@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -95,6 +96,8 @@ type Config struct {
 	TLS *tls.Config
 	// Proxy finds the proxy of a request. Optional; http.ProxyFromEnvironment in the agent.
 	Proxy func(*http.Request) (*url.URL, error)
+	// Dial makes the TCP connection. Optional; a simulator chooses replicas with it, as a balancer would.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Key, HostID, Audience and Grant are the host's identity.
 	Key                     ed25519.PrivateKey
 	HostID, Audience, Grant string

@@ -22,7 +22,10 @@ type connection struct {
 
 func dial(cfg *Config) *connection {
 	c := &connection{}
-	dialer := &net.Dialer{Timeout: cfg.Patience, KeepAlive: 30 * time.Second}
+	dialing := cfg.Dial
+	if dialing == nil {
+		dialing = (&net.Dialer{Timeout: cfg.Patience, KeepAlive: 30 * time.Second}).DialContext
+	}
 	protocols := new(http.Protocols)
 	c.transport = &http.Transport{
 		Proxy:                  cfg.Proxy,
@@ -33,7 +36,7 @@ func dial(cfg *Config) *connection {
 		// What a server may send before we read: enough for a page of a snapshot, little enough for a small host.
 		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: 512 << 10, MaxReceiveBufferPerConnection: 1 << 20},
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
+			conn, err := dialing(ctx, network, address)
 			if err != nil {
 				return nil, err
 			}
