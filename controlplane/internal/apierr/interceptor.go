@@ -15,7 +15,7 @@ import (
 type Interceptor struct {
 	// Now is the server's clock (Redis TIME, as the replica knows it).
 	Now func() time.Time
-	// Logger gets one line for each failure that is the control plane's own.
+	// Logger gets one line for each failure.
 	Logger *slog.Logger
 }
 
@@ -26,7 +26,7 @@ func (i *Interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		res, err := next(ctx, req)
 		if err != nil {
-			return nil, i.mapped(ctx, req.Spec().Procedure, err)
+			return nil, i.mapped(ctx, req.Spec().Procedure, slog.LevelWarn, err)
 		}
 		return res, nil
 	}
@@ -36,7 +36,8 @@ func (i *Interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (i *Interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		if err := next(ctx, conn); err != nil {
-			return i.mapped(ctx, conn.Spec().Procedure, err)
+			// Redis away ends thousands of agents' attempts: its absence is logged elsewhere.
+			return i.mapped(ctx, conn.Spec().Procedure, slog.LevelDebug, err)
 		}
 		return nil
 	}
@@ -47,10 +48,19 @@ func (*Interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connec
 	return next
 }
 
-func (i *Interceptor) mapped(ctx context.Context, procedure string, err error) error {
+// mapped maps err and logs it: as an error where it is the control plane's own, at level where Redis failed it, and else for
+// who debugs.
+func (i *Interceptor) mapped(ctx context.Context, procedure string, level slog.Level, err error) error {
 	out := FromAt(ctx, err, i.Now())
-	if reason := ReasonOf(out); reason == fleetbanv1.Reason_REASON_INTERNAL || errors.Is(err, context.DeadlineExceeded) {
-		i.Logger.ErrorContext(ctx, "request failed", slog.String("procedure", procedure), slog.Any("error", err))
+	reason := ReasonOf(out)
+	switch {
+	case reason == fleetbanv1.Reason_REASON_INTERNAL, errors.Is(err, context.DeadlineExceeded):
+		level = slog.LevelError
+	case reason == fleetbanv1.Reason_REASON_STORE_UNAVAILABLE, reason == fleetbanv1.Reason_REASON_OUTCOME_UNKNOWN:
+	default:
+		level = slog.LevelDebug
 	}
+	i.Logger.LogAttrs(ctx, level, "request failed", slog.String("procedure", procedure), slog.String("code", out.Code().String()),
+		slog.String("reason", reason.String()), slog.Any("error", err))
 	return out
 }

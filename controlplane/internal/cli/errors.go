@@ -37,7 +37,7 @@ type failure struct {
 	message string
 	fix     string
 	call    string // the request's id, which the control plane's log has
-	printed bool // an answer was printed; the code says the rest
+	printed bool   // an answer was printed; the code says the rest
 }
 
 func (f *failure) Error() string { return f.message }
@@ -148,8 +148,9 @@ func (f *failure) print(e *Env, format string) {
 	if f.fix != "" {
 		text += "  What to do: " + escape(f.fix, 2000) + ".\n"
 	}
-	if f.call != "" {
-		text += "  Request " + escape(f.call, 64) + " in the control plane's log.\n"
+	// Who asked for the wrong thing finds nothing in the log that isn't here.
+	if f.call != "" && f.code != exitUsage && f.code != exitNotFound {
+		text += "  Request id: " + escape(f.call, 64) + "\n"
 	}
 	_, _ = e.Stderr.Write([]byte(text))
 }

@@ -39,7 +39,7 @@ type Config struct {
 	TLSOff           bool          `name:"tls-off" env:"FLEETBAN_TLS_OFF" help:"Speak HTTP/1.1 and h2c without TLS: behind a proxy that ends TLS, or in a lab."`
 	Pin              string        `name:"pin" env:"FLEETBAN_PUBLIC_PIN" placeholder:"sha256//…" help:"The key that hosts shall pin, where a proxy ends TLS with a certificate that is not publicly trusted."`
 	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client."`
-	MetricsListen    string        `name:"metrics-listen" env:"FLEETBAN_METRICS_LISTEN" placeholder:"ADDR" help:"Address for /metrics and /debug/pprof; keep it private."`
+	MetricsListen    string        `name:"metrics-listen" env:"FLEETBAN_METRICS_LISTEN" default:"127.0.0.1:9464" placeholder:"ADDR" help:"Address for /metrics and /debug/pprof; keep it private. off: none."`
 	AcceptDurability []string      `name:"accept-durability" env:"FLEETBAN_ACCEPT_DURABILITY" placeholder:"CLASS" help:"Durability of Redis to accept beside always: replicated, everysec, none, unknown. Acknowledged bans may be lost with these."`
 	Organisation     string        `name:"organisation" env:"FLEETBAN_ORGANISATION" default:"default" placeholder:"NAME" help:"Name of the organisation that the first start makes."`
 	Mode             string        `name:"mode" env:"FLEETBAN_MODE" enum:"enforce,watch" default:"enforce" help:"What the first start's organisation does with what hosts ban: enforce it on all, or watch: only record what would be banned."`
@@ -55,6 +55,12 @@ type ConfigError struct {
 func (e *ConfigError) Error() string {
 	return fmt.Sprintf("--%s (%s): %s; %s", e.Flag, e.Env, e.Problem, e.Want)
 }
+
+const (
+	// defaultMetrics is where metrics are served unless another address is given.
+	defaultMetrics = "127.0.0.1:9464"
+	metricsOff     = "off"
+)
 
 // durabilityClasses are what Redis can promise, best first.
 var durabilityClasses = []string{"always", "replicated", "everysec", "none", "unknown"}
@@ -79,6 +85,14 @@ func (c *Config) Complete() error {
 	for _, p := range c.TrustedProxies {
 		if _, err := netip.ParsePrefix(p); err != nil {
 			return &ConfigError{"trusted-proxy", "FLEETBAN_TRUSTED_PROXIES", fmt.Sprintf("%q is no prefix", p), "write 10.0.0.0/8"}
+		}
+	}
+	if c.MetricsListen == metricsOff {
+		c.MetricsListen = ""
+	}
+	if c.MetricsListen != "" {
+		if _, _, err := net.SplitHostPort(c.MetricsListen); err != nil {
+			return &ConfigError{"metrics-listen", "FLEETBAN_METRICS_LISTEN", fmt.Sprintf("%q is no address", c.MetricsListen), "write HOST:PORT, or off"}
 		}
 	}
 	if c.DrainWindow < 0 || c.DrainWindow > 10*time.Minute {

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -302,7 +303,14 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	if s.config.MetricsListen == "" {
 		return nil
 	}
-	if s.metricsL, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.MetricsListen); err != nil {
+	s.metricsL, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.MetricsListen)
+	if errors.Is(err, syscall.EADDRINUSE) && s.config.MetricsListen == defaultMetrics {
+		// Nobody asked for it there, and another replica on this machine has it: no reason not to serve hosts.
+		s.logger.WarnContext(ctx, "the default address of metrics is taken, going on without; give --metrics-listen another, or off",
+			slog.String("address", defaultMetrics))
+		return nil
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("--metrics-listen %s: %w", s.config.MetricsListen, err), s.listener.Close())
 	}
 	s.metrics = &http.Server{

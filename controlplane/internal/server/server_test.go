@@ -28,6 +28,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/agent/stream"
+	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -95,7 +96,7 @@ func serve(t *testing.T, c server.Config) *process {
 	p := &process{notices: &buffer{}, log: &buffer{}, done: make(chan struct{})}
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop
-	logger := slog.New(slog.NewJSONHandler(io.MultiWriter(p.log, t.Output()), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	logger := slog.New(requestid.Handler{Handler: slog.NewJSONHandler(io.MultiWriter(p.log, t.Output()), &slog.HandlerOptions{Level: slog.LevelInfo})})
 	var err error
 	if p.Server, err = server.New(ctx, c, logger, p.notices); err != nil {
 		t.Fatal(err)
@@ -401,6 +402,7 @@ type agent struct {
 	sink   *sink
 	source *source
 	name   string
+	log    *buffer
 }
 
 func enrol(t *testing.T, base, pin, token, name string) *agent {
@@ -418,11 +420,11 @@ func enrol(t *testing.T, base, pin, token, name string) *agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{sink: newSink(), source: newSource(), name: res.Msg.GetName()}
+	a := &agent{sink: newSink(), source: newSource(), name: res.Msg.GetName(), log: &buffer{}}
 	a.Client = stream.New(stream.Config{
 		URL: u, TLS: pinned(pin), Key: private, HostID: res.Msg.GetHostId(), Audience: res.Msg.GetAudience(), Grant: res.Msg.GetGrant(),
 		Instance: name, Facts: func() *fleetbanv1.HostFacts { return &fleetbanv1.HostFacts{} }, Health: func() *fleetbanv1.Health { return &fleetbanv1.Health{} },
-		Sink: a.sink, Source: a.source, Log: slog.New(slog.NewTextHandler(t.Output(), nil)).With("agent", name),
+		Sink: a.sink, Source: a.source, Log: slog.New(slog.NewTextHandler(io.MultiWriter(a.log, t.Output()), nil)).With("agent", name),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
