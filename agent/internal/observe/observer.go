@@ -56,6 +56,7 @@ const (
 	readsPoll      = 4
 	blindAfter     = 2
 	liveLine       = 5 * time.Second
+	justStarted    = 30 * time.Second
 	freshlyPrinted = 90 * time.Second
 )
 
@@ -279,7 +280,7 @@ func (o *Observer) begin(peer fail2ban.Peer) {
 	first := o.peer == fail2ban.Peer{}
 	o.peer, o.problem, o.broke = peer, "", false
 	switch {
-	case again || (first && !o.sawDown):
+	case again || (first && !o.sawDown && !o.bootedTogether()):
 		o.state, o.resync = stateUp, true
 	default:
 		o.cfg.Lately.Count("fail2ban-started", "fail2ban was started anew; its bans were read again")
@@ -291,6 +292,12 @@ func (o *Observer) begin(peer fail2ban.Peer) {
 	}
 	o.log.Info("fail2ban answers", slog.String("version", o.version), slog.Bool("just_started", o.state == stateStarting))
 	o.confirmPending()
+}
+
+// bootedTogether reports whether the first server to be seen is another than the one whose log was read last, and has only
+// just started: it reads its bans back.
+func (o *Observer) bootedTogether() bool {
+	return o.saved.Path != "" && o.saved.Server != o.peer && o.now().Sub(o.born()) < justStarted
 }
 
 func (o *Observer) confirmPending() {

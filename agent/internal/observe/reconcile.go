@@ -229,6 +229,9 @@ func (o *Observer) finishStart() {
 
 // readAll reads every jail in full. After anything that broke continuity a baseline follows.
 func (o *Observer) readAll() error {
+	if o.restarting() {
+		return nil // at the next look
+	}
 	broken := o.resync || !o.synced
 	o.resync = false
 	for _, j := range o.jails {

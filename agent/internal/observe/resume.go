@@ -61,6 +61,7 @@ type place struct {
 type missed struct {
 	banTimes map[string]time.Duration
 	unbans   map[expectKey]line
+	restart  line // the last that tells of a jail's
 }
 
 func (o *Observer) loadPlace() {
@@ -233,6 +234,7 @@ func (m *missed) take(lines []line) {
 		case l.kind == kindShutdown:
 			clear(m.unbans)
 		case l.kind == kindRestore, l.kind == kindReload && l.jail != "":
+			m.restart = l
 			for key := range m.unbans {
 				if key.jail == l.jail {
 					delete(m.unbans, key)
@@ -240,6 +242,15 @@ func (m *missed) take(lines []line) {
 			}
 		}
 	}
+}
+
+// restarting reports whether a jail may be reading its bans back yet.
+func (o *Observer) restarting() bool {
+	if o.missed == nil || o.missed.restart.jail == "" {
+		return false
+	}
+	ago := o.now().Sub(o.clock.utc(o.missed.restart.at))
+	return ago > -slack && ago < 2*settleStill
 }
 
 // tellMissed tells the unbans that were missed, once all was read in full.
