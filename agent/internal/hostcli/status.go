@@ -54,6 +54,10 @@ func (c *cli) report(ctx context.Context) report {
 		if !r.agent.GetStream().GetConnected() {
 			add(bad, "not-connected", "no stream to "+r.agent.GetUrl()+": "+r.agent.GetStream().GetProblem(), "It is tried again by itself; known bans stay enforced.")
 		}
+		if since := r.agent.GetStream().GetStoreAwaySinceUnixMs(); since > 0 {
+			add(bad, "store-away", "the control plane can't reach its Redis since "+ago(since)+": no ban goes from host to host meanwhile",
+				"Start Redis; /readyz of the control plane says more. What is known stays enforced, and what is banned here waits.")
+		}
 		if !r.agent.GetHelperConnected() && r.helperErr == nil {
 			add(bad, "helper-refuses-agent", "the unprivileged half can't use the helper: "+r.agent.GetHelperProblem(), "Start both with the same --run-user.")
 		}
@@ -92,6 +96,7 @@ func (c *cli) status(ctx context.Context, _ []string) error {
 	}
 	c.printAgent(r)
 	c.printHelper(r)
+	c.printLately(r.agent.GetIncidents(), r.helper.GetIncidents())
 	c.printFindings(r.findings, fleetbanv1.Finding_SEVERITY_WARNING)
 	return r.end()
 }
@@ -244,6 +249,21 @@ func (c *cli) printHelper(r report) {
 		}
 		c.row("Refused", "%s of %s: %s", unpacked(x.GetPrefix()), x.GetSet(),
 			strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(x.GetRefusal().String(), "REFUSAL_")), "_", " "))
+	}
+}
+
+// printLately tells what mended itself.
+func (c *cli) printLately(halves ...[]*hostv1.Incident) {
+	name := "Lately"
+	for _, half := range halves {
+		for _, i := range half {
+			times := "once, "
+			if i.GetCount() != 1 {
+				times = fmt.Sprintf("%d times, last ", i.GetCount())
+			}
+			c.row(name, "%s (%s%s ago)", i.GetWhat(), times, ago(i.GetLastUnixMs()))
+			name = ""
+		}
 	}
 }
 

@@ -96,3 +96,38 @@ func TestWhyNothingIsEnforced(t *testing.T) {
 		}
 	}
 }
+
+// What mended itself is in status for who didn't read the log just then: how often, and how long ago.
+func TestStatusTellsWhatMendedItself(t *testing.T) {
+	t.Parallel()
+	incident := func(code, what string, count uint64, ago time.Duration) *hostv1.Incident {
+		return hostv1.Incident_builder{Code: code, What: what, Count: count, LastUnixMs: time.Now().Add(-ago).UnixMilli()}.Build()
+	}
+	agent := hostv1.RunStatusResponse_builder{Incidents: []*hostv1.Incident{incident("helper-away", "the helper was away", 1, 90*time.Second)}}.Build()
+	helper := hostv1.StatusResponse_builder{Incidents: []*hostv1.Incident{incident("nftables-changed", "rules were flushed\x1b[2J", 12, time.Hour)}}.Build()
+	var out bytes.Buffer
+	c := &cli{out: plain{&out}}
+	c.printLately(agent.GetIncidents(), helper.GetIncidents())
+	want := "Lately        the helper was away (once, 1m30s ago)\n              rules were flushed\uFFFD[2J (12 times, last 1h0m0s ago)\n"
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &out, want)
+	}
+	out.Reset()
+	if c.printLately(); out.Len() != 0 {
+		t.Errorf("nothing happened, and it says %q", &out)
+	}
+	if err := c.printJSON(report{agent: agent, helper: helper}); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Agent, Helper struct {
+			Incidents []struct{ Code, Count string }
+		}
+	}
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Agent.Incidents[0].Code != "helper-away" || got.Helper.Incidents[0].Count != "12" {
+		t.Errorf("%+v", got)
+	}
+}
