@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -25,6 +27,18 @@ const (
 	programControlPlane = "fleetban-controlplane"
 	programCLI          = "fleetban"
 )
+
+// Build says which build of the programs runs.
+type Build string
+
+// The build of the options' BinDir, and that of their PreviousDir.
+const (
+	ThisBuild     Build = ""
+	PreviousBuild Build = previousSuffix
+)
+
+// previousSuffix ends the names of an earlier build's programs.
+const previousSuffix = "-previous"
 
 // URL is where hosts and people reach the control plane.
 const URL = "https://" + ControlPlaneName
@@ -50,13 +64,19 @@ func MetricsPort(i int) int { return 9440 + i }
 // programs are what machines of a role find in /usr/local/bin.
 func (l *Lab) programs(r role) map[string]string {
 	programs := map[string]string{}
-	add := func(name string) {
-		path := filepath.Join(l.options.BinDir, name)
+	from := func(dir, name, as string) {
+		path := filepath.Join(dir, name)
 		if abs, err := filepath.Abs(path); err == nil {
 			path = abs
 		}
 		if _, err := os.Stat(path); err == nil {
-			programs[name] = path
+			programs[as] = path
+		}
+	}
+	add := func(name string) {
+		from(l.options.BinDir, name, name)
+		if l.options.PreviousDir != "" {
+			from(l.options.PreviousDir, name, name+previousSuffix)
 		}
 	}
 	add(programCLI)
@@ -89,7 +109,7 @@ func (l *Lab) startFleetban(ctx context.Context) error {
 		return fmt.Errorf("set-up printed no administrator's token:\n%s", printed)
 	}
 	for i := range l.options.Replicas {
-		if err := cp.Start(ctx, l.replica(i+1)); err != nil {
+		if err := cp.Start(ctx, l.replica(i+1, ThisBuild)); err != nil {
 			return err
 		}
 	}
@@ -106,14 +126,14 @@ func (l *Lab) startFleetban(ctx context.Context) error {
 }
 
 // replica is a control-plane replica as a service. Its name is new with each start, for streams are fenced by it.
-func (l *Lab) replica(i int) node.Service {
+func (l *Lab) replica(i int, build Build) node.Service {
 	name, level := ServiceReplica(i), "info"
 	if l.options.Debug {
 		level = "debug"
 	}
 	return node.Service{Name: name, User: agentUser, Restart: true, Argv: []string{
 		"sh", "-c", `exec "$@" --replica "` + name + `-$$"`, name,
-		programControlPlane, "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", replicaPort(i)), "--public-url", URL,
+		programControlPlane + string(build), "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", replicaPort(i)), "--public-url", URL,
 		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/" + name,
 		"--tls-cert", "/etc/fleetban/tls.crt", "--tls-key", "/etc/fleetban/tls.key",
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort(i)),
@@ -125,9 +145,18 @@ func (n *Node) ServiceLog(service string) string { return n.Path(node.LogDir + "
 
 // awaitControlPlane waits until people reach a replica that is ready, through haproxy.
 func (l *Lab) awaitControlPlane(ctx context.Context) error {
-	client := l.httpClient("")
+	return awaitReady(ctx, l.httpClient(""), "the control plane")
+}
+
+// AwaitReplica waits until the i-th replica, i from 1, says that it is ready.
+func (l *Lab) AwaitReplica(ctx context.Context, i int) error {
+	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(replicaPort(i))) //nolint:gosec // a port
+	return awaitReady(ctx, l.httpClientOf(l.Node(ControlPlane), at, ""), ServiceReplica(i))
+}
+
+func awaitReady(ctx context.Context, client *http.Client, what string) error {
 	defer client.CloseIdleConnections()
-	return await.Until(ctx, "the control plane at "+URL+"/readyz", func() error {
+	return await.Until(ctx, what+" to be ready", func() error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, URL+"/readyz", nil)
 		if err != nil {
 			return err
@@ -172,7 +201,29 @@ func (l *Lab) Enrol(ctx context.Context, n *Node, joinToken string) error {
 
 // StartAgent starts the agent's two halves on a host.
 func (n *Node) StartAgent(ctx context.Context) error {
-	for _, service := range agentServices(n.debug) {
+	for _, service := range agentServices(ThisBuild, n.debug) {
+		if err := n.Start(ctx, service); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RunReplica replaces the i-th replica, i from 1, by one of a build, as an upgrade does: it drains first.
+func (l *Lab) RunReplica(ctx context.Context, i int, build Build) error {
+	cp := l.Node(ControlPlane)
+	if err := cp.Stop(ctx, ServiceReplica(i), syscall.SIGTERM); err != nil {
+		return err
+	}
+	return cp.Start(ctx, l.replica(i, build))
+}
+
+// RunAgent replaces both halves of a host's agent by those of a build.
+func (n *Node) RunAgent(ctx context.Context, build Build) error {
+	for _, service := range agentServices(build, n.debug) {
+		if err := n.Stop(ctx, service.Name, syscall.SIGTERM); err != nil {
+			return err
+		}
 		if err := n.Start(ctx, service); err != nil {
 			return err
 		}
@@ -181,14 +232,15 @@ func (n *Node) StartAgent(ctx context.Context) error {
 }
 
 // agentServices are the agent's halves as their systemd units run them.
-func agentServices(debug bool) []node.Service {
+func agentServices(build Build, debug bool) []node.Service {
+	program := programAgent + string(build)
 	level := "info"
 	if debug {
 		level = "debug"
 	}
 	return []node.Service{
-		{Name: ServiceHelper, Argv: []string{programAgent, "helper", "--log-level", level}, Restart: true},
-		{Name: ServiceAgent, User: agentUser, Argv: []string{programAgent, "run", "--log-level", level}, Restart: true},
+		{Name: ServiceHelper, Argv: []string{program, "helper", "--log-level", level}, Restart: true},
+		{Name: ServiceAgent, User: agentUser, Argv: []string{program, "run", "--log-level", level}, Restart: true},
 	}
 }
 

@@ -13,15 +13,18 @@ import (
 // httpClient calls the control plane from the admin's machine, trusting the lab's authority, with a bearer token if it isn't
 // empty. Each keeps connections of its own.
 func (l *Lab) httpClient(token string) *http.Client {
+	return l.httpClientOf(l.Node(Admin), netip.AddrPortFrom(controlPlaneAddr, 443), token)
+}
+
+// httpClientOf calls what listens at target, from a machine, by the control plane's name.
+func (l *Lab) httpClientOf(from *Node, target netip.AddrPort, token string) *http.Client {
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM([]byte(l.pki.authority))
-	admin := l.Node(Admin)
-	target := netip.AddrPortFrom(controlPlaneAddr, 443).String()
 	return &http.Client{Transport: bearer{token, &http.Transport{
 		ForceAttemptHTTP2: true,
 		TLSClientConfig:   &tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS13},
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return admin.Dial(ctx, "tcp", target, netip.Addr{})
+			return from.Dial(ctx, "tcp", target.String(), netip.Addr{})
 		},
 	}}}
 }

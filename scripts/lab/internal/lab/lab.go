@@ -42,6 +42,8 @@ type Options struct {
 	Policy string
 	// BinDir is where the Fleetban programs are. FLEETBAN_BIN, or the repository's bin folder.
 	BinDir string
+	// PreviousDir is where programs of an earlier build are, for RunReplica and RunAgent; empty: there is none.
+	PreviousDir string
 	// Debug has agents and replicas log at level debug.
 	Debug bool
 	// Leased labs end with the process that made them, however it ends. Else a lab stands until Down.
