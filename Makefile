@@ -59,11 +59,13 @@ generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## 
 	@scripts/copy-embedded
 
 .PHONY: lint
-lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos and shell
+lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos, shell and alert rules
 	@cd proto && buf lint && buf format --diff --exit-code --path fleetban
 	@scripts/check-breaking
 	@for m in $(MODULES); do (cd $$m && golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
 	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/install.sh .ci/run
+	@promtool check config infra/prometheus/prometheus.yml >/dev/null
+	@promtool test rules infra/prometheus/alerts_test.yml
 
 .PHONY: clean
 clean: ## Remove what was built
