@@ -46,6 +46,18 @@ type Options struct {
 	Stopped bool
 }
 
+// RootVariable names a folder into which another version's package was unpacked, to be run instead of the system's.
+const RootVariable = "FLEETBAN_TEST_FAIL2BAN"
+
+// program is one of fail2ban's and what its environment needs.
+func program(name string) (string, []string) {
+	root := os.Getenv(RootVariable)
+	if root == "" {
+		return name, nil
+	}
+	return filepath.Join(root, "usr/bin", name), []string{"PYTHONPATH=" + filepath.Join(root, "usr/lib/python3/dist-packages")}
+}
+
 // Server is one private fail2ban.
 type Server struct {
 	Dir, Socket, LogPath, ConfigDir, Database string
@@ -170,10 +182,11 @@ func appendFile(path, text string) error {
 // end before that, fail2ban waits half a minute for the rest of it.
 func (s *Server) Launch() {
 	s.tb.Helper()
-	args := append(append([]string{}, s.opts.Wrap...), "fail2ban-server", "-c", s.ConfigDir, "-s", s.Socket,
+	server, env := program("fail2ban-server")
+	args := append(append([]string{}, s.opts.Wrap...), server, "-c", s.ConfigDir, "-s", s.Socket,
 		"-p", filepath.Join(s.Dir, "f2b.pid"), "-x", "-f", "start")
 	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // a test's own words
-	cmd.Env = append(append(os.Environ(), "PYTHONUNBUFFERED=1"), s.opts.Env...)
+	cmd.Env = append(append(append(os.Environ(), "PYTHONUNBUFFERED=1"), env...), s.opts.Env...)
 	stdout := filepath.Join(s.Dir, "stdout")
 	out, err := os.OpenFile(stdout, os.O_TRUNC|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -240,7 +253,10 @@ func (s *Server) PID() int {
 func (s *Server) Command(args ...string) string {
 	s.tb.Helper()
 	all := append([]string{"-c", s.ConfigDir, "-s", s.Socket, "-p", filepath.Join(s.Dir, "f2b.pid")}, args...)
-	out, err := exec.Command("fail2ban-client", all...).CombinedOutput() //nolint:gosec // a test's own words
+	client, env := program("fail2ban-client")
+	cmd := exec.Command(client, all...) //nolint:gosec // a test's own words
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		s.tb.Fatalf("fail2ban-client %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
