@@ -92,6 +92,7 @@ type Observer struct {
 	jails    map[string]*jail
 	pending  []line // bans whose lines came while fail2ban couldn't be asked
 	sawDown  bool
+	away     bool // it can't be asked, and that was told
 	broke    bool // the connection was lost, not merely slow
 	synced   bool // all was read at least once
 	begunAt  time.Time
@@ -278,7 +279,7 @@ func (o *Observer) begin(peer fail2ban.Peer) {
 	// Under socket activation the socket outlives the server: a broken connection then is all that tells.
 	again := peer == o.peer && !o.broke
 	first := o.peer == fail2ban.Peer{}
-	o.peer, o.problem, o.broke = peer, "", false
+	o.peer, o.problem, o.broke, o.away = peer, "", false, false
 	switch {
 	case again || (first && !o.sawDown && !o.bootedTogether()):
 		o.state, o.resync = stateUp, true
@@ -338,11 +339,13 @@ func (o *Observer) fail(err error) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		o.broke = true
 	}
-	before, first := o.state, o.problem == ""
+	before, news := o.state, !o.away
 	o.state, o.problem = explain(err, o.client.Path())
-	o.sawDown = true
-	if before != o.state || first {
+	o.sawDown, o.away = true, true
+	if news {
 		o.cfg.Lately.Count("fail2ban-away", "fail2ban couldn't be asked; what it banned meanwhile was found afterwards")
+	}
+	if news || before != o.state && before != stateStopping && o.state != stateStopping {
 		o.log.Warn("fail2ban can't be asked", slog.String("error", err.Error()))
 	}
 	if o.state == stateStopping {

@@ -1,7 +1,6 @@
 package run_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +31,9 @@ const patience = 20 * time.Second
 type controlPlane struct {
 	fleetbanv1connect.UnimplementedAgentServiceHandler
 	streams chan *call
+	// What its heartbeats say: that its store is away, and by how many milliseconds its clock is ahead.
+	storeAway atomic.Bool
+	ahead     atomic.Int64
 }
 
 type call struct {
@@ -94,7 +97,9 @@ func (p *controlPlane) next(t *testing.T, through uint64) *call {
 		}.Build()}.Build())
 		go func() { // it speaks as often as it promised
 			for {
-				beat := fleetbanv1.ConnectResponse_builder{Heartbeat: fleetbanv1.ServerHeartbeat_builder{ServerUnixMs: time.Now().UnixMilli()}.Build()}.Build()
+				beat := fleetbanv1.ConnectResponse_builder{Heartbeat: fleetbanv1.ServerHeartbeat_builder{
+					ServerUnixMs: time.Now().UnixMilli() + p.ahead.Load(), StoreAway: p.storeAway.Load(),
+				}.Build()}.Build()
 				select {
 				case <-c.gone:
 					return
@@ -129,7 +134,7 @@ func (c *call) set(name string, kind fleetbanv1.SetKind, version uint64, addrs .
 	var records []*fleetbanv1.Record
 	var digest uint64
 	for _, a := range addrs {
-		packed, expires := prefix.Pack(prefix.Single(netip.MustParseAddr(a))), time.Now().Add(time.Hour).UnixMilli()
+		packed, expires := prefix.Pack(prefix.Single(netip.MustParseAddr(a))), time.Now().Add(3*time.Hour).UnixMilli()
 		digest ^= banset.Hash(packed, expires)
 		records = append(records, fleetbanv1.Record_builder{
 			Prefix: packed, Kind: fleetbanv1.RecordKind_RECORD_KIND_PRESENT, SinceUnixMs: time.Now().UnixMilli(), ExpiresUnixMs: expires,
@@ -213,6 +218,9 @@ func (h *host) cli(args ...string) string {
 	return string(out)
 }
 
+// log is what a half says, whichever process it is by now.
+func (h *host) log(verb string) string { return filepath.Join(h.dir, verb+".log") }
+
 func (h *host) start(inNamespace bool, verb string) *exec.Cmd {
 	h.t.Helper()
 	cmd := h.command(verb)
@@ -220,8 +228,12 @@ func (h *host) start(inNamespace bool, verb string) *exec.Cmd {
 		cmd.Args = append([]string{"ip", "netns", "exec", h.namespace}, cmd.Args...)
 		cmd.Path, _ = exec.LookPath("ip")
 	}
-	var log bytes.Buffer
-	cmd.Stderr = &log
+	log, err := os.OpenFile(h.log(verb), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
@@ -229,7 +241,8 @@ func (h *host) start(inNamespace bool, verb string) *exec.Cmd {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if h.t.Failed() {
-			h.t.Logf("%s:\n%s", verb, log.String())
+			text, _ := os.ReadFile(h.log(verb))
+			h.t.Logf("%s:\n%s", verb, text)
 		}
 	})
 	return cmd
