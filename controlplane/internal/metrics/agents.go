@@ -38,6 +38,7 @@ type agents struct {
 }
 
 func (a *agents) declare(c *catalog) {
+	c.section = "Agents and their streams"
 	a.attached = c.counter("fleetban_streams_attached_total", "Streams of agents that began.",
 		"Much faster than hosts are added: streams come and go. See fleetban_streams_ended_total for why.")
 	a.refused = c.counters("fleetban_streams_refused_total", "Streams of agents that were refused, by the reason that the agent was told.",

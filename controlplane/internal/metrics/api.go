@@ -19,6 +19,7 @@ type api struct {
 }
 
 func (a *api) declare(c *catalog, procedures []string) {
+	c.section = "The API"
 	a.names = make(map[string]string, len(procedures))
 	for _, p := range procedures {
 		a.names[p] = p[strings.LastIndexByte(p[:strings.LastIndexByte(p, '/')], '.')+1:]

@@ -8,6 +8,8 @@ import (
 
 // Definition is one metric.
 type Definition struct {
+	// Section is the heading that it stands under.
+	Section string
 	// Name is whole; its unit is its end: _seconds, _bytes, _total.
 	Name string
 	// Type is counter, gauge or histogram.
@@ -33,11 +35,12 @@ const other = "other"
 // catalog is where metrics are declared.
 type catalog struct {
 	registry *prometheus.Registry
+	section  string
 	all      []Definition
 }
 
 func (c *catalog) note(kind, name, help, bad string, labels ...Label) {
-	c.all = append(c.all, Definition{Name: name, Type: kind, Labels: labels, Help: help, Bad: bad})
+	c.all = append(c.all, Definition{Section: c.section, Name: name, Type: kind, Labels: labels, Help: help, Bad: bad})
 }
 
 func (c *catalog) counter(name, help, bad string) prometheus.Counter {

@@ -25,6 +25,7 @@ type feed struct {
 }
 
 func (f *feed) declare(c *catalog) {
+	c.section = "Sets and the doorbell"
 	f.rings = c.counters("fleetban_doorbell_rings_total", "Rings of the doorbell (Redis' pub/sub) heard, by kind.", "",
 		"kind", "delta", "epoch", "command", "result", "kick", "settings", "acks", "events", "probe")
 	f.gaps = c.counter("fleetban_doorbell_gaps_total", "Times that a change was found in Redis that the doorbell had not told of in order, and was read there.",

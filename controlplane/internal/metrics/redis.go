@@ -19,6 +19,7 @@ type redis struct {
 }
 
 func (r *redis) declare(c *catalog, operations []string) {
+	c.section = "Redis"
 	r.took = c.histograms("fleetban_redis_seconds", "How long calls to Redis took, also those that failed, with the wait for a connection.",
 		"Over 0.05 for 1 of 100 where it fsyncs each write: a slow disk, a neighbour, or a script that is too long (SLOWLOG GET).",
 		shortLatencies, Label{"operation", "the script's name; command, pipeline or other for the rest"}, operations)

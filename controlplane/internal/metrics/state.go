@@ -105,6 +105,7 @@ func declareState(c *catalog, version string) *state {
 		s.descs = append(s.descs, d)
 		return d
 	}
+	c.section = "The replica"
 	s.build = add("gauge", "fleetban_build_info", "1, with this replica's version.", "", Label{"version", "one"})
 	s.ready = add("gauge", "fleetban_ready", "1 when /readyz says that this replica may serve.",
 		"0: fleetban_not_ready names the reason; /readyz and the log say what mends it.")
@@ -116,6 +117,7 @@ func declareState(c *catalog, version string) *state {
 		"Over 5 either way the replica refuses to serve. Synchronise both machines (chrony, systemd-timesyncd).")
 	s.lease = add("gauge", "fleetban_jobs_lease_term", "The term of the lease on background jobs; 0 where another replica has it.",
 		"0 on all replicas for a minute: nobody sweeps what ran out or hosts that fell silent. The log of each says why it can't take the lease.")
+	c.section = "Agents that are connected"
 	s.streams = add("gauge", "fleetban_streams", "Agents connected to this replica.",
 		"Their sum over replicas falls: hosts are cut off. They keep what they hold and enforce it; see fleetban_streams_ended_total.")
 	s.organisations = add("gauge", "fleetban_stream_organisations", "Organisations with agents connected to this replica.", "")
@@ -136,12 +138,14 @@ func declareState(c *catalog, version string) *state {
 		"unable: nftables can't be used there, see fleetban-agent doctor. off and observe were chosen on the host, paused by a person of the fleet.", Label{"why", list(inertValues)})
 	s.repairs = add("gauge", "fleetban_hosts_table_repairs", "Times that connected hosts found their nftables table changed by another program and put it back.",
 		"Grows: something flushes the ruleset (nft flush ruleset, another firewall's reload). It is back within a moment.")
+	c.section = "Sets as this replica has them"
 	s.setVersion = add("gauge", "fleetban_set_version", "The version of a set that this replica sends to its agents.",
 		"Replicas that differ for more than a moment: see fleetban_set_lag_seconds.",
 		Label{"organisation", "its id, of at most 20 organisations; the control plane makes it"}, Label{"set", "all, allow, hosts"})
 	s.setLag = add("gauge", "fleetban_set_lag_versions", "How many versions the set that is furthest behind lacks here, when Redis was last looked at.", "As below.")
 	s.setLagSeconds = add("gauge", "fleetban_set_lag_seconds", "For how long a set has been behind Redis here, the one that has been for longest.",
 		"Over 10: this replica hears the doorbell but can't read, see fleetban_sets_unreadable_total; else restart it and report it.")
+	c.section = "Connections to Redis"
 	s.redisConnections = add("gauge", "fleetban_redis_connections", "Connections to Redis, without those that listen to doorbells.",
 		"All in use: Redis is slow.", Label{"state", "in_use, idle"})
 	s.redisPool = add("counter", "fleetban_redis_pool_timeouts_total", "Waits for a connection to Redis that took too long.", "Redis is slow or away.")
