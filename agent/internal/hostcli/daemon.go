@@ -39,6 +39,9 @@ func (c *cli) runHelper(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.opts.makeStateDir(); err != nil {
+		return err
+	}
 	// Where the unprivileged half makes its socket: it can't make the folder itself.
 	if err := ownedDir(filepath.Dir(c.opts.socket), uid, gid); err != nil {
 		return err
@@ -49,6 +52,14 @@ func (c *cli) runHelper(ctx context.Context, _ []string) error {
 		StateDir: c.opts.helperDir, Socket: c.opts.helperSocket, Fail2banSocket: c.opts.fail2banSocket,
 		Fail2banConfigDir: c.opts.fail2banConfigDir, PolicyPath: c.opts.policy, RunUser: c.opts.runUser, Table: c.opts.table, Log: log,
 	}, sdnotify.Ready)
+}
+
+// makeStateDir makes the folder of --state-dir, through which both halves reach what is theirs.
+func (o *options) makeStateDir() error {
+	if o.stateDir == "" {
+		return nil
+	}
+	return os.MkdirAll(o.stateDir, 0o755) //nolint:gosec // nothing in it is open to others
 }
 
 // ownedDir makes a folder for a user, unless there is one already.

@@ -46,6 +46,9 @@ func (c *cli) enroll(ctx context.Context, _ []string) error {
 			return err
 		}
 	}
+	if err := o.makeStateDir(); err != nil {
+		return err
+	}
 	res, err := identity.Enroll(ctx, r)
 	if err != nil {
 		return err

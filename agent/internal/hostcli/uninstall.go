@@ -74,7 +74,9 @@ func (c *cli) uninstall(ctx context.Context, _ []string) error {
 		}
 	}
 	step("Removed the state", "remove the state", errors.Join(os.RemoveAll(o.agentDir), os.RemoveAll(o.helperDir), removeSocket(o.helperSocket), removeSocket(o.socket)))
-	if standard {
+	if !standard {
+		_ = os.Remove(o.stateDir) // others may have something there
+	} else {
 		// A control plane on this machine has its own file there.
 		step("Removed the settings", "remove the settings", removeFrom("/etc/fleetban", "policy.toml", "policy.toml.new", "agent.env"))
 		if _, _, err := helper.LookUpUser(o.runUser); err == nil && o.runUser == defaultUser {
