@@ -40,7 +40,14 @@ func (f *Feed) receive() {
 	}
 }
 
-var errSilent = errors.New("the doorbell is silent: probes are sent and not heard")
+var (
+	errSilent = errors.New("the doorbell is silent: probes are sent and not heard")
+	// errMoved: another server of the cluster has the organisation now.
+	errMoved = errors.New("the doorbell was moved to another server")
+)
+
+// subscribed is the kind of message that says so; Redis ends a subscription with another when its slot is moved.
+const subscribed = "ssubscribe"
 
 // listen subscribes and handles messages until something fails. A subscription can die without an error (after a
 // failover the old server may keep the connection and ring no more), so when nothing comes for a while the reader rings
@@ -72,6 +79,9 @@ func (f *Feed) listen() error {
 		unheard = 0
 		switch m := message.(type) {
 		case *redis.Subscription:
+			if m.Kind != subscribed {
+				return errMoved
+			}
 			// Subscribed before anything is read: what rang meanwhile is in what is read now.
 			f.mu.Lock()
 			f.reload = true

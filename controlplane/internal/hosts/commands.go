@@ -17,9 +17,9 @@ import (
 // QueueCommand gives a host an order, kept until it is done or its time is over. It sets the command's id, and its
 // NotAfterUnixMs where that is 0. hostID is an id. ErrNotFound, ErrTooManyCommands.
 func (h *Hosts) QueueCommand(ctx context.Context, org, hostID string, command *fleetbanv1.Command, actor string) (*operatorv1.HostCommand, error) {
-	now, err := h.store.Client().Time(ctx).Result()
+	now, err := h.store.Time(ctx, org)
 	if err != nil {
-		return nil, fmt.Errorf("queue command: %w", store.Classify(err))
+		return nil, fmt.Errorf("queue command: %w", err)
 	}
 	queued, raw, err := commandlog.New(command, actor, now)
 	if err != nil {
@@ -72,9 +72,9 @@ func (h *Hosts) Pending(ctx context.Context, org, hostID string) ([]*fleetbanv1.
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	now, err := h.store.Client().Time(ctx).Result()
+	now, err := h.store.Time(ctx, org)
 	if err != nil {
-		return nil, fmt.Errorf("read commands: %w", store.Classify(err))
+		return nil, fmt.Errorf("read commands: %w", err)
 	}
 	var out []*fleetbanv1.Command
 	for _, c := range slices.Backward(all) {

@@ -25,9 +25,9 @@ func (o *Orgs) Adopt(ctx context.Context, id, name string, mode fleetbanv1.Mode)
 	client := o.store.Client()
 	if org.SettingsVersion == 1 {
 		// Hosts ignore settings older than those they know: go on above whatever version was lost.
-		now, err := client.Time(ctx).Result()
+		now, err := o.store.Time(ctx, id)
 		if err != nil {
-			return Organisation{}, fmt.Errorf("adopt organisation: %w", store.Classify(err))
+			return Organisation{}, fmt.Errorf("adopt organisation: %w", err)
 		}
 		if err := client.HSet(ctx, metaKey(id), "settings_version", now.UnixMilli()).Err(); err != nil {
 			return Organisation{}, fmt.Errorf("adopt organisation: %w", store.Classify(err))

@@ -171,9 +171,9 @@ func (o *Orgs) ListJoinTokens(ctx context.Context, org string) ([]JoinToken, err
 	if err != nil {
 		return nil, fmt.Errorf("list join tokens: %w", store.Classify(err))
 	}
-	now, err := client.Time(ctx).Result()
+	now, err := o.store.Time(ctx, org)
 	if err != nil {
-		return nil, fmt.Errorf("list join tokens: %w", store.Classify(err))
+		return nil, fmt.Errorf("list join tokens: %w", err)
 	}
 	commands := make([]*redis.MapStringStringCmd, len(ids))
 	if _, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {

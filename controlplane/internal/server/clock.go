@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -19,9 +18,9 @@ type clock struct {
 // sample asks Redis and returns how far it is ahead of the local clock.
 func (c *clock) sample(ctx context.Context, st *store.Store) (time.Duration, error) {
 	before := time.Now()
-	theirs, err := st.Client().Time(ctx).Result()
+	theirs, err := st.Time(ctx, "")
 	if err != nil {
-		return 0, fmt.Errorf("read Redis' clock: %w", store.Classify(err))
+		return 0, err
 	}
 	trip := time.Since(before)
 	offset := theirs.Sub(before.Add(trip / 2))

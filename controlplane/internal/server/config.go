@@ -21,7 +21,7 @@ import (
 
 // Backend says where state is kept. Every command takes it.
 type Backend struct {
-	RedisURL   string `name:"redis-url" env:"FLEETBAN_REDIS_URL" placeholder:"URL" help:"Redis or Valkey: redis://[user:password@]host:6379/0, rediss://… for TLS, unix:///path. Without it the control plane runs a redis-server of its own in --data-dir."`
+	RedisURL   string `name:"redis-url" env:"FLEETBAN_REDIS_URL" placeholder:"URL" help:"Redis or Valkey: redis://[user:password@]host:6379/0, rediss://… for TLS, unix:///path, redis+sentinel://host:26379,host:26379/MASTER, redis+cluster://host:6379,host:6379. Without it the control plane runs a redis-server of its own in --data-dir."`
 	DataDir    string `name:"data-dir" env:"FLEETBAN_DATA_DIR" default:"/var/lib/fleetban" placeholder:"DIR" help:"Folder of this process alone: the secret where --secret-file isn't given, and the data of its own redis-server."`
 	SecretFile string `name:"secret-file" env:"FLEETBAN_SECRET_FILE" placeholder:"FILE" help:"The fleet's secret, 32 bytes or 64 hex digits, the same for every replica; make the organisation with setup then. Without it: DATA-DIR/secret, made at the first start."`
 	PublicURL  string `name:"public-url" env:"FLEETBAN_PUBLIC_URL" placeholder:"URL" help:"How hosts and people reach the control plane: https://fleet.example.com. Without it: the host's name and the port of --listen."`

@@ -44,6 +44,7 @@ type Report struct {
 	Summary    string   `json:"summary"`
 	Replica    string   `json:"replica,omitempty"`
 	Version    string   `json:"version"`
+	Redis      string   `json:"redis,omitempty"`
 	Durability string   `json:"durability,omitempty"`
 	Reasons    []Reason `json:"reasons,omitempty"`
 	// Notes keep nobody from being served, but want a person's attention.
@@ -70,6 +71,8 @@ type readiness struct {
 	mu     sync.Mutex
 	report Report
 	at     time.Time
+	// told is what the log was last told of Redis.
+	told struct{ redis, durability string }
 	// latest is report without the lock, which a look at Redis holds.
 	latest atomic.Pointer[Report]
 
@@ -152,6 +155,16 @@ func (r *readiness) check(ctx context.Context) Report {
 
 // tell logs what changed. The caller holds r.mu.
 func (r *readiness) tell(ctx context.Context, now Report) {
+	if r.logger != nil && now.Durability != "" && (r.told.redis != now.Redis || r.told.durability != now.Durability) {
+		r.told.redis, r.told.durability = now.Redis, now.Durability
+		r.logger.InfoContext(ctx, "Redis was looked at", slog.String("redis", now.Redis), slog.String("durability", now.Durability))
+		for _, note := range now.Notes {
+			if note.Code != "durability" && note.Code != "failover" {
+				continue
+			}
+			r.logger.WarnContext(ctx, "Redis may lose what it acknowledged", slog.String("problem", note.Problem), slog.String("fix", note.Fix))
+		}
+	}
 	if r.logger == nil || !r.at.IsZero() && r.report.Summary == now.Summary {
 		return
 	}
@@ -192,23 +205,12 @@ func (r *readiness) checkRedis(ctx context.Context, report *Report, add func(cod
 		add("redis-unreachable", "Redis does not answer: "+short(err), "start Redis, or correct --redis-url")
 		return
 	}
-	facts, err := inspect(ctx, r.store)
+	facts, err := r.store.Inspect(ctx)
 	if err != nil {
-		add("redis-unreachable", "Redis does not tell its state: "+short(err), "allow INFO to the control plane's user")
+		add("redis-unreachable", "Redis does not tell its state: "+short(err), "start all of it, and allow INFO to the control plane's user")
 		return
 	}
-	report.Durability = facts.durability
-	if facts.major < oldestRedis {
-		add("redis-version", "this is Redis "+facts.version, fmt.Sprintf("upgrade it to Redis %d or later, or to Valkey", oldestRedis))
-	}
-	if facts.durability != "always" && !slices.Contains(r.accept, facts.durability) {
-		add("durability", "Redis' durability is "+facts.durability+": acknowledged bans may be lost when it crashes",
-			"set appendonly yes and appendfsync always, or accept it by name: --accept-durability "+facts.durability)
-	}
-	if facts.evicts {
-		add("eviction", "Redis evicts keys when memory is full (maxmemory-policy "+facts.policy+"): bans would vanish",
-			"set maxmemory-policy noeviction")
-	}
+	r.checkMasters(facts, report, add)
 	if err := r.keys.Agree(ctx, r.store); errors.Is(err, keys.ErrDisagree) {
 		add("secret-differs", "this replica's secret is not its peers'", "give every replica the same --secret-file")
 	} else if err != nil {
@@ -219,59 +221,56 @@ func (r *readiness) checkRedis(ctx context.Context, report *Report, add func(cod
 	} else if problem != "" {
 		add("schema", problem, "upgrade this replica to the release of its peers")
 	}
-	if skew, err := r.clock.sample(ctx, r.store); err == nil && skew.Abs() > maxClockSkew {
-		add("clock", fmt.Sprintf("this machine's clock is %s off Redis'", skew.Round(time.Millisecond)), "synchronise both (chrony or systemd-timesyncd)")
+	if _, err := r.clock.sample(ctx, r.store); err != nil {
+		add("redis-unreachable", "Redis does not answer: "+short(err), "start Redis, or correct --redis-url")
 	}
 }
 
-// facts are what Redis promises.
-type facts struct {
-	version    string
-	major      int
-	durability string
-	evicts     bool
-	policy     string
-}
-
-// inspect reads what Redis promises. CONFIG may be forbidden, as it is in managed services: INFO tells some of it.
-func inspect(ctx context.Context, st *store.Store) (facts, error) {
-	raw, err := st.Client().Info(ctx).Result()
-	if err != nil {
-		return facts{}, fmt.Errorf("redis INFO: %w", store.Classify(err))
-	}
-	info := map[string]string{}
-	for line := range strings.Lines(raw) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
-			info[k] = v
+// checkMasters judges what Redis' masters are and promise. One that differs from the others counts: some organisation is there.
+func (r *readiness) checkMasters(facts store.Facts, report *Report, add func(code, problem, fix string)) {
+	durability := string(facts.Durability())
+	report.Redis, report.Durability = facts.String(), durability
+	one := func(code string, ok func(store.Master) (problem, fix string)) {
+		for _, m := range facts.Masters {
+			if problem, fix := ok(m); problem != "" {
+				if len(facts.Masters) > 1 {
+					problem += " (" + m.Address + ")"
+				}
+				add(code, problem, fix)
+				return
+			}
 		}
 	}
-	f := facts{durability: "unknown", policy: info["maxmemory_policy"], version: info["redis_version"]}
-	major, _, _ := strings.Cut(f.version, ".")
-	if f.major, err = strconv.Atoi(major); err != nil {
-		f.version, f.major = "of an unknown version", oldestRedis // a proxy that hides it: what it can't do shows by itself
-	}
-	f.evicts = info["maxmemory"] != "0" && f.policy != "noeviction"
-	aof := info["aof_enabled"] == "1"
-	config := func(key string) string {
-		v, err := st.Client().ConfigGet(ctx, key).Result()
-		if err != nil {
-			return ""
+	one("redis-version", func(m store.Master) (string, string) {
+		if m.Version == "" || m.Major >= oldestRedis { // a proxy that hides it: what it can't do shows by itself
+			return "", ""
 		}
-		return v[key]
+		return "this is Redis " + m.Version, fmt.Sprintf("upgrade it to Redis %d or later, or to Valkey", oldestRedis)
+	})
+	if durability != string(store.Always) && !slices.Contains(r.accept, durability) {
+		add("durability", "Redis' durability is "+durability+": acknowledged bans may be lost when it crashes",
+			"set appendonly yes and appendfsync always, or accept it by name: --accept-durability "+durability)
 	}
-	fsync := config("appendfsync")
-	replicas, _ := strconv.Atoi(config("min-replicas-to-write"))
-	switch {
-	case aof && fsync == "always":
-		f.durability = "always"
-	case replicas > 0:
-		f.durability = "replicated"
-	case aof && fsync == "everysec":
-		f.durability = "everysec"
-	case !aof || fsync == "no":
-		f.durability = "none"
+	one("eviction", func(m store.Master) (string, string) {
+		if !m.Evicts {
+			return "", ""
+		}
+		return "Redis evicts keys when memory is full (maxmemory-policy " + m.Policy + "): bans would vanish", "set maxmemory-policy noeviction"
+	})
+	one("clock", func(m store.Master) (string, string) {
+		if m.Ahead.Abs()-m.Trip/2 <= maxClockSkew {
+			return "", ""
+		}
+		return fmt.Sprintf("this machine's clock is %s off Redis'", (-m.Ahead).Round(time.Millisecond)), "synchronise both (chrony or systemd-timesyncd)"
+	})
+	if durability != string(store.Always) && len(report.Reasons) == 0 {
+		report.Notes = append(report.Notes, Reason{"durability", "Redis' durability is " + durability + ", as accepted: what was just acknowledged may be lost when it crashes",
+			"set appendonly yes and appendfsync always"})
 	}
-	return f, nil
+	if facts.LosesTail() {
+		report.Notes = append(report.Notes, Reason{"failover", "a replica of Redis may take over without the last acknowledged bans; hosts bring them back",
+			"set min-replicas-to-write 1 on every server: acknowledgements then wait for a replica"})
+	}
 }
 
 // checkSchema records this release's schema where none is, and says whether Redis asks for a newer one.

@@ -89,7 +89,7 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 	if err != nil {
 		return UnbanResult{}, fmt.Errorf("unban: %w", err)
 	}
-	id, head, parts, err := s.unbanOrders(ctx, in.Actor, kept)
+	id, head, parts, err := s.unbanOrders(ctx, org, in.Actor, kept)
 	if err != nil {
 		return UnbanResult{}, fmt.Errorf("unban: %w", err)
 	}
@@ -133,10 +133,10 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 }
 
 // unbanOrders makes what the script makes orders of, the parts as it takes prefixes: each after a byte of length.
-func (s *Sets) unbanOrders(ctx context.Context, actor string, prefixes []netip.Prefix) (id string, head, parts []byte, err error) {
-	now, err := s.store.Client().Time(ctx).Result()
+func (s *Sets) unbanOrders(ctx context.Context, org, actor string, prefixes []netip.Prefix) (id string, head, parts []byte, err error) {
+	now, err := s.store.Time(ctx, org)
 	if err != nil {
-		return "", nil, nil, fmt.Errorf("read the clock: %w", store.Classify(err))
+		return "", nil, nil, fmt.Errorf("date orders: %w", err)
 	}
 	packed := make([][]byte, len(prefixes))
 	for i, p := range prefixes {

@@ -28,7 +28,7 @@ func (observer) DialHook(next redis.DialHook) redis.DialHook {
 // ProcessHook implements redis.Hook.
 func (o observer) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if name := cmd.Name(); name == "evalsha" || name == "eval" {
+		if isScript(cmd) {
 			return next(ctx, cmd)
 		}
 		began := time.Now()
@@ -41,6 +41,9 @@ func (o observer) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 // ProcessPipelineHook implements redis.Hook.
 func (o observer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if ctx.Value(scriptCall{}) != nil {
+			return next(ctx, cmds)
+		}
 		began := time.Now()
 		err := next(ctx, cmds)
 		o(operationPipeline, time.Since(began), Classify(failure(err)))

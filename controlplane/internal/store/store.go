@@ -1,14 +1,18 @@
-// Package store is the control plane's way to Redis (or Valkey): one connection pool, key names, scripts, the clock and
-// the doorbell. What is kept there belongs to the packages above it: sets, hosts, orgs.
+// Package store is the control plane's way to Redis (or Valkey): connections, key names, scripts, the clock and the
+// doorbell. What is kept there belongs to the packages above it: sets, hosts, orgs.
+//
+// Redis may be one server, a master that Sentinels watch, or a cluster; nothing outside of this package knows. What holds
+// of all three because a cluster needs it: a script or transaction touches the keys of one organisation, which share its
+// hash tag and so a slot, or one other key; and the clock to ask is that of the server that holds the organisation.
 package store
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,11 +29,11 @@ var (
 
 // Options say how to reach Redis.
 type Options struct {
-	// URL is redis://[user:password@]host:port/db, rediss://… (TLS) or unix:///path.
+	// URL is one of Forms.
 	URL string
 	// Timeout bounds each round trip. Default 3 s.
 	Timeout time.Duration
-	// Logger; default slog.Default().
+	// Logger is not used: kept for callers.
 	Logger *slog.Logger
 	// Observe, where it is given, is told of each call: one of Operations, how long it took with the wait for a connection,
 	// and its error as Classify gives it. It must not block.
@@ -38,36 +42,22 @@ type Options struct {
 
 // Store is a connection pool. Safe for concurrent use.
 type Store struct {
-	client  *redis.Client
-	logger  *slog.Logger
-	observe func(string, time.Duration, error)
+	client   redis.UniversalClient
+	topology Topology
+	observe  func(string, time.Duration, error)
 }
 
 // Open makes a pool. It doesn't wait for Redis: see Ping.
 func Open(o Options) (*Store, error) {
-	parsed, err := redis.ParseURL(o.URL)
+	t, err := parseTarget(o.URL)
 	if err != nil {
-		return nil, fmt.Errorf("redis URL: %w; write redis://host:6379/0, rediss://host:6379/0 or unix:///path/redis.sock", redactURL(err, o.URL))
+		return nil, err
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = 3 * time.Second
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
-	parsed.DialTimeout = o.Timeout
-	parsed.ReadTimeout = o.Timeout
-	parsed.WriteTimeout = o.Timeout
-	// A change that timed out is reported as unknown, never repeated behind the caller's back.
-	parsed.MaxRetries = -1
-	// Whoever waits for Redis tries again by itself.
-	parsed.DialerRetries = 1
-	parsed.ContextTimeoutEnabled = true
-	parsed.DisableIdentity = true
-	if parsed.TLSConfig != nil {
-		parsed.TLSConfig.MinVersion = tls.VersionTLS12
-	}
-	s := &Store{client: redis.NewClient(parsed), logger: o.Logger, observe: o.Observe}
+	s := &Store{topology: t.topology, observe: o.Observe}
+	s.client = s.newClient(t, o.Timeout)
 	if s.observe != nil {
 		s.client.AddHook(observer(s.observe))
 	}
@@ -75,7 +65,7 @@ func Open(o Options) (*Store, error) {
 }
 
 // Client gives the pool to the packages that keep something in Redis.
-func (s *Store) Client() *redis.Client { return s.client }
+func (s *Store) Client() redis.UniversalClient { return s.client }
 
 // Close ends every connection.
 func (s *Store) Close() error { return s.client.Close() }
@@ -98,7 +88,16 @@ func Global(parts ...string) string { return "fb:" + strings.Join(parts, ":") }
 
 // refusals begin replies of a Redis that can't serve now and did nothing: it loads its data, is a replica, can't write its
 // append-only file, has too few replicas, is part of a cluster that is down or moves the slot, or runs a long script.
-var refusals = []string{"LOADING ", "MASTERDOWN ", "READONLY ", "MISCONF ", "NOREPLICAS ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY "}
+var refusals = []string{
+	"LOADING ", "MASTERDOWN ", "READONLY ", "MISCONF ", "NOREPLICAS ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY ", "MOVED ", "ASK ",
+}
+
+// inScript are what a script hears of a cluster that is down or moves its slot, from the first key that it looks at.
+// Scripts look at all they will write before they write any.
+var inScript = []string{"access a non local key in a cluster", "while the cluster is down"}
+
+// noNodes is what the client says of a cluster of which no server answers.
+const noNodes = "redis: cluster has no nodes"
 
 // Classify wraps a failure of go-redis in ErrUnavailable or ErrOutcomeUnknown; nil and other replies of Redis itself
 // (redis.Error) pass unchanged.
@@ -109,23 +108,15 @@ func Classify(err error) error {
 	case err == nil, errors.Is(err, ErrUnavailable), errors.Is(err, ErrOutcomeUnknown):
 		return err
 	case errors.As(err, &reply):
-		for _, refusal := range refusals {
-			if strings.HasPrefix(reply.Error(), refusal) {
-				return fmt.Errorf("%w: %w", ErrUnavailable, err)
-			}
+		text := reply.Error()
+		if slices.ContainsFunc(refusals, func(refusal string) bool { return strings.HasPrefix(text, refusal) }) ||
+			slices.ContainsFunc(inScript, func(refusal string) bool { return strings.Contains(text, refusal) }) {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		return err
-	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, redis.ErrPoolTimeout):
+	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, redis.ErrPoolTimeout), err.Error() == noNodes:
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	default:
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
-}
-
-// redactURL keeps a password out of a parser's message.
-func redactURL(err error, url string) error {
-	if strings.Contains(err.Error(), url) {
-		return errors.New("it can't be parsed")
-	}
-	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
@@ -35,4 +36,28 @@ func TestOpenHidesThePassword(t *testing.T) {
 	} else if got := err.Error(); len(got) == 0 || strings.Contains(got, "hunter2") {
 		t.Fatal(got)
 	}
+}
+
+func TestTopologies(t *testing.T) {
+	t.Parallel()
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		began := time.Now()
+		c := redistest.StartCluster(t)
+		t.Log("started in", time.Since(began))
+		facts, err := c.Open().Inspect(t.Context())
+		if err != nil || facts.Topology != store.Cluster || len(facts.Masters) != 3 || facts.Durability() != store.Always || facts.LosesTail() {
+			t.Errorf("%+v, %v", facts, err)
+		}
+	})
+	t.Run("sentinel", func(t *testing.T) {
+		t.Parallel()
+		began := time.Now()
+		c := redistest.StartSentinels(t)
+		t.Log("started in", time.Since(began))
+		facts, err := c.Open().Inspect(t.Context())
+		if err != nil || facts.Topology != store.Sentinel || len(facts.Masters) != 1 || facts.Durability() != store.Always || !facts.LosesTail() {
+			t.Errorf("%+v, %v", facts, err)
+		}
+	})
 }

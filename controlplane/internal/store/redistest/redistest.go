@@ -1,12 +1,17 @@
-// Package redistest runs a real redis-server for a test.
+// Package redistest runs real Redis servers for a test: one, a cluster, or a master with replicas and Sentinels.
 package redistest
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -16,12 +21,29 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
-// Server is a redis-server of its own, on a Unix socket in a temporary folder, with an append-only file.
+// Variable, set to "cluster", makes Start start a cluster of three masters: so that every test that needs a Redis can be
+// run against one (`make test-cluster`).
+const Variable = "FLEETBAN_TEST_REDIS"
+
+// patience is the longest that anything here may take.
+const patience = 30 * time.Second
+
+// Server is a Redis of its own: a redis-server on a Unix socket in a temporary folder, with an append-only file; or a cluster.
 type Server struct {
+	t     testing.TB
+	url   string
+	nodes []*Node
+	// settled waits until the servers, which answer, work together; nil: there is one.
+	settled func()
+}
+
+// Node is one redis-server.
+type Node struct {
 	t      testing.TB
 	dir    string
-	fsync  string
-	socket string
+	args   []string
+	socket string // "" for one on a port
+	port   int
 	cmd    *exec.Cmd
 }
 
@@ -32,25 +54,41 @@ func (quiet) Printf(context.Context, string, ...any) {}
 
 func init() { redis.SetLogger(quiet{}) }
 
-// Start starts a server that fsyncs always and stops it when the test ends.
+// Start starts a server that fsyncs always and stops it when the test ends. See Variable.
 func Start(t testing.TB) *Server {
+	t.Helper()
+	if os.Getenv(Variable) == "cluster" {
+		return &StartCluster(t).Server
+	}
+	n := newNode(t)
+	n.socket = filepath.Join(n.dir, "redis.sock")
+	n.args = append([]string{"--port", "0", "--unixsocket", n.socket}, durable...)
+	s := &Server{t: t, url: "unix://" + n.socket, nodes: []*Node{n}}
+	s.Start()
+	return s
+}
+
+// durable is how the control plane wants Redis to be.
+var durable = []string{"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"}
+
+// newNode makes a server, not yet started, that is gone when the test ends.
+func newNode(t testing.TB) *Node {
 	t.Helper()
 	// Not t.TempDir: its path may be longer than a socket's may be.
 	dir, err := os.MkdirTemp("", "fbredis")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, dir: dir, fsync: "always", socket: filepath.Join(dir, "redis.sock")}
+	n := &Node{t: t, dir: dir}
 	t.Cleanup(func() {
-		s.Kill()
+		n.Kill()
 		_ = os.RemoveAll(dir)
 	})
-	s.Start()
-	return s
+	return n
 }
 
 // URL is what store.Open takes.
-func (s *Server) URL() string { return "unix://" + s.socket }
+func (s *Server) URL() string { return s.url }
 
 // Open opens a store on the server and closes it when the test ends.
 func (s *Server) Open() *store.Store {
@@ -66,61 +104,46 @@ func (s *Server) Open() *store.Store {
 // Start starts the server (again, with the data it had) and waits until it answers.
 func (s *Server) Start() {
 	s.t.Helper()
-	s.cmd = exec.Command("redis-server", "--port", "0", "--unixsocket", s.socket, "--dir", s.dir, "--save", "", "--appendonly", "yes",
-		"--appendfsync", s.fsync, "--maxmemory-policy", "noeviction", "--daemonize", "no", "--logfile", filepath.Join(s.dir, "log"))
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatalf("start redis-server (make setup installs it): %v", err)
+	for _, n := range s.nodes {
+		n.Start()
 	}
-	st, err := store.Open(store.Options{URL: s.URL()})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer func() { _ = st.Close() }()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for st.Ping(ctx) != nil {
-		select {
-		case <-ctx.Done():
-			s.t.Fatal("redis-server doesn't answer within 20 s")
-		case <-tick.C:
-		}
+	if s.settled != nil {
+		s.settled()
 	}
 }
 
 // Kill kills the server as a power cut would.
-func (s *Server) Kill() {
-	if s.cmd == nil {
-		return
-	}
-	_ = s.cmd.Process.Kill()
-	_ = s.cmd.Wait()
-	s.cmd = nil
-}
+func (s *Server) Kill() { s.each((*Node).Kill) }
 
 // Pause stops the server from answering; Resume lets it go on.
-func (s *Server) Pause() { _ = s.cmd.Process.Signal(syscall.SIGSTOP) }
+func (s *Server) Pause() { s.each((*Node).Pause) }
 
 // Resume ends Pause.
-func (s *Server) Resume() { _ = s.cmd.Process.Signal(syscall.SIGCONT) }
+func (s *Server) Resume() { s.each((*Node).Resume) }
 
-// Backup copies the server's data as a disk snapshot would: Restore goes back to it.
+func (s *Server) each(do func(*Node)) {
+	for _, n := range s.nodes {
+		do(n)
+	}
+}
+
+// Backup copies the server's data as a disk snapshot would: restore goes back to it.
 func (s *Server) Backup() (restore func()) {
 	s.t.Helper()
 	s.Pause()
-	kept := filepath.Join(s.dir, "backup")
-	if err := errors.Join(os.RemoveAll(kept), os.CopyFS(kept, os.DirFS(filepath.Join(s.dir, "appendonlydir")))); err != nil {
-		s.t.Fatal(err)
+	for _, n := range s.nodes {
+		if err := errors.Join(os.RemoveAll(n.path("backup")), os.CopyFS(n.path("backup"), os.DirFS(n.path(aofDir)))); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 	s.Resume()
 	return func() {
 		s.t.Helper()
 		s.Kill()
-		live := filepath.Join(s.dir, "appendonlydir")
-		if err := errors.Join(os.RemoveAll(live), os.CopyFS(live, os.DirFS(kept))); err != nil {
-			s.t.Fatal(err)
+		for _, n := range s.nodes {
+			if err := errors.Join(os.RemoveAll(n.path(aofDir)), os.CopyFS(n.path(aofDir), os.DirFS(n.path("backup")))); err != nil {
+				s.t.Fatal(err)
+			}
 		}
 		s.Start()
 	}
@@ -130,8 +153,109 @@ func (s *Server) Backup() (restore func()) {
 func (s *Server) Empty() {
 	s.t.Helper()
 	s.Kill()
-	if err := os.RemoveAll(filepath.Join(s.dir, "appendonlydir")); err != nil {
-		s.t.Fatal(err)
+	for _, n := range s.nodes {
+		if err := os.RemoveAll(n.path(aofDir)); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 	s.Start()
+}
+
+const aofDir = "appendonlydir"
+
+func (n *Node) path(name string) string { return filepath.Join(n.dir, name) }
+
+// Addr is its address, for one on a port.
+func (n *Node) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)) }
+
+// Client is a connection to this server alone.
+func (n *Node) Client() *redis.Client {
+	o := &redis.Options{Network: "tcp", Addr: n.Addr(), MaxRetries: -1, DisableIdentity: true, Protocol: 2, DialerRetries: 1}
+	if n.socket != "" {
+		o.Network, o.Addr = "unix", n.socket
+	}
+	c := redis.NewClient(o)
+	n.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// Start starts the server (again, with the data it had) and waits until it answers.
+func (n *Node) Start() {
+	n.t.Helper()
+	n.launch()
+	c := n.Client()
+	n.poll("redis-server answers", func(ctx context.Context) error { return c.Ping(ctx).Err() })
+	_ = c.Close()
+}
+
+func (n *Node) launch() {
+	n.t.Helper()
+	n.cmd = exec.Command("redis-server", append(n.args, "--dir", n.dir, "--daemonize", "no", "--logfile", n.path("log"))...)
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := n.cmd.Start(); err != nil {
+		n.t.Fatalf("start redis-server (make setup installs it): %v", err)
+	}
+}
+
+// Kill kills the server as a power cut would.
+func (n *Node) Kill() {
+	if n.cmd == nil {
+		return
+	}
+	_ = n.cmd.Process.Kill()
+	_ = n.cmd.Wait()
+	n.cmd = nil
+}
+
+// Pause stops the server from answering; Resume lets it go on.
+func (n *Node) Pause() { _ = n.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume ends Pause.
+func (n *Node) Resume() { _ = n.cmd.Process.Signal(syscall.SIGCONT) }
+
+// poll waits until do succeeds.
+func (n *Node) poll(what string, do func(context.Context) error) { poll(n.t, what, n.path("log"), do) }
+
+func poll(t testing.TB, what, log string, do func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	var last error
+	for {
+		err := do(ctx)
+		if err == nil {
+			return
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			text, _ := os.ReadFile(log)
+			t.Fatalf("not within %s: %s: %v\n%s", patience, what, last, text)
+		case <-tick.C:
+		}
+	}
+}
+
+var taken atomic.Int32
+
+// freePort finds a port that nobody listens on now, below those that the kernel gives to clients. Another process may take
+// it before it is used: processes start at different places.
+func freePort(t testing.TB) int {
+	t.Helper()
+	const first, last = 18000, 32000
+	taken.CompareAndSwap(0, mathrand.Int32N(last-first)) //nolint:gosec // a place to begin
+	for range 1000 {
+		port := first + int(taken.Add(1))%(last-first)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			_ = l.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
 }

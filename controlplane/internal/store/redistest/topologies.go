@@ -1,0 +1,336 @@
+package redistest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// slots is how many a cluster has.
+const slots = 16384
+
+// RedisCluster is a cluster of three masters that fsync always.
+type RedisCluster struct {
+	Server
+}
+
+// nodeTimeout is after how long the servers of a cluster take one for dead.
+const nodeTimeout = 2 * time.Second
+
+// StartCluster starts a cluster of three masters and stops it when the test ends.
+func StartCluster(t testing.TB) *RedisCluster {
+	t.Helper()
+	c := &RedisCluster{Server{t: t}}
+	for range 3 {
+		c.nodes = append(c.nodes, newClusterNode(t))
+	}
+	c.settled = c.settle
+	addresses := make([]string, 0, len(c.nodes))
+	for i, n := range c.nodes {
+		n.Start()
+		addresses = append(addresses, n.Addr())
+		client := n.Client()
+		first, last := i*slots/len(c.nodes), (i+1)*slots/len(c.nodes)-1
+		err := errors.Join(client.Do(t.Context(), "cluster", "set-config-epoch", i+1).Err(), client.ClusterAddSlotsRange(t.Context(), first, last).Err())
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.meet()
+	c.url = "redis+cluster://" + strings.Join(addresses, ",")
+	c.settle()
+	return c
+}
+
+func newClusterNode(t testing.TB) *Node {
+	n := newNode(t)
+	n.port = freePort(t)
+	n.args = append([]string{
+		"--port", strconv.Itoa(n.port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort(t)),
+		"--cluster-node-timeout", strconv.FormatInt(nodeTimeout.Milliseconds(), 10), "--cluster-replica-validity-factor", "0",
+	}, durable...)
+	return n
+}
+
+// meet introduces the servers to each other.
+func (c *RedisCluster) meet() {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		for _, other := range c.nodes {
+			if err := n.Client().Do(c.t.Context(), "cluster", "meet", "127.0.0.1", other.port, other.busPort()).Err(); n != other && err != nil {
+				c.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (n *Node) busPort() string { return n.args[slices.Index(n.args, "--cluster-port")+1] }
+
+// settle waits until every server that runs serves.
+func (c *RedisCluster) settle() {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		if n.cmd == nil {
+			continue
+		}
+		client := n.Client()
+		n.poll("the cluster serves", func(ctx context.Context) error {
+			info, err := client.ClusterInfo(ctx).Result()
+			if err == nil && (!strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_slots_ok:16384") ||
+				!strings.Contains(info, "cluster_known_nodes:"+strconv.Itoa(len(c.nodes)))) {
+				err = errors.New(info)
+			}
+			return err
+		})
+		_ = client.Close()
+	}
+}
+
+// Slot is the slot of a key.
+func (c *RedisCluster) Slot(key string) int {
+	c.t.Helper()
+	slot, err := c.nodes[0].Client().ClusterKeySlot(c.t.Context(), key).Result()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return int(slot)
+}
+
+// Masters are the servers that own slots, the one that owns the key's first.
+func (c *RedisCluster) Masters(key string) []*Node {
+	c.t.Helper()
+	slot := c.Slot(key)
+	var masters []*Node
+	for _, n := range c.nodes {
+		if n.cmd == nil {
+			continue
+		}
+		own, err := n.ranges(c.t.Context())
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if len(own) > 0 {
+			masters = append(masters, n)
+			if slices.ContainsFunc(own, func(r [2]int) bool { return r[0] <= slot && slot <= r[1] }) {
+				masters[0], masters[len(masters)-1] = masters[len(masters)-1], masters[0]
+			}
+		}
+	}
+	return masters
+}
+
+// ranges are the slots that a server says it owns.
+func (n *Node) ranges(ctx context.Context) ([][2]int, error) {
+	c := n.Client()
+	defer func() { _ = c.Close() }()
+	text, err := c.ClusterNodes(ctx).Result()
+	if err != nil {
+		return nil, err
+	}
+	var out [][2]int
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 9 || !strings.Contains(words[2], "myself,master") {
+			continue
+		}
+		for _, word := range words[8:] {
+			first, last, ok := strings.Cut(word, "-")
+			if strings.HasPrefix(word, "[") {
+				continue
+			}
+			if !ok {
+				last = first
+			}
+			a, err1 := strconv.Atoi(first)
+			b, err2 := strconv.Atoi(last)
+			if err := errors.Join(err1, err2); err != nil {
+				return nil, err
+			}
+			out = append(out, [2]int{a, b})
+		}
+	}
+	return out, nil
+}
+
+// ID is the server's name in its cluster.
+func (n *Node) ID() string {
+	n.t.Helper()
+	id, err := n.Client().ClusterMyID(n.t.Context()).Result()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return id
+}
+
+// Move moves a key's slot from its master to another, as redis-cli --cluster reshard does; between is called when half of
+// its keys have gone. It returns the server it came from.
+func (c *RedisCluster) Move(key string, between func()) (from *Node) {
+	c.t.Helper()
+	ctx, slot, masters := c.t.Context(), c.Slot(key), c.Masters(key)
+	from, to := masters[0], masters[1]
+	source, target := from.Client(), to.Client()
+	do := func(client *redis.Client, args ...any) {
+		c.t.Helper()
+		if err := client.Do(ctx, args...).Err(); err != nil {
+			c.t.Fatalf("%v: %v", args, err)
+		}
+	}
+	do(target, "cluster", "setslot", slot, "importing", from.ID())
+	do(source, "cluster", "setslot", slot, "migrating", to.ID())
+	for half := (source.ClusterCountKeysInSlot(ctx, slot).Val() + 1) / 2; ; half = 1 << 20 {
+		for range half {
+			keys, err := source.ClusterGetKeysInSlot(ctx, slot, 1).Result()
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			if len(keys) == 0 {
+				break
+			}
+			do(source, "migrate", "127.0.0.1", to.port, keys[0], 0, patience.Milliseconds())
+		}
+		if half == 1<<20 {
+			break
+		}
+		between()
+	}
+	for _, n := range []*redis.Client{target, source, masters[2].Client()} {
+		do(n, "cluster", "setslot", slot, "node", to.ID())
+	}
+	return from
+}
+
+// AddReplica starts another server and makes it the replica of the key's master; it has all data when this returns.
+func (c *RedisCluster) AddReplica(key string) (master, replica *Node) {
+	c.t.Helper()
+	master = c.Masters(key)[0]
+	replica = newClusterNode(c.t)
+	replica.Start()
+	c.nodes = append(c.nodes, replica)
+	c.meet()
+	id, client := master.ID(), replica.Client()
+	replica.poll("it is a replica", func(ctx context.Context) error { return client.ClusterReplicate(ctx, id).Err() })
+	replica.poll("it has all data", replica.inSync)
+	c.settle()
+	return master, replica
+}
+
+// Sentinels is a master with two replicas that three Sentinels watch. The servers fsync always.
+type Sentinels struct {
+	Server
+	sentinels []*Node
+}
+
+const masterName = "fleet"
+
+// downAfter is after how long a Sentinel takes a server for dead.
+const downAfter = time.Second
+
+// StartSentinels starts them, waits until all know each other, and stops them when the test ends. options are added to
+// those of the redis-servers.
+func StartSentinels(t testing.TB, options ...string) *Sentinels {
+	t.Helper()
+	s := &Sentinels{Server: Server{t: t}}
+	for i := range 3 {
+		n := newNode(t)
+		n.port = freePort(t)
+		n.args = append([]string{"--port", strconv.Itoa(n.port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"}, durable...)
+		n.args = append(n.args, options...)
+		if i > 0 {
+			n.args = append(n.args, "--replicaof", "127.0.0.1 "+strconv.Itoa(s.nodes[0].port))
+		}
+		s.nodes = append(s.nodes, n)
+		n.Start()
+	}
+	for _, n := range s.nodes[1:] {
+		n.poll("the replica has all data", n.inSync)
+	}
+	var addresses []string
+	for range 3 {
+		n := newNode(t)
+		n.port = freePort(t)
+		config := fmt.Sprintf("port %d\nbind 127.0.0.1\nsentinel monitor %s 127.0.0.1 %d 2\nsentinel down-after-milliseconds %s %d\n"+
+			"sentinel failover-timeout %s 6000\nsentinel parallel-syncs %s 2\n",
+			n.port, masterName, s.nodes[0].port, masterName, downAfter.Milliseconds(), masterName, masterName)
+		if err := os.WriteFile(n.path("sentinel.conf"), []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.args = []string{n.path("sentinel.conf"), "--sentinel"}
+		n.Start()
+		s.sentinels = append(s.sentinels, n)
+		addresses = append(addresses, n.Addr())
+	}
+	for _, n := range s.sentinels {
+		client := n.Client()
+		n.poll("the Sentinels know each other", func(ctx context.Context) error {
+			state, err := client.Do(ctx, "sentinel", "master", masterName).StringSlice()
+			if err != nil {
+				return err
+			}
+			for _, want := range [][2]string{{"num-slaves", "2"}, {"num-other-sentinels", "2"}} {
+				if at := slices.Index(state, want[0]); at < 0 || state[at+1] != want[1] {
+					return fmt.Errorf("%v", state)
+				}
+			}
+			return nil
+		})
+		_ = client.Close()
+	}
+	s.url = "redis+sentinel://" + strings.Join(addresses, ",") + "/" + masterName
+	return s
+}
+
+// Nodes are the redis-servers: the first master, then its replicas.
+func (s *Sentinels) Nodes() []*Node { return s.nodes }
+
+// Failed waits until the Sentinels have put another server in the place of a dead master, and returns it.
+func (s *Sentinels) Failed(old *Node) (master *Node) {
+	s.t.Helper()
+	client := s.sentinels[0].Client()
+	s.sentinels[0].poll("another server is the master", func(ctx context.Context) error {
+		address, err := client.Do(ctx, "sentinel", "get-master-addr-by-name", masterName).StringSlice()
+		if err != nil {
+			return err
+		}
+		for _, n := range s.nodes {
+			if n != old && net.JoinHostPort(address[0], address[1]) == n.Addr() {
+				if role, err := n.role(ctx); err != nil || role != "master" {
+					return fmt.Errorf("its role is %v, %w", role, err)
+				}
+				master = n
+				return nil
+			}
+		}
+		return fmt.Errorf("the master is %v", address)
+	})
+	return master
+}
+
+func (n *Node) role(ctx context.Context) (string, error) {
+	c := n.Client()
+	defer func() { _ = c.Close() }()
+	role, err := c.Do(ctx, "role").Slice()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprint(role[0]), nil
+}
+
+// inSync succeeds where a replica has all that its master had when it was asked for it.
+func (n *Node) inSync(ctx context.Context) error {
+	c := n.Client()
+	defer func() { _ = c.Close() }()
+	info, err := c.Info(ctx, "replication").Result()
+	if err == nil && !strings.Contains(info, "master_link_status:up") {
+		err = errors.New(info)
+	}
+	return err
+}
