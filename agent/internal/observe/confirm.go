@@ -332,7 +332,7 @@ func (o *Observer) stamp(c *hostv1.Change, l line, a answers, usable bool) {
 func unixMs(t time.Time) float64 { return float64(t.UnixMicro()) / 1000 }
 
 func (o *Observer) emit(c *hostv1.Change, at time.Time) {
-	if o.synced {
+	if o.synced || o.state == stateStarting { // before the first look at a server that runs, nothing is known to be new
 		o.feed.change(c, at)
 	}
 }
