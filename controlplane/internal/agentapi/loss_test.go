@@ -47,7 +47,9 @@ func TestRedisAwayIsTold(t *testing.T) {
 	told := func(what string, away bool) {
 		t.Helper()
 		for _, s := range streams {
-			s.next(what, func(m *fleetbanv1.ConnectResponse) bool { return m.HasHeartbeat() && m.GetHeartbeat().GetStoreAway() == away })
+			s.next(what, func(m *fleetbanv1.ConnectResponse) bool {
+				return m.HasHeartbeat() && m.GetHeartbeat().GetStoreAway() == away
+			})
 		}
 	}
 	f.server.Kill()

@@ -22,7 +22,7 @@ func TestOf(t *testing.T) {
 			t.Errorf("%q is no new id", got)
 		}
 	}
-	if requestid.New() == requestid.New() {
+	if one, other := requestid.New(), requestid.New(); one == other {
 		t.Error("two calls have one id")
 	}
 }
