@@ -92,6 +92,12 @@ func TestUnprivileged(t *testing.T) {
 		var log bytes.Buffer
 		half.Stdout, half.Stderr = &log, &log
 		half.Cancel = func() error { return half.Process.Signal(syscall.SIGTERM) }
+		if half == run { // the helper makes the folder for the other half's socket; a supervisor would try until it has
+			until(ctx, t, "the helper to make its socket", func() bool {
+				_, err := os.Stat(filepath.Join(state, "run", "helper.sock"))
+				return err == nil
+			})
+		}
 		if err := half.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -108,18 +114,10 @@ func TestUnprivileged(t *testing.T) {
 	case <-ctx.Done():
 		t.Fatal("run never connected")
 	}
-	status := func() string {
+	until(ctx, t, "run to reach the helper", func() bool {
 		out, _ := agent(nil, "status", "-o", "json").Output() // it ends with 1, for there is no fail2ban
-		return string(out)
-	}
-	var said string
-	for said = status(); !strings.Contains(said, `"helper_connected": true`); said = status() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("run never reached the helper:\n%s", said)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+		return strings.Contains(string(out), `"helper_connected": true`)
+	})
 	kernel, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", run.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -143,5 +141,17 @@ func TestUnprivileged(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// until looks at a condition that nothing signals until it holds or ctx ends.
+func until(ctx context.Context, t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for !cond() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waited in vain for %s", what)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }
