@@ -147,6 +147,7 @@ func TestRedisEmptied(t *testing.T) {
 	f := newFleet(t, lab.Options{Name: "emptied", Hosts: 2})
 	cp, a, b := f.Node(lab.ControlPlane), f.Node("a"), f.Node("b")
 	name := organisationOf(t, f)
+	said := false
 	for what, empty := range map[string]func(ctx context.Context) error{
 		"by a command": func(ctx context.Context) error {
 			_, err := cp.Exec(ctx, "redis-cli", "flushall")
@@ -173,6 +174,7 @@ func TestRedisEmptied(t *testing.T) {
 			for _, addr := range standing {
 				f.enforced(ctx, addr, a, b)
 			}
+			check := f.mended(ctx, b, lab.ServiceAgent, "store-rebuilt", "the control plane's Redis lost bans")
 			if err := empty(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -212,6 +214,10 @@ func TestRedisEmptied(t *testing.T) {
 			if got := organisationOf(t, f); got != name {
 				t.Errorf("the organisation was %q and is %q now", name, got)
 			}
+			if !said {
+				check()
+			}
+			said = true // a second loss while the first is being rebuilt is one more of the same
 			// Unbanning what was rebuilt works as for any ban.
 			f.unban(ctx, byPerson.String())
 			f.lifted(ctx, byPerson, a, b)
@@ -293,6 +299,7 @@ func TestClockAnHourOff(t *testing.T) {
 				return h.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE
 			})
 			f.finds(ctx, a, "clock-skew")
+			ear{a, lab.ServiceHelper, 0}.once(t, ctx, "this host's clock differs from the control plane's")
 
 			// A ban of the fleet ends on time there, by no wrong clock.
 			short := source(t)

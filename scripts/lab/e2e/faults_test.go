@@ -86,8 +86,10 @@ func TestFail2banFaults(t *testing.T) {
 		})
 	})
 	t.Run("killed", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
+			check := f.mended(ctx, a, lab.ServiceHelper, "fail2ban-started", "fail2ban answers", "just_started=true")
 			before, err := a.Service(ctx, lab.ServiceFail2ban)
 			if err != nil {
 				t.Fatal(err)
@@ -97,14 +99,18 @@ func TestFail2banFaults(t *testing.T) {
 			}
 			awaitRestart(t, ctx, a, lab.ServiceFail2ban, before.Starts)
 			restarted(t, ctx)
+			check()
 		})
 	})
 	t.Run("reloaded", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
+			check := f.mended(ctx, a, lab.ServiceHelper, "fail2ban-reloaded", "fail2ban was reloaded")
 			if _, err := a.Fail2ban(ctx, "reload"); err != nil {
 				t.Fatal(err)
 			}
+			check()
 		})
 	})
 	t.Run("restarted in place", func(t *testing.T) {
@@ -120,6 +126,7 @@ func TestFail2banFaults(t *testing.T) {
 		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
+			ear := listen(t, a, lab.ServiceHelper)
 			if err := a.Stop(ctx, lab.ServiceFail2ban, syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
@@ -132,6 +139,7 @@ func TestFail2banFaults(t *testing.T) {
 				health := h.GetHealth().GetFail2Ban()
 				return health.GetState() == fleetbanv1.Fail2BanHealth_STATE_BROKEN && health.GetProblem() != ""
 			})
+			ear.once(t, ctx, "fail2ban can't be asked", "isn't fail2ban")
 			f.finds(ctx, a, "fail2ban-broken")
 			if err := a.Stop(ctx, "garbage", syscall.SIGKILL); err != nil {
 				t.Fatal(err)
@@ -147,8 +155,10 @@ func TestFail2banFaults(t *testing.T) {
 		})
 	})
 	t.Run("its log is rotated", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
+			check := f.mended(ctx, a, lab.ServiceHelper, "fail2ban-log-rotated", "fail2ban's log was rotated")
 			if err := os.Rename(a.Fail2banLog(), a.Fail2banLog()+".1"); err != nil {
 				t.Fatal(err)
 			}
@@ -156,14 +166,19 @@ func TestFail2banFaults(t *testing.T) {
 			if _, err := a.Fail2ban(ctx, "flushlogs"); err != nil {
 				t.Fatal(err)
 			}
+			works(t, ctx) // into the new one
+			check()
 		})
 	})
 	t.Run("its log is truncated", func(t *testing.T) {
+		f := f.in(t)
 		ctx := limited(t, 2*limit)
 		stands(t, ctx, func() {
+			check := f.mended(ctx, a, lab.ServiceHelper, "fail2ban-log-truncated", "fail2ban's log was truncated")
 			if err := os.Truncate(a.Fail2banLog(), 0); err != nil {
 				t.Fatal(err)
 			}
+			check()
 		})
 	})
 	t.Run("a person unbans on the host", func(t *testing.T) {
@@ -257,14 +272,17 @@ func TestAgentFaults(t *testing.T) {
 		f.enforced(ctx, from, a, b)
 		f.observedOnce(ctx, from, "a")
 		ear.stillOnce(t, "the helper doesn't answer")
+		helperEar := listen(t, a, lab.ServiceHelper)
 		if err := a.Stop(ctx, lab.ServiceAgent, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		f.finds(ctx, a, "agent-away")
+		helperEar.once(t, ctx, "the unprivileged half left")
 		if err := a.StartAgain(ctx, lab.ServiceAgent); err != nil {
 			t.Fatal(err)
 		}
 		f.sound(ctx, a)
+		helperEar.once(t, ctx, "the unprivileged half is back")
 	})
 
 	t.Run("both halves down: the kernel goes on", func(t *testing.T) {
@@ -298,12 +316,12 @@ func TestAgentFaults(t *testing.T) {
 		from := source(t)
 		f.ban(ctx, time.Hour, from.String())
 		f.enforced(ctx, from, a, b)
-		ear := listen(t, b, lab.ServiceHelper)
+		check := f.mended(ctx, b, lab.ServiceHelper, "nftables-changed", "nftables table", "it is put back")
 		if _, err := b.Exec(ctx, "nft", "flush", "ruleset"); err != nil {
 			t.Fatal(err)
 		}
 		f.enforced(ctx, from, b)
-		ear.once(t, ctx, "nftables table", "it is put back")
+		check()
 		if err := lab.AwaitUnreachable(ctx, attacker, from, f.Targets()[1]); err != nil {
 			t.Error(err)
 		}
@@ -541,13 +559,23 @@ func TestControlPlaneFaults(t *testing.T) {
 		ctx := limited(t, 3*limit)
 		acknowledged, during := source(t), source(t)
 		f.ban(ctx, time.Hour, acknowledged.String())
+		if err := f.AwaitOnline(ctx); err != nil {
+			t.Fatal(err)
+		}
+		away := f.mended(ctx, a, lab.ServiceAgent, "store-away", "the control plane can't reach its Redis")
+		ear := listen(t, a, lab.ServiceAgent)
 		if err := cp.Stop(ctx, lab.ServiceRedis, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		// The control plane is there and says so itself: another finding than of one that is away.
+		f.finds(ctx, a, "store-away")
 		f.jailBan(ctx, a, during)
 		_, err := f.api.Bans.Ban(ctx, connect.NewRequest(operatorv1.BanRequest_builder{Prefixes: []string{source(t).String()}, DurationS: 60}.Build()))
 		if err == nil {
 			t.Error("a ban without Redis was acknowledged")
+		}
+		if lines := ear.heard(t, "no stream to the control plane"); len(lines) > 0 {
+			t.Errorf("the control plane was there, and a says:\n%s", strings.Join(lines, ""))
 		}
 		if err := cp.StartAgain(ctx, lab.ServiceRedis); err != nil {
 			t.Fatal(err)
@@ -558,6 +586,9 @@ func TestControlPlaneFaults(t *testing.T) {
 		if !f.explain(ctx, acknowledged.String()).GetBanned() {
 			t.Error("an acknowledged ban was lost")
 		}
+		f.sound(ctx, a)
+		away()
+		ear.once(t, ctx, "the control plane reaches its Redis again")
 	})
 
 	t.Run("Redis lost the latest bans", func(t *testing.T) {

@@ -76,6 +76,47 @@ func (f *fleet) findings(ctx context.Context, host *lab.Node) (found []finding, 
 	return status.Findings, nil
 }
 
+// incident is what `fleetban-agent status` remembers of something that mended itself.
+type incident struct{ Code, What, Count string }
+
+// happened is how often something did on a host, by its status; both halves remember.
+func (f *fleet) happened(ctx context.Context, host *lab.Node, code string) (n int, what string) {
+	f.t.Helper()
+	var status struct{ Agent, Helper struct{ Incidents []incident } }
+	output := f.status(ctx, host)
+	if err := json.Unmarshal([]byte(output), &status); err != nil {
+		f.t.Fatalf("%v: the status is:\n%s", err, output)
+	}
+	for _, i := range append(status.Agent.Incidents, status.Helper.Incidents...) {
+		if i.Code == code {
+			what = i.What
+			if _, err := fmt.Sscan(i.Count, &n); err != nil {
+				f.t.Errorf("%+v: %v", i, err)
+			}
+		}
+	}
+	return n, what
+}
+
+// mended is to be called before something happens that is over in a moment; what it returns checks afterwards that the
+// host's log has one line of it, and that status counts it and shows it to people.
+func (f *fleet) mended(ctx context.Context, host *lab.Node, service, code string, words ...string) (check func()) {
+	f.t.Helper()
+	ear := listen(f.t, host, service)
+	before, _ := f.happened(ctx, host, code)
+	return func() {
+		f.t.Helper()
+		ear.once(f.t, ctx, words...)
+		now, what := f.happened(ctx, host, code)
+		if now != before+1 {
+			f.t.Errorf("the status on %s counts %s %d times, and %d before", host.Name, code, now, before)
+		}
+		if human, _ := host.Exec(ctx, "fleetban-agent", "status"); !strings.Contains(human, what) { // another status than 0 says that something is wrong
+			f.t.Errorf("the status on %s doesn't show %q:\n%s", host.Name, what, human)
+		}
+	}
+}
+
 // finds waits until the status on a host has a finding with this code, and checks that it says what to do.
 func (f *fleet) finds(ctx context.Context, host *lab.Node, code string) {
 	f.t.Helper()
