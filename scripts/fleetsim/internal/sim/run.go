@@ -1,0 +1,238 @@
+// Package sim plays scenarios on a fleet of simulated hosts and a real control plane, measures what happens, and checks at
+// the end that everything is true that must be.
+//
+// What is true is kept in a ledger that shares no code with the product: who banned what until when, and what of it was
+// acknowledged. The check compares it with what each host holds, with what the control plane lists, with the history that
+// people watch and with the receipts.
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	"github.com/fleetban/fleetban/scripts/fleetsim/internal/host"
+	"github.com/fleetban/fleetban/scripts/fleetsim/internal/peer"
+	"github.com/fleetban/fleetban/scripts/fleetsim/internal/plane"
+)
+
+// Options of Run.
+type Options struct {
+	// Scenario is one of Names, several with commas, or "all".
+	Scenario string
+	Hosts    int
+	Replicas int
+	// Bans is about how many each scenario makes; Duration about how long it goes on.
+	Bans     int
+	Duration time.Duration
+	Seed     uint64
+	TLS      bool
+	// Addressed is how many hosts tell the fleet an address of theirs: each host holds those of all.
+	Addressed int
+	// Peers measures what something simpler takes for the same.
+	Peers bool
+	// BinDir has the control plane's program.
+	BinDir string
+	// Dir is kept when it is given; else a folder is made and removed.
+	Dir string
+	// SettleWithin is how long hosts may take to be in sync once nothing happens any more. Default 60 s.
+	SettleWithin time.Duration
+	// Sabotage makes one host faulty: the check must find it. See the tests.
+	Sabotage string
+	// Progress is told what is going on. Optional.
+	Progress func(format string, args ...any)
+
+	report *Report
+}
+
+// ErrViolated is returned by Run, with the report, where something isn't true that must be.
+var ErrViolated = errors.New("invariants are violated")
+
+// Names lists the scenarios with what they are.
+func Names() (out []string) {
+	for _, s := range scenarios {
+		out = append(out, fmt.Sprintf("%-10s %s", s.name, s.help))
+	}
+	return append(out, fmt.Sprintf("%-10s %s", "all", "one after the other on the same fleet"))
+}
+
+func (o *Options) complete() ([]scenario, error) {
+	var chosen []scenario
+	for name := range strings.SplitSeq(o.Scenario, ",") {
+		found := false
+		for _, s := range scenarios {
+			if name == s.name || name == "all" {
+				chosen, found = append(chosen, s), true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("there is no scenario %q", name)
+		}
+	}
+	switch {
+	case o.Hosts < 3 || o.Hosts > 19_500:
+		return nil, errors.New("3 to 19,500 hosts are possible: a process may have 20,000 files open")
+	case o.Replicas < 1 || o.Replicas > 16:
+		return nil, errors.New("1 to 16 replicas are possible")
+	case o.Bans < 10 || o.Bans > 1_000_000:
+		return nil, errors.New("10 to 1,000,000 bans are possible")
+	case o.Duration < time.Second || o.Duration > 24*time.Hour:
+		return nil, errors.New("a scenario lasts 1 s to 24 h")
+	}
+	if o.Seed == 0 {
+		o.Seed = uint64(time.Now().UnixNano())
+	}
+	if o.SettleWithin == 0 {
+		o.SettleWithin = time.Minute
+	}
+	if o.Progress == nil {
+		o.Progress = func(string, ...any) {}
+	}
+	return chosen, nil
+}
+
+// Run plays scenarios. With ErrViolated comes a report too.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	chosen, err := o.complete()
+	if err != nil {
+		return nil, err
+	}
+	o.report = &Report{Hosts: o.Hosts, Replicas: o.Replicas, TLS: o.TLS, Seed: o.Seed, Acked: host.Histogram(), Violations: []string{}}
+	dir := o.Dir
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "fleetsim"); err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+	}
+	o.Progress("starting Redis and %d replicas", o.Replicas)
+	control, err := plane.Start(ctx, plane.Options{BinDir: o.BinDir, Dir: dir, Replicas: o.Replicas, TLS: o.TLS})
+	defer control.Stop()
+	if err != nil {
+		return nil, err
+	}
+	f := &fleet{
+		o: o, plane: control, api: control.API(), world: host.NewWorld(), ledger: newLedger(), budget: newBudget(),
+		rng: rand.New(rand.NewPCG(o.Seed, 1)), //nolint:gosec // it is to be repeated
+	}
+	defer f.api.Close()
+	f.world.OnCommand = f.commanded
+	if err := f.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { f.each(func(h *host.Host) { h.Stop() }) }()
+	f.arm()
+	v := &violations{}
+	for _, s := range chosen {
+		o.Progress("%s: %d bans", s.name, o.Bans)
+		part := &Part{Name: s.name}
+		o.report.Scenarios = append(o.report.Scenarios, part)
+		began := time.Now()
+		if err := s.play(ctx, f, part); err != nil {
+			if ctx.Err() != nil {
+				return o.report, ctx.Err()
+			}
+			v.add(invScenario, "%s: %v", s.name, err)
+		}
+		part.TookMS = milliseconds(time.Since(began))
+	}
+	o.Progress("checking")
+	if err := f.sabotage(); err != nil {
+		return nil, err
+	}
+	found := f.check(ctx)
+	o.report.Violations = append(v.lines(), found.lines()...)
+	o.report.Calls = o.report.Retried.Load()
+	f.watcher.stop()
+	f.each(func(h *host.Host) { h.Stop() })
+	if ctx.Err() != nil {
+		return o.report, ctx.Err()
+	}
+	if o.Peers {
+		o.Progress("measuring what something simpler takes")
+		control.Stop()
+		for _, p := range peer.All() {
+			m, err := p.Measure(ctx, dir, o.Hosts, min(o.Bans, 500))
+			if err != nil {
+				return o.report, fmt.Errorf("measure %s: %w", p.Name, err)
+			}
+			o.report.Peers = append(o.report.Peers, Peer{Name: p.Name, Last: distribution("last delivery", m.Last), PerSecond: m.PerSecond})
+		}
+	}
+	if len(o.report.Violations) > 0 {
+		return o.report, ErrViolated
+	}
+	return o.report, nil
+}
+
+// begin enrols all hosts, starts them, waits until they are in sync, and weighs what that costs.
+func (f *fleet) begin(ctx context.Context) error {
+	o := f.o
+	answer, err := f.api.JoinTokens.CreateJoinToken(ctx, connect.NewRequest(operatorv1.CreateJoinTokenRequest_builder{
+		Uses: uint32(o.Hosts + 1000), Note: "fleetsim", //nolint:gosec // at most 20,000
+	}.Build()))
+	if err != nil {
+		return fmt.Errorf("make a join token: %w", err)
+	}
+	f.token = answer.Msg.GetSecret()
+	rss, self := f.rss(), plane.SelfUsage().RSS
+	o.Progress("enrolling %d hosts", o.Hosts)
+	began := time.Now()
+	if _, err := f.enrol(ctx, o.Hosts); err != nil {
+		return err
+	}
+	o.report.Enrolled = Figure{o.Hosts, milliseconds(time.Since(began))}
+	o.Progress("connecting them")
+	began = time.Now()
+	f.each(func(h *host.Host) { h.Start() })
+	if err := f.settle(ctx, 2*o.SettleWithin); err != nil {
+		return err
+	}
+	o.report.Connected = Figure{o.Hosts, milliseconds(time.Since(began))}
+	if f.watcher, err = watch(ctx, f.api); err != nil {
+		return fmt.Errorf("watch: %w", err)
+	}
+	at := min(max(o.Duration/4, time.Second), 5*time.Second)
+	o.Progress("at rest for %s", at)
+	sleep(ctx, at/2)
+	cpu, since := f.cpu(), time.Now()
+	sleep(ctx, at/2)
+	o.report.IdleCPU = 100 * (f.cpu() - cpu).Seconds() / time.Since(since).Seconds()
+	o.report.IdlePerStream = (f.rss() - rss) / int64(o.Hosts)
+	o.report.SelfPerStream = (plane.SelfUsage().RSS - self) / int64(o.Hosts)
+	return ctx.Err()
+}
+
+func (f *fleet) each(do func(*host.Host)) {
+	for _, h := range f.members() {
+		do(h)
+	}
+}
+
+func (f *fleet) rss() (n int64) {
+	for _, r := range f.plane.Replicas() {
+		n += r.Usage().RSS
+	}
+	return n
+}
+
+func (f *fleet) peak() (n int64) {
+	for _, r := range f.plane.Replicas() {
+		n += r.Usage().Peak
+	}
+	return n
+}
+
+func (f *fleet) cpu() (d time.Duration) {
+	for _, r := range f.plane.Replicas() {
+		d += r.Usage().CPU
+	}
+	return d
+}
