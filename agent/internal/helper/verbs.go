@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/fleetban/fleetban/agent/internal/footprint"
 	"github.com/fleetban/fleetban/agent/internal/localrpc"
 	"github.com/fleetban/fleetban/agent/internal/observe"
 	"github.com/fleetban/fleetban/agent/internal/version"
@@ -49,6 +50,7 @@ func (h *Helper) observe(ctx context.Context, req *hostv1.ObserveRequest, send f
 			}
 			return localrpc.NewError(connect.CodeAborted, fleetbanv1.Reason_REASON_STREAM_DISPLACED, err, "")
 		}
+		footprint.Worked(1 + len(m.GetBaseline().GetBanned()))
 		if err := send(m); err != nil {
 			return err
 		}
@@ -66,6 +68,7 @@ func (h *Helper) cursors(context.Context, *hostv1.CursorsRequest) (*hostv1.Curso
 
 // apply finishes what it began: a caller that goes away must not leave a set half applied.
 func (h *Helper) apply(ctx context.Context, req *hostv1.ApplyRequest) (*hostv1.ApplyResponse, error) {
+	footprint.Worked(1 + len(req.GetDelta().GetRecords()) + len(req.GetPage().GetRecords()))
 	res, err := h.engine.Apply(context.WithoutCancel(ctx), req)
 	if err != nil {
 		return nil, localrpc.NewError(connect.CodeInvalidArgument, fleetbanv1.Reason_REASON_INVALID_FIELD, err, "")

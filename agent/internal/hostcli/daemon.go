@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fleetban/fleetban/agent/internal/footprint"
 	"github.com/fleetban/fleetban/agent/internal/helper"
 	"github.com/fleetban/fleetban/agent/internal/run"
 	"github.com/fleetban/fleetban/agent/internal/sdnotify"
@@ -34,7 +35,7 @@ func (c *cli) runHelper(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	run.LimitMemory()
+	footprint.Limit()
 	uid, gid, err := helper.LookUpUser(c.opts.runUser)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fleetban/fleetban/agent/internal/footprint"
 	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/localrpc"
 	"github.com/fleetban/fleetban/agent/internal/spool"
@@ -205,6 +206,7 @@ func (l *link) observeInto(ctx context.Context) error {
 			}
 			problem := l.spool.Health().GetProblem()
 			l.spool.Observe(batch...)
+			footprint.Worked(len(batch))
 			l.ringSpooled()
 			l.tellWay(ctx, batch, first)
 			if now := l.spool.Health().GetProblem(); now != problem {
@@ -349,6 +351,7 @@ func (l *link) Settings(ctx context.Context, s *fleetbanv1.Settings, serverMS in
 
 // Apply hands an update to the helper.
 func (l *link) Apply(ctx context.Context, u stream.Update, serverMS int64) (stream.Applied, error) {
+	footprint.Worked(1 + len(u.Delta.GetRecords()) + len(u.Page.GetRecords()))
 	req := &hostv1.ApplyRequest{}
 	req.SetServerUnixMs(serverMS)
 	switch {

@@ -18,10 +18,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
+	"github.com/fleetban/fleetban/agent/internal/footprint"
 	"github.com/fleetban/fleetban/agent/internal/identity"
 	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/localrpc"
@@ -57,7 +57,7 @@ type Runner struct {
 
 // Run runs until ctx ends. ready, if not nil, is called once it answers on its socket.
 func Run(ctx context.Context, cfg Config, ready func()) error {
-	LimitMemory()
+	footprint.Limit()
 	id, err := identity.Load(cfg.StateDir)
 	if err != nil {
 		return err
@@ -161,16 +161,6 @@ func (r *Runner) status(context.Context, *hostv1.RunStatusRequest) (*hostv1.RunS
 		b.Stream.SetRetryUnixMs(s.Retry.UnixMilli())
 	}
 	return b.Build(), nil
-}
-
-// LimitMemory keeps a small process small, unless whoever starts it says otherwise.
-func LimitMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(30)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(24 << 20)
-	}
 }
 
 func instance() string {

@@ -128,20 +128,31 @@ func (c *call) send(m *fleetbanv1.ConnectResponse) {
 	}
 }
 
+// recordsOf makes bans of three hours.
+func recordsOf(addrs ...string) (records []*fleetbanv1.Record) {
+	for _, a := range addrs {
+		records = append(records, fleetbanv1.Record_builder{
+			Prefix: prefix.Pack(prefix.Single(netip.MustParseAddr(a))), Kind: fleetbanv1.RecordKind_RECORD_KIND_PRESENT,
+			SinceUnixMs: time.Now().UnixMilli(), ExpiresUnixMs: time.Now().Add(3 * time.Hour).UnixMilli(),
+		}.Build())
+	}
+	return records
+}
+
 // set sends a whole set, in pages.
 func (c *call) set(name string, kind fleetbanv1.SetKind, version uint64, addrs ...string) {
 	c.t.Helper()
-	var records []*fleetbanv1.Record
+	records := recordsOf(addrs...)
 	var digest uint64
-	for _, a := range addrs {
-		packed, expires := prefix.Pack(prefix.Single(netip.MustParseAddr(a))), time.Now().Add(3*time.Hour).UnixMilli()
-		digest ^= banset.Hash(packed, expires)
-		records = append(records, fleetbanv1.Record_builder{
-			Prefix: packed, Kind: fleetbanv1.RecordKind_RECORD_KIND_PRESENT, SinceUnixMs: time.Now().UnixMilli(), ExpiresUnixMs: expires,
-		}.Build())
+	for _, r := range records {
+		digest ^= banset.Hash(r.GetPrefix(), r.GetExpiresUnixMs())
+	}
+	parts := slices.Collect(slices.Chunk(records, 1000))
+	if len(parts) == 0 {
+		parts = append(parts, nil)
 	}
 	page := uint32(0)
-	for part := range slices.Chunk(records, 1000) {
+	for _, part := range parts {
 		c.send(fleetbanv1.ConnectResponse_builder{Snapshot: fleetbanv1.SnapshotPage_builder{
 			Set: name, Kind: kind, Epoch: 1, Version: version, Digest: digest, Page: page, Records: part,
 			Last: int(page+1)*1000 >= len(records),
