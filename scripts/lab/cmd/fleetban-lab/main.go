@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/scripts/lab/internal/bench"
+	"github.com/fleetban/fleetban/scripts/lab/internal/chaos"
 	"github.com/fleetban/fleetban/scripts/lab/internal/demo"
 	"github.com/fleetban/fleetban/scripts/lab/internal/lab"
 	"github.com/fleetban/fleetban/scripts/lab/internal/node"
@@ -28,6 +29,7 @@ const usage = `fleetban-lab makes hosts in network namespaces: real sshd, fail2b
   fleetban-lab attack HOST               try SSH passwords on a host until its fail2ban bans the attacker
   fleetban-lab down    take a lab down; leaves nothing, also of one that crashed
   fleetban-lab demo    watch a ban on one host be enforced on all
+  fleetban-lab chaos   break a fleet for some rounds while bans are made, and check that nothing was lost
   fleetban-lab bench   measure one ban's way from host to host, and what the processes weigh
 
 Flags come after the verb; -h after a verb lists them.
@@ -62,6 +64,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	verbs := map[string]func(context.Context, []string) error{
 		"up": up, "down": down, "status": status, "exec": execute, "attack": attack, "demo": show, "bench": measure,
+		"chaos": breakIt,
 	}
 	verb, ok := verbs[args[0]]
 	if !ok {
@@ -263,4 +266,20 @@ func measure(ctx context.Context, args []string) error {
 		return flag.ErrHelp
 	}
 	return bench.Run(ctx, bench.Options{Lab: lab.Options{Name: *name, Hosts: *hosts}, Bans: *bans, Idle: *idle, Out: os.Stdout})
+}
+
+func breakIt(ctx context.Context, args []string) error {
+	set, name := flags("chaos")
+	hosts := set.Int("hosts", 3, "how many hosts there are")
+	replicas := set.Int("replicas", 2, "how many control-plane replicas there are")
+	seed := set.Uint64("seed", 1, "decides, with a round's number, what goes wrong in it and when")
+	rounds := set.Int("rounds", 20, "how many rounds there are, some seconds each")
+	first := set.Int("first", 0, "the number of the first round, to play one again")
+	if err := set.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	_, err := chaos.Run(ctx, chaos.Options{
+		Lab: lab.Options{Name: *name, Hosts: *hosts, Replicas: *replicas}, Seed: *seed, First: *first, Rounds: *rounds, Out: os.Stdout,
+	})
+	return err
 }

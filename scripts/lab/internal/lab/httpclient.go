@@ -10,6 +10,9 @@ import (
 	"strconv"
 )
 
+// HTTPClient calls the control plane as the administrator, from the admin's machine, for who speaks HTTP without its clients.
+func (l *Lab) HTTPClient() *http.Client { return l.httpClient(l.token) }
+
 // httpClient calls the control plane from the admin's machine, trusting the lab's authority, with a bearer token if it isn't
 // empty. Each keeps connections of its own.
 func (l *Lab) httpClient(token string) *http.Client {

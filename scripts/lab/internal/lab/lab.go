@@ -422,6 +422,9 @@ func (l *Lab) Hosts() (hosts []*Node) {
 // Name is the lab's name.
 func (l *Lab) Name() string { return l.options.Name }
 
+// Replicas is how many control-plane replicas there are.
+func (l *Lab) Replicas() int { return l.options.Replicas }
+
 // BinDir is where the Fleetban programs are.
 func (l *Lab) BinDir() string { return l.options.BinDir }
 

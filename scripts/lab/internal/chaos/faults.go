@@ -1,0 +1,171 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fleetban/fleetban/scripts/lab/internal/lab"
+)
+
+// fault is one thing that goes wrong for a while.
+type fault struct {
+	name string
+	// host is whose it is; empty: the control plane's.
+	host string
+	// for how long it lasts; 0: it is over at once.
+	lasts time.Duration
+	begin func(context.Context) error
+	mend  func(context.Context) error // nil: nothing is to be mended
+	// flushes says that the host's kernel loses its bans for a moment.
+	flushes bool
+	// shakes says that the host's fail2ban may forget what it has just banned or lifted.
+	shakes bool
+}
+
+func (f fault) String() string {
+	if f.lasts > 0 {
+		return fmt.Sprintf("%s for %s", f.name, f.lasts.Round(100*time.Millisecond))
+	}
+	return f.name
+}
+
+// kinds are the faults there are, each made for a lab by chance.
+var kinds = map[string]func(*lab.Lab, *rand.Rand) fault{
+	"replica-killed":     func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGKILL) },
+	"replica-terminated": func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGTERM) },
+	"replica-paused":     func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, replica(l, r), "") },
+	"redis-killed":       func(l *lab.Lab, _ *rand.Rand) fault { return signal(l, lab.ServiceRedis, "", syscall.SIGKILL) },
+	"redis-paused":       func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceRedis, "") },
+	"run-killed":         func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceAgent, host(l, r), syscall.SIGKILL) },
+	"run-paused":         func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceAgent, host(l, r)) },
+	"helper-killed":      func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceHelper, host(l, r), syscall.SIGKILL) },
+	"helper-terminated":  func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceHelper, host(l, r), syscall.SIGTERM) },
+	"agent-down":         agentDown,
+	"fail2ban-killed": func(l *lab.Lab, r *rand.Rand) fault {
+		f := signal(l, lab.ServiceFail2ban, host(l, r), syscall.SIGKILL)
+		f.shakes = true
+		return f
+	},
+	"kernel-flushed": func(l *lab.Lab, r *rand.Rand) fault {
+		h := host(l, r)
+		return fault{name: "nft flush ruleset on " + h, host: h, flushes: true, begin: func(ctx context.Context) error {
+			_, err := l.Node(h).Exec(ctx, "nft", "flush", "ruleset")
+			return err
+		}}
+	},
+	"partition":   func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, true) },
+	"deaf-host":   func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, false, true) },
+	"silent-host": func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, false) },
+}
+
+func replica(l *lab.Lab, r *rand.Rand) string { return lab.ServiceReplica(1 + r.IntN(l.Replicas())) }
+
+func host(l *lab.Lab, r *rand.Rand) string {
+	hosts := l.Hosts()
+	return hosts[r.IntN(len(hosts))].Name
+}
+
+func machine(l *lab.Lab, host string) *lab.Node {
+	if host == "" {
+		return l.Node(lab.ControlPlane)
+	}
+	return l.Node(host)
+}
+
+func at(service, host string) string {
+	if host == "" {
+		return service
+	}
+	return service + " on " + host
+}
+
+// signal ends a service, which is started again as systemd would.
+func signal(l *lab.Lab, service, host string, sig syscall.Signal) fault {
+	what := map[syscall.Signal]string{syscall.SIGKILL: "kill -9 ", syscall.SIGTERM: "kill "}[sig]
+	return fault{name: what + at(service, host), host: host, begin: func(ctx context.Context) error {
+		err := machine(l, host).Signal(ctx, service, sig)
+		if err != nil && strings.Contains(err.Error(), "doesn't run") {
+			return nil // down from the fault before
+		}
+		return err
+	}}
+}
+
+// pause stops a service's processes where they are, as a machine does that swaps or is snapshotted.
+func pause(l *lab.Lab, r *rand.Rand, service, host string) fault {
+	return fault{
+		name: "pause " + at(service, host), host: host, lasts: time.Duration(300+r.IntN(2700)) * time.Millisecond,
+		begin: func(ctx context.Context) error { return quiet(machine(l, host).Signal(ctx, service, syscall.SIGSTOP)) },
+		mend:  func(ctx context.Context) error { return quiet(machine(l, host).Signal(ctx, service, syscall.SIGCONT)) },
+	}
+}
+
+// quiet lets a signal go to a service that another fault has taken down.
+func quiet(err error) error {
+	if err != nil && strings.Contains(err.Error(), "doesn't run") {
+		return nil
+	}
+	return err
+}
+
+// agentDown keeps both halves of an agent down for a while.
+func agentDown(l *lab.Lab, r *rand.Rand) fault {
+	h := host(l, r)
+	services := []string{lab.ServiceAgent, lab.ServiceHelper}
+	return fault{
+		name: "agent down on " + h, host: h, lasts: time.Duration(500+r.IntN(2000)) * time.Millisecond,
+		begin: func(ctx context.Context) error {
+			for _, s := range services {
+				if err := l.Node(h).Stop(ctx, s, syscall.SIGKILL); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		mend: func(ctx context.Context) error {
+			for _, s := range services {
+				if err := l.Node(h).StartAgain(ctx, s); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// cut loses what a host sends to the control plane, what it is sent, or both. Rules stand on the control plane's machine,
+// which has no agent to mind them.
+func cut(l *lab.Lab, r *rand.Rand, from, to bool) fault {
+	h := host(l, r)
+	n := l.Node(h)
+	cp := l.Node(lab.ControlPlane)
+	table := fmt.Sprintf("chaos_%s_%t_%t", h, from, to) // one for each, for two may overlap
+	var rules strings.Builder
+	fmt.Fprintf(&rules, "table inet %s {\n chain in { type filter hook input priority -200;\n", table)
+	if from {
+		fmt.Fprintf(&rules, "  ip saddr %s drop\n  ip6 saddr %s drop\n", n.Addr, n.Addr6)
+	}
+	rules.WriteString(" }\n chain out { type filter hook output priority -200;\n")
+	if to {
+		fmt.Fprintf(&rules, "  ip daddr %s drop\n  ip6 daddr %s drop\n", n.Addr, n.Addr6)
+	}
+	rules.WriteString(" }\n}\n")
+	name := map[[2]bool]string{
+		{true, true}: "cut off " + h, {true, false}: "lose what " + h + " sends", {false, true}: "lose what " + h + " is sent",
+	}[[2]bool{from, to}]
+	return fault{
+		name: name, host: h, lasts: time.Duration(500+r.IntN(3500)) * time.Millisecond,
+		begin: func(ctx context.Context) error {
+			_, err := cp.Exec(ctx, "nft", rules.String())
+			return err
+		},
+		mend: func(ctx context.Context) error {
+			_, err := cp.Exec(ctx, "nft", "delete", "table", "inet", table)
+			return err
+		},
+	}
+}

@@ -1,0 +1,133 @@
+package chaos
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// verdict is what must be true of a prefix at a moment.
+type verdict int
+
+const (
+	either verdict = iota // nobody was told for sure
+	banned
+	free
+)
+
+// Bans end by clocks of several machines, and kernels are read in a moment that takes some time.
+const (
+	early = time.Second
+	late  = 4 * time.Second
+)
+
+// fact is what callers were told of one prefix. Each prefix has one caller at a time.
+type fact struct {
+	prefix netip.Prefix
+	// host is whose fail2ban banned it; empty: the API did.
+	host string
+	// acknowledged says that the last call of a ban succeeded; else its outcome isn't known.
+	acknowledged bool
+	// ends is when the ban ends at the latest; earliest when it may.
+	ends, earliest time.Time
+	// lifting says that an unban was asked for, lifted that it was acknowledged.
+	lifting, lifted bool
+	// shaken says that the host's fail2ban was killed around its ban or unban: whether it still bans is its own affair.
+	shaken bool
+	// allowed prefixes are on the allowlist.
+	allowed bool
+	round   int
+}
+
+// verdict says what must hold of f at a moment. It holds of kernels once the fleet has had time to settle.
+func (f *fact) verdict(at time.Time) verdict {
+	switch {
+	case f.allowed:
+		return free
+	case at.After(f.ends.Add(late)):
+		return free
+	case at.After(f.earliest.Add(-early)):
+		return either
+	case f.lifted && !f.shaken:
+		return free
+	case f.lifting, f.shaken, !f.acknowledged:
+		return either
+	default:
+		return banned
+	}
+}
+
+func (f *fact) String() string {
+	who := "a person"
+	if f.host != "" {
+		who = "fail2ban on " + f.host
+	}
+	return fmt.Sprintf("%s (round %d, by %s; acknowledged %t, ends %s, lifting %t, lifted %t, shaken %t)",
+		f.prefix, f.round, who, f.acknowledged, f.ends.Format("15:04:05.000"), f.lifting, f.lifted, f.shaken)
+}
+
+// journal is what callers were told, of every prefix that a kernel could still hold.
+type journal struct {
+	mu    sync.Mutex
+	facts map[netip.Prefix]*fact
+	next  uint32
+}
+
+func newJournal() *journal { return &journal{facts: map[netip.Prefix]*fact{}} }
+
+// fresh is an address that nobody has used, of a range that nothing in a lab has.
+func (j *journal) fresh() netip.Prefix {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.next++
+	n := j.next
+	if n%5 == 0 { // IPv6 bans are of a /64
+		a := netip.MustParseAddr("2a05:4500::").As16()
+		a[4], a[5], a[6], a[7] = byte(n>>24), byte(n>>16), byte(n>>8), byte(n)
+		return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{45, byte(n >> 16), byte(n >> 8), byte(n)}), 32)
+}
+
+func (j *journal) note(f fact) *fact {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.facts[f.prefix] = &f
+	return &f
+}
+
+func (j *journal) find(p netip.Prefix) *fact {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.facts[p]
+}
+
+// change changes a fact under the lock.
+func (j *journal) change(f *fact, with func(*fact)) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	with(f)
+}
+
+// all is a copy of every fact.
+func (j *journal) all() []fact {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	out := make([]fact, 0, len(j.facts))
+	for _, f := range j.facts {
+		out = append(out, *f)
+	}
+	return out
+}
+
+// forget drops what no kernel can hold any more and nobody asks about again.
+func (j *journal) forget(now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for p, f := range j.facts {
+		if !f.allowed && now.After(f.ends.Add(time.Minute)) {
+			delete(j.facts, p)
+		}
+	}
+}
