@@ -141,9 +141,9 @@ func (h *Host) facts() *fleetbanv1.HostFacts {
 	return f.Build()
 }
 
-// Start begins the host's stream; Stop ends it.
-func (h *Host) Start() {
-	ctx, cancel := context.WithCancel(context.Background())
+// Start begins the host's stream; only Stop ends it.
+func (h *Host) Start(ctx context.Context) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.starts++

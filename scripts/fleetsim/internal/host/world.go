@@ -107,6 +107,13 @@ func (w *World) Last(prefixes []netip.Prefix, most int) *hdrhistogram.Histogram 
 	return h
 }
 
+// Close ends the measurement of bans: who comes to know of them later isn't late.
+func (w *World) Close(prefixes []netip.Prefix) {
+	for _, p := range prefixes {
+		w.records.windowOf(p).made.Store(0)
+	}
+}
+
 // Connected is how many hosts have a stream now.
 func (w *World) Connected() int { return int(w.connected.Load()) }
 

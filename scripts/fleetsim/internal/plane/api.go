@@ -140,7 +140,7 @@ func (p *Plane) redisCommand(ctx context.Context, words ...string) (string, erro
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(head, "$")))
 	if err != nil || n < 0 {
-		return "", fmt.Errorf("Redis answers %s with %q", words[0], head)
+		return "", fmt.Errorf("answer of Redis to %s: %q", words[0], head)
 	}
 	body := make([]byte, n)
 	_, err = io.ReadFull(r, body)

@@ -41,6 +41,8 @@ type Options struct {
 	Replicas int
 	// TLS makes streams use TLS; without it they are h2c.
 	TLS bool
+	// Drain is how long a replica that is asked to end spreads the departure of its streams over.
+	Drain time.Duration
 }
 
 // Plane is a running control plane.
@@ -197,6 +199,7 @@ func (r *Replica) Start(ctx context.Context) error {
 	// Its name is new with each start, for streams are fenced by it.
 	args := append([]string{
 		"serve", "--listen", r.address, "--metrics-listen", r.metrics, "--replica", fmt.Sprintf("%s-%d", r.Name, r.starts),
+		"--drain-window", p.o.Drain.String(),
 	}, p.backend(r.Name)...)
 	if p.o.TLS {
 		args = append(args, "--tls-cert", p.path("tls.crt"), "--tls-key", p.path("tls.key"))

@@ -56,6 +56,7 @@ const (
 	invSync     = "every host comes to hold what the control plane holds"
 	invDigest   = "what a host holds is what it says it holds"
 	invKept     = "an acknowledged ban is on every host until its end"
+	invListed   = "people see what is banned"
 	invEnds     = "no ban outlives its end or its unban"
 	invOnce     = "each event is recorded exactly once"
 	invPromoted = "bans below the rates become the fleet's"
@@ -190,7 +191,7 @@ func (f *fleet) checkControlPlane(ctx context.Context, v *violations, live map[n
 			return err
 		})
 		if err != nil {
-			v.add(invKept, "%v", err)
+			v.add(invListed, "%v", err)
 			return
 		}
 		for _, b := range page.GetBans() {
@@ -204,12 +205,12 @@ func (f *fleet) checkControlPlane(ctx context.Context, v *violations, live map[n
 	}
 	for p, expires := range listed {
 		if _, ok := live[p]; !ok && !unsure[p] && expires > now+slack {
-			v.add(invEnds, "the control plane lists %s until %s; nobody wants that any more", p, at(expires))
+			v.add(invListed, "the control plane lists %s until %s; nobody wants that any more", p, at(expires))
 		}
 	}
 	for p, want := range live {
 		if _, ok := listed[p]; !ok && !unsure[p] && want.lo > now+shortly.Milliseconds() {
-			v.add(invKept, "the control plane doesn't list %s", p)
+			v.add(invListed, "the control plane doesn't list %s", p)
 		}
 	}
 }

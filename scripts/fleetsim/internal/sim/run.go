@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,8 +45,8 @@ type Options struct {
 	Dir string
 	// SettleWithin is how long hosts may take to be in sync once nothing happens any more. Default 60 s.
 	SettleWithin time.Duration
-	// Sabotage makes one host faulty: the check must find it. See the tests.
-	Sabotage string
+	// Sabotage makes hosts faulty, one each: the check must find it. See Sabotages.
+	Sabotage []string
 	// Progress is told what is going on. Optional.
 	Progress func(format string, args ...any)
 
@@ -86,6 +87,11 @@ func (o *Options) complete() ([]scenario, error) {
 	case o.Duration < time.Second || o.Duration > 24*time.Hour:
 		return nil, errors.New("a scenario lasts 1 s to 24 h")
 	}
+	for _, s := range o.Sabotage {
+		if !slices.Contains(Sabotages(), s) {
+			return nil, fmt.Errorf("there is no sabotage %q", s)
+		}
+	}
 	if o.Seed == 0 {
 		o.Seed = uint64(time.Now().UnixNano())
 	}
@@ -110,10 +116,12 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		if dir, err = os.MkdirTemp("", "fleetsim"); err != nil {
 			return nil, err
 		}
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 	}
 	o.Progress("starting Redis and %d replicas", o.Replicas)
-	control, err := plane.Start(ctx, plane.Options{BinDir: o.BinDir, Dir: dir, Replicas: o.Replicas, TLS: o.TLS})
+	control, err := plane.Start(ctx, plane.Options{
+		BinDir: o.BinDir, Dir: dir, Replicas: o.Replicas, TLS: o.TLS, Drain: min(max(o.Duration/8, 250*time.Millisecond), 5*time.Second),
+	})
 	defer control.Stop()
 	if err != nil {
 		return nil, err
@@ -144,9 +152,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		part.TookMS = milliseconds(time.Since(began))
 	}
 	o.Progress("checking")
-	if err := f.sabotage(); err != nil {
-		return nil, err
-	}
+	f.sabotage()
 	found := f.check(ctx)
 	o.report.Violations = append(v.lines(), found.lines()...)
 	o.report.Calls = o.report.Retried.Load()
@@ -191,7 +197,7 @@ func (f *fleet) begin(ctx context.Context) error {
 	o.report.Enrolled = Figure{o.Hosts, milliseconds(time.Since(began))}
 	o.Progress("connecting them")
 	began = time.Now()
-	f.each(func(h *host.Host) { h.Start() })
+	f.each(func(h *host.Host) { h.Start(ctx) })
 	if err := f.settle(ctx, 2*o.SettleWithin); err != nil {
 		return err
 	}

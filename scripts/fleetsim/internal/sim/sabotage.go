@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/scripts/fleetsim/internal/host"
@@ -24,42 +25,49 @@ const (
 	SabotageSilent = "silent"
 )
 
+// Sabotages are all of them.
+func Sabotages() []string {
+	return []string{SabotageDelta, SabotageUnban, SabotageTwice, SabotageNever, SabotageSilent}
+}
+
 // arm is called before scenarios begin: these faults lie in wait.
 func (f *fleet) arm() {
-	switch f.o.Sabotage {
-	case SabotageDelta:
-		f.members()[0].SetSabotage(host.DropDelta)
-	case SabotageUnban:
-		f.members()[0].SetSabotage(host.KeepRetracted)
+	for i, fault := range f.o.Sabotage {
+		switch fault {
+		case SabotageDelta:
+			f.members()[i].SetSabotage(host.DropDelta)
+		case SabotageUnban:
+			f.members()[i].SetSabotage(host.KeepRetracted)
+		default:
+		}
 	}
 }
 
 // sabotage is called when they are over.
-func (f *fleet) sabotage() error {
-	h, p := f.members()[0], f.prefix()
-	switch f.o.Sabotage {
-	case "", SabotageDelta, SabotageUnban:
-	case SabotageTwice:
-		f.observe(h, jailLocal, p, long, nil)
-		h.Repeat(jailLocal, p)
-	case SabotageNever:
-		f.ledger.ordered(p, 1<<52)
-	case SabotageSilent:
-		f.ledger.event(eventKey{h.ID, operatorv1.FleetEventKind_FLEET_EVENT_KIND_OBSERVED, p, jailOne})
-	default:
-		return fmt.Errorf("there is no sabotage %q", f.o.Sabotage)
+func (f *fleet) sabotage() {
+	for i, fault := range f.o.Sabotage {
+		h, p := f.members()[i], f.prefix()
+		switch fault {
+		case SabotageTwice:
+			f.observe(h, jailLocal, p, long, nil)
+			h.Repeat(jailLocal, p)
+		case SabotageNever:
+			f.ledger.ordered(p, time.Now().Add(long).UnixMilli())
+		case SabotageSilent:
+			f.ledger.event(eventKey{h.ID, operatorv1.FleetEventKind_FLEET_EVENT_KIND_OBSERVED, p, jailOne})
+		default:
+		}
 	}
-	return nil
 }
 
-// reads is how many commands Redis has run, but for the simulator's own.
-func (f *fleet) reads(ctx context.Context) float64 {
-	info, err := f.plane.RedisInfo(ctx, "stats")
+// scripts is how many scripts Redis has run.
+func (f *fleet) scripts(ctx context.Context) float64 {
+	info, err := f.plane.RedisInfo(ctx, "commandstats")
 	if err != nil {
 		return 0
 	}
 	var n float64
-	if _, err := fmt.Sscan(info["total_commands_processed"], &n); err != nil {
+	if _, err := fmt.Sscanf(info["cmdstat_evalsha"], "calls=%f", &n); err != nil {
 		return 0
 	}
 	return n

@@ -150,6 +150,7 @@ func (f *fleet) finish(ctx context.Context, p *Part, m *made) error {
 		host.Observe(receipts, d)
 	}
 	p.hist(histReceipts, receipts)
+	f.world.Close(m.prefixes)
 	return err
 }
 
@@ -263,9 +264,6 @@ func wave(ctx context.Context, f *fleet, p *Part) error {
 	return err
 }
 
-// reconnectWithin is what the product promises after a replica was killed.
-const reconnectWithin = 15 * time.Second
-
 func reconnect(ctx context.Context, f *fleet, p *Part) error {
 	m := &made{}
 	var background sync.WaitGroup
@@ -278,7 +276,7 @@ func reconnect(ctx context.Context, f *fleet, p *Part) error {
 			r.ResetPeak()
 		}
 		steady, snapshots := replicas[1].Usage().RSS, f.world.Snapshots.Load()
-		reads := f.reads(ctx)
+		scripts := f.scripts(ctx)
 		moved := 0
 		for _, h := range f.members() {
 			if h.Status().Replica == replicas[0].Name+"-1" {
@@ -296,12 +294,12 @@ func reconnect(ctx context.Context, f *fleet, p *Part) error {
 		p.row("replica killed: all are in sync after", milliseconds(inSync), "ms")
 		p.row("a survivor's peak RSS, times its RSS before", float64(replicas[1].Usage().Peak)/float64(max(steady, 1)), "")
 		p.row("snapshots sent", float64(f.world.Snapshots.Load()-snapshots), "")
-		p.row("calls of Redis a stream that moved", (f.reads(ctx)-reads)/float64(max(moved, 1)), "")
+		p.row("scripts that Redis ran a stream that moved", (f.scripts(ctx)-scripts)/float64(max(moved, 1)), "")
 		if err := replicas[0].Start(ctx); err != nil {
 			return err
 		}
 	}
-	snapshots, reads, connects := f.world.Snapshots.Load(), f.reads(ctx), f.world.Connects.Load()
+	snapshots, scripts, connects := f.world.Snapshots.Load(), f.scripts(ctx), f.world.Connects.Load()
 	began := time.Now()
 	for _, h := range f.members() {
 		h.Cut()
@@ -314,7 +312,7 @@ func reconnect(ctx context.Context, f *fleet, p *Part) error {
 	p.row("every connection cut: all have a stream after", milliseconds(up), "ms")
 	p.row("every connection cut: all are in sync after", milliseconds(inSync), "ms")
 	p.row("snapshots sent", float64(f.world.Snapshots.Load()-snapshots), "")
-	p.row("calls of Redis a new stream", (f.reads(ctx)-reads)/float64(max(again, 1)), "")
+	p.row("scripts that Redis ran a new stream", (f.scripts(ctx)-scripts)/float64(max(again, 1)), "")
 	background.Wait()
 	if failed != nil {
 		return failed
@@ -441,12 +439,12 @@ func churn(ctx context.Context, f *fleet, p *Part) error {
 			case 0, 2:
 				restarts++
 				h.Stop()
-				h.Start()
+				h.Start(ctx)
 			case 1:
 				wipes++
 				h.Stop()
 				h.Wipe()
-				h.Start()
+				h.Start(ctx)
 			case 3:
 				// Only a host that has said everything: what is lost with a host that is thrown away is nobody's promise.
 				if h.Waiting() > 0 || len(f.members()) < 3 {
@@ -458,7 +456,7 @@ func churn(ctx context.Context, f *fleet, p *Part) error {
 				added, err := f.enrol(ctx, 1)
 				note(err)
 				for _, h := range added {
-					h.Start()
+					h.Start(ctx)
 				}
 			}
 		}
