@@ -6,7 +6,7 @@ SHELL       := /bin/bash
 MAKEFLAGS   += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-MODULES := proto/wire agent controlplane scripts/lab scripts/fleetsim
+MODULES := proto/wire agent controlplane scripts/lab
 TOOLS   := $(CURDIR)/bin/tools
 export PATH := $(TOOLS):/usr/local/go/bin:/usr/sbin:/sbin:$(PATH)
 
@@ -49,13 +49,13 @@ setup: ## Install what the machine lacks; says what; does nothing the second tim
 test: setup ## Everything: lint, generated code, unit, property, fuzz (short), integration, end to end
 	@scripts/test
 
+.PHONY: test-versions
+test-versions: setup ## The same against fail2ban 0.11 and 1.1 and Valkey, from Debian's other releases
+	@scripts/as-root scripts/test-versions
+
 .PHONY: bench
 bench: setup build lab ## The README's figures, measured here
 	@scripts/as-root scripts/bench
-
-.PHONY: chaos
-chaos: setup build lab ## Break a fleet of real processes and check that nothing was lost: SEED=1 ROUNDS=20
-	@scripts/as-root bin/fleetban-lab chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),20)
 
 .PHONY: generate
 generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## Generated code and copies, anew
@@ -67,7 +67,7 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos, shell and alert rules
 	@cd proto && buf lint && buf format --diff --exit-code --path fleetban
 	@scripts/check-breaking
 	@for m in $(MODULES); do (cd $$m && golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
-	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/install.sh .ci/run
+	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/test-versions scripts/install.sh .ci/run
 	@promtool check config infra/prometheus/prometheus.yml >/dev/null
 	@promtool test rules infra/prometheus/alerts_test.yml
 

@@ -119,7 +119,7 @@ func TestSaysLittle(t *testing.T) {
 	if strings.Count(shown.String(), "overcommit") > 1 {
 		t.Errorf("twice: %s", &shown)
 	}
-	for _, want := range []string{"Redis", "version=", "exit"} {
+	for _, want := range []string{"to accept connections", "version=", "exit"} {
 		if !strings.Contains(all.String(), want) {
 			t.Errorf("who debugs doesn't see %q: %s", want, &all)
 		}
