@@ -6,7 +6,7 @@ SHELL       := /bin/bash
 MAKEFLAGS   += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-MODULES := proto/wire agent controlplane scripts/lab
+MODULES := proto/wire agent controlplane scripts/lab scripts/fleetsim
 TOOLS   := $(CURDIR)/bin/tools
 export PATH := $(TOOLS):/usr/local/go/bin:/usr/sbin:/sbin:$(PATH)
 
@@ -56,6 +56,10 @@ test-versions: setup ## The same against fail2ban 0.11 and 1.1 and Valkey, from 
 .PHONY: bench
 bench: setup build lab ## The README's figures, measured here
 	@scripts/as-root scripts/bench
+
+.PHONY: chaos
+chaos: setup build lab ## Break a fleet of real processes and check that nothing was lost: SEED=1 ROUNDS=20
+	@scripts/as-root bin/fleetban-lab chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),20)
 
 .PHONY: generate
 generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## Generated code and copies, anew
