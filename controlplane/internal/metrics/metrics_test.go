@@ -28,7 +28,7 @@ func everything() *metrics.Metrics {
 			return []metrics.SetState{{Organisation: "O", Set: "all", Builtin: true, Version: 7}}
 		},
 		Replica: func() metrics.ReplicaState {
-			return metrics.ReplicaState{Reasons: []string{"clock"}, Durability: "everysec", ClockOffset: -2 * time.Second}
+			return metrics.ReplicaState{Reasons: []string{"clock", "of a later release"}, Notes: []string{"failover"}, Durability: "everysec", ClockOffset: -2 * time.Second}
 		},
 	})
 	return m
@@ -125,7 +125,8 @@ func TestState(t *testing.T) {
 	t.Parallel()
 	got := metricstest.Scrape(t, handler(everything()))
 	for name, want := range map[string]float64{
-		"fleetban_ready": 0, `fleetban_not_ready{reason="clock"}`: 1, `fleetban_not_ready{reason="schema"}`: 0, "fleetban_clock_offset_seconds": -2,
+		"fleetban_ready": 0, `fleetban_not_ready{reason="clock"}`: 1, `fleetban_not_ready{reason="schema"}`: 0, `fleetban_not_ready{reason="other"}`: 1,
+		`fleetban_notes{note="failover"}`: 1, `fleetban_notes{note="other"}`: 0, "fleetban_clock_offset_seconds": -2,
 		`fleetban_redis_durability{class="everysec"}`: 1, `fleetban_redis_durability{class="always"}`: 0, `fleetban_set_version{organisation="O",set="all"}`: 7,
 		`fleetban_build_info{version="v1"}`: 1,
 	} {

@@ -67,6 +67,8 @@ type ReplicaState struct {
 	// Reasons are the codes of why not: of Reasons.
 	Reasons    []string
 	Durability string
+	// Notes are the codes of what /readyz notes beside: of Notes.
+	Notes []string
 	// ClockOffset is how far Redis' clock is ahead of this machine's.
 	ClockOffset time.Duration
 	// JobsTerm is that of the lease on background jobs, 0 where another replica has it.
@@ -78,6 +80,9 @@ var NotReady = []string{
 	"draining", "starting", "redis-unreachable", "redis-version", "durability", "eviction", "secret-differs", "schema", "clock",
 }
 
+// Notes are the codes of what keeps nobody from being served but wants a person's attention, as /readyz names them.
+var Notes = []string{"no-organisation", "durability", "failover"}
+
 var durabilities = []string{"always", "replicated", "everysec", "none", "unknown"}
 
 // state collects what Sources say.
@@ -86,7 +91,7 @@ type state struct {
 	version string
 	descs   []*prometheus.Desc
 
-	build, ready, notReady, durability, clock, lease               *prometheus.Desc
+	build, ready, notReady, notes, durability, clock, lease        *prometheus.Desc
 	streams, organisations, acksWaiting, owing, owed               *prometheus.Desc
 	spoolEvents, spoolBytes, spoolLost, spoolFullest               *prometheus.Desc
 	fail2banDown, inert, repairs                                   *prometheus.Desc
@@ -110,7 +115,9 @@ func declareState(c *catalog, version string) *state {
 	s.ready = add("gauge", "fleetban_ready", "1 when /readyz says that this replica may serve.",
 		"0: fleetban_not_ready names the reason; /readyz and the log say what mends it.")
 	s.notReady = add("gauge", "fleetban_not_ready", "1 for each reason that this replica isn't ready.",
-		"/readyz says, for each, what mends it.", Label{"reason", list(NotReady)})
+		"/readyz says, for each, what mends it.", Label{"reason", list(withOther(NotReady))})
+	s.notes = add("gauge", "fleetban_notes", "1 for each thing that keeps nobody from being served but wants a person's attention.",
+		"/readyz says what it is and what mends it. no-organisation: Redis is empty. failover: a failover of Redis may lose its tail.", Label{"note", list(withOther(Notes))})
 	s.durability = add("gauge", "fleetban_redis_durability", "1 for what Redis promises about acknowledged writes.",
 		"Not always: acknowledged bans may be lost when Redis crashes. Set appendfsync always, or know that you accepted it.", Label{"class", list(durabilities)})
 	s.clock = add("gauge", "fleetban_clock_offset_seconds", "How far Redis' clock is ahead of this machine's.",
@@ -180,9 +187,14 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 	if from.Replica != nil {
 		r := from.Replica()
 		put(s.ready, one(r.Ready))
-		for _, reason := range NotReady {
-			put(s.notReady, one(slices.Contains(r.Reasons, reason)), reason)
+		flags := func(d *prometheus.Desc, known, are []string) {
+			for _, code := range known {
+				put(d, one(slices.Contains(are, code)), code)
+			}
+			put(d, one(slices.ContainsFunc(are, func(code string) bool { return !slices.Contains(known, code) })), other)
 		}
+		flags(s.notReady, NotReady, r.Reasons)
+		flags(s.notes, Notes, r.Notes)
 		for _, class := range durabilities {
 			put(s.durability, one(r.Durability == class), class)
 		}

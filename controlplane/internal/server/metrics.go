@@ -55,6 +55,9 @@ func (s *Server) observe() {
 			for _, r := range report.Reasons {
 				out.Reasons = append(out.Reasons, r.Code)
 			}
+			for _, n := range report.Notes {
+				out.Notes = append(out.Notes, n.Code)
+			}
 			return out
 		},
 	})
