@@ -499,7 +499,7 @@ func newMute(t *testing.T, to string) *mute {
 // TestSilentDoorbell: a subscription that died without a word is noticed, and nothing is missed.
 func TestSilentDoorbell(t *testing.T) {
 	t.Parallel()
-	redis := redistest.Start(t)
+	redis := redistest.StartOne(t)
 	m := newMute(t, strings.TrimPrefix(redis.URL(), "unix://"))
 	writer := newReplica(t, redis, time.Minute)
 	st, err := store.Open(store.Options{URL: "redis://" + m.address})

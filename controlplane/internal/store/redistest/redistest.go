@@ -60,6 +60,12 @@ func Start(t testing.TB) *Server {
 	if os.Getenv(Variable) == "cluster" {
 		return &StartCluster(t).Server
 	}
+	return StartOne(t)
+}
+
+// StartOne starts one server, whatever Variable says.
+func StartOne(t testing.TB) *Server {
+	t.Helper()
 	n := newNode(t)
 	n.socket = filepath.Join(n.dir, "redis.sock")
 	n.args = append([]string{"--port", "0", "--unixsocket", n.socket}, durable...)

@@ -55,7 +55,7 @@ func newClusterNode(t testing.TB) *Node {
 	n := newNode(t)
 	n.port = freePort(t)
 	n.args = append([]string{
-		"--port", strconv.Itoa(n.port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort(t)),
+		"--repl-diskless-sync-delay", "0", "--port", strconv.Itoa(n.port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort(t)),
 		"--cluster-node-timeout", strconv.FormatInt(nodeTimeout.Milliseconds(), 10), "--cluster-replica-validity-factor", "0",
 	}, durable...)
 	return n
@@ -98,7 +98,8 @@ func (c *RedisCluster) settle() {
 // Slot is the slot of a key.
 func (c *RedisCluster) Slot(key string) int {
 	c.t.Helper()
-	slot, err := c.nodes[0].Client().ClusterKeySlot(c.t.Context(), key).Result()
+	n := c.nodes[slices.IndexFunc(c.nodes, func(n *Node) bool { return n.cmd != nil })]
+	slot, err := n.Client().ClusterKeySlot(c.t.Context(), key).Result()
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -333,4 +334,50 @@ func (n *Node) inSync(ctx context.Context) error {
 		err = errors.New(info)
 	}
 	return err
+}
+
+// Set sets what CONFIG SET can.
+func (n *Node) Set(name, value string) {
+	n.t.Helper()
+	c := n.Client()
+	defer func() { _ = c.Close() }()
+	if err := c.ConfigSet(n.t.Context(), name, value).Err(); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// DropReplicas closes the connections of a master's replicas: one that is paused misses what is written from now on.
+func (n *Node) DropReplicas() {
+	n.t.Helper()
+	c := n.Client()
+	defer func() { _ = c.Close() }()
+	if err := c.Do(n.t.Context(), "client", "kill", "type", "replica").Err(); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// Follows waits until the server is a replica of master and has all it had.
+func (n *Node) Follows(master *Node) {
+	n.t.Helper()
+	c := n.Client()
+	defer func() { _ = c.Close() }()
+	n.poll("it follows the new master", func(ctx context.Context) error {
+		info, err := c.Info(ctx, "replication").Result()
+		if err == nil && (!strings.Contains(info, "master_link_status:up") || !strings.Contains(info, fmt.Sprintf("master_port:%d", master.port))) {
+			err = errors.New(info)
+		}
+		return err
+	})
+}
+
+// Stray tells of keys of the key's slot at masters that don't own it.
+func (c *RedisCluster) Stray(key string) (errs []error) {
+	c.t.Helper()
+	slot := c.Slot(key)
+	for _, n := range c.Masters(key)[1:] {
+		if count, err := n.Client().ClusterCountKeysInSlot(c.t.Context(), slot).Result(); err != nil || count > 0 {
+			errs = append(errs, fmt.Errorf("%d keys of slot %d at a server that doesn't own it, %w", count, slot, err))
+		}
+	}
+	return errs
 }
