@@ -158,9 +158,7 @@ func (c *Client) setUp(s *session) {
 	}
 	c.current = s
 	replica := c.status.Replica
-	c.rebuilding = "" // what is still wanted is asked for again
 	c.mu.Unlock()
-	c.setStoreAway(false, true)
 	if was.Replica != replica || !was.Connected {
 		c.cfg.Log.Info("stream to the control plane is up", "replica", s.welcome.GetReplica(), "organisation", s.welcome.GetOrganisationName(),
 			"request_id", s.requestID)

@@ -198,6 +198,7 @@ func (s *session) live() error {
 	}
 	s.exceptionsDue.Store(!s.deaf)
 	s.began.Store(time.Now().UnixNano())
+	s.c.welcomeStore()
 	close(s.welcomed)
 
 	beat := min(max(time.Duration(s.welcome.GetHeartbeatMs())*time.Millisecond, minBeat), maxBeat)

@@ -12,6 +12,15 @@ func isStoreAway(err error) bool {
 	return r == fleetbanv1.Reason_REASON_STORE_UNAVAILABLE || r == fleetbanv1.Reason_REASON_OUTCOME_UNKNOWN
 }
 
+// welcomeStore is for a Welcome, which needs the store; what is still wanted of this host is asked for again. It comes before
+// anything else of the stream is read.
+func (c *Client) welcomeStore() {
+	c.mu.Lock()
+	c.rebuilding = ""
+	c.mu.Unlock()
+	c.setStoreAway(false, true)
+}
+
 // setStoreAway takes in how the control plane's store is. said: by its own word, not for want of it.
 func (c *Client) setStoreAway(away, said bool) {
 	c.mu.Lock()

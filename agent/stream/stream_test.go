@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -636,6 +637,47 @@ func TestClockSkewIsCorrectedAtOnce(t *testing.T) {
 	if d := client.ServerNow().Sub(time.Now().Add(ahead)).Abs(); d > time.Second {
 		t.Errorf("server time is off by %v", d)
 	}
+}
+
+// A control plane without its Redis is another thing than none, whether a stream stands or is refused.
+func TestStoreAway(t *testing.T) {
+	t.Parallel()
+	p := newPeer(t)
+	var refused atomic.Pointer[fleetbanv1.Reason]
+	p.refuse = func(http.Header) error {
+		if reason := refused.Load(); reason != nil {
+			return info(connect.CodeUnavailable, fleetbanv1.ErrorInfo_builder{Reason: *reason})
+		}
+		return nil
+	}
+	client := start(t, p, p.server.URL, newSink(), newSource(0))
+	c := p.next().welcome(fleetbanv1.Welcome_builder{})
+	beat := func(away bool) {
+		t.Helper()
+		c.send(fleetbanv1.ConnectResponse_builder{Heartbeat: fleetbanv1.ServerHeartbeat_builder{ServerUnixMs: time.Now().UnixMilli(), StoreAway: away}.Build()}.Build())
+		eventually(t, "told", func() bool { s := client.Status(); return s.Connected && s.StoreAway.IsZero() != away })
+	}
+	beat(true)
+	since := client.Status().StoreAway
+	beat(true)
+	if now := client.Status().StoreAway; !now.Equal(since) {
+		t.Errorf("away since %s, and a heartbeat later since %s", since, now)
+	}
+	beat(false)
+
+	refuse := func(reason fleetbanv1.Reason, away bool) {
+		t.Helper()
+		refused.Store(&reason)
+		eventually(t, reason.String(), func() bool { s := client.Status(); return !s.Connected && s.StoreAway.IsZero() != away })
+	}
+	unavailable := fleetbanv1.Reason_REASON_STORE_UNAVAILABLE
+	refused.Store(&unavailable)
+	c.end <- nil
+	refuse(unavailable, true)
+	refuse(fleetbanv1.Reason_REASON_SHUTTING_DOWN, false)
+	refused.Store(nil)
+	p.next().welcome(fleetbanv1.Welcome_builder{})
+	eventually(t, "connected, and all is well", func() bool { s := client.Status(); return s.Connected && s.StoreAway.IsZero() })
 }
 
 func TestWhatOnlyAPersonMends(t *testing.T) {

@@ -82,7 +82,8 @@ type incident struct{ Code, What, Count string }
 // happened is how often something did on a host, by its status; both halves remember.
 func (f *fleet) happened(ctx context.Context, host *lab.Node, code string) (n int, what string) {
 	f.t.Helper()
-	var status struct{ Agent, Helper struct{ Incidents []incident } }
+	type half struct{ Incidents []incident }
+	var status struct{ Agent, Helper half }
 	output := f.status(ctx, host)
 	if err := json.Unmarshal([]byte(output), &status); err != nil {
 		f.t.Fatalf("%v: the status is:\n%s", err, output)
