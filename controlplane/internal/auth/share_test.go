@@ -12,7 +12,7 @@ func TestSharedLooks(t *testing.T) {
 	var s shared[int]
 	var mu sync.Mutex
 	looks := 0
-	began, goOn := make(chan struct{}, 10), make(chan struct{})
+	began, goOn := make(chan struct{}, 100), make(chan struct{}) // more than there can be looks
 	look := func(context.Context) (int, error) {
 		mu.Lock()
 		looks++

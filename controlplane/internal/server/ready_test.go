@@ -68,7 +68,7 @@ func older(t *testing.T, redis *redistest.Server) string {
 
 func TestOldRedis(t *testing.T) {
 	t.Parallel()
-	redis := redistest.Start(t)
+	redis := redistest.StartOne(t)
 	st, err := store.Open(store.Options{URL: older(t, redis), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

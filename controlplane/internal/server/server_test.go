@@ -577,12 +577,7 @@ func TestReadiness(t *testing.T) {
 			return status == http.StatusServiceUnavailable && len(report.Reasons) == 1 && report.Reasons[0].Code == code && report.Reasons[0].Fix != ""
 		})
 	}
-	set := func(key, value string) {
-		t.Helper()
-		if err := st.Client().ConfigSet(ctx, key, value).Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	set := redis.Set
 	set("appendfsync", "everysec")
 	unready("durability")
 	other := serve(t, server.Config{Backend: server.Backend{RedisURL: redis.URL(), SecretFile: secretFile(t, 2)}, AcceptDurability: []string{"everysec"}})

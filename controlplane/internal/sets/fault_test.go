@@ -308,9 +308,7 @@ func TestFull(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
 	f.ban(t, time.Hour, "203.0.113.9/32")
-	if err := f.store.Client().ConfigSet(ctx, "maxmemory", "1").Err(); err != nil {
-		t.Fatal(err)
-	}
+	f.redis.Set("maxmemory", "1")
 	if _, err := f.Ban(ctx, org, sets.BanInput{Prefixes: []netip.Prefix{address(1)}, Set: banset.All, Duration: time.Hour}); !errors.Is(err, sets.ErrFull) {
 		t.Fatalf("ban: %v", err)
 	}

@@ -133,6 +133,12 @@ func (s *Server) each(do func(*Node)) {
 	}
 }
 
+// Set sets what CONFIG SET can, on every server.
+func (s *Server) Set(name, value string) {
+	s.t.Helper()
+	s.each(func(n *Node) { n.Set(name, value) })
+}
+
 // Backup copies the server's data as a disk snapshot would: restore goes back to it.
 func (s *Server) Backup() (restore func()) {
 	s.t.Helper()
