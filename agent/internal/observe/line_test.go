@@ -72,7 +72,7 @@ func FuzzParseLine(f *testing.F) {
 			t.Fatalf("refused and yet %+v", l)
 		}
 		switch l.kind {
-		case kindOther, kindShutdown, kindReload:
+		case kindOther, kindShutdown, kindReload, kindReloaded:
 		default:
 			if !l.prefix.IsValid() || l.jail == "" || l.prefix.Addr().Zone() != "" || l.prefix != l.prefix.Masked() {
 				t.Fatalf("%q is %+v", in, l)
