@@ -11,8 +11,14 @@ import (
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
-// acksAtOnce bounds one script.
-const acksAtOnce = 500
+// Bounds of one script.
+const (
+	acksAtOnce   = 500
+	healthAtOnce = 250
+)
+
+// healthEvery is the least time between two writes of health.
+const healthEvery = time.Second
 
 // acknowledge keeps an acknowledgement for the next batch; one that waits already is merged with it.
 func (t *tenant) acknowledge(st *stream, ack *fleetbanv1.Ack) {
@@ -55,21 +61,19 @@ func (t *tenant) healthChanged(st *stream) {
 	t.mu.Lock()
 	t.health[st] = struct{}{}
 	t.mu.Unlock()
-	poke(t.flush)
+	poke(t.flushHealth)
 }
 
-// store writes batches while there is something to write. One batch is in flight at a time and what comes meanwhile
+// storeAcknowledged writes batches while there is something to write. One batch is in flight at a time and what comes meanwhile
 // goes with the next: no timer, no wait when idle, fewer and larger scripts under load.
-func (t *tenant) store(ctx context.Context) {
+func (t *tenant) storeAcknowledged(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.flush:
 		}
-		again := t.storeAcks(ctx)
-		again = t.storeHealth(ctx) || again
-		if again && ctx.Err() == nil {
+		if t.storeAcks(ctx) && ctx.Err() == nil {
 			timer := time.NewTimer(200 * time.Millisecond)
 			select {
 			case <-ctx.Done():
@@ -154,8 +158,29 @@ func (t *tenant) keep(st *stream, ack *fleetbanv1.Ack) {
 	t.acks[st] = ack
 }
 
-// storeHealth stores the health of hosts where it changed; true when Redis failed.
-func (t *tenant) storeHealth(ctx context.Context) bool {
+// storeHealth stores the health of hosts while it changes, at most once in healthEvery: what a ban changes, it changes on
+// every host, and many bans in a while cost no more than one.
+func (t *tenant) storeHealth(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.flushHealth:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		t.storeChangedHealth(ctx)
+		timer.Reset(healthEvery)
+	}
+}
+
+// storeChangedHealth stores what has changed. Where Redis fails it waits for the next time.
+func (t *tenant) storeChangedHealth(ctx context.Context) {
 	t.mu.Lock()
 	changed := make([]*stream, 0, len(t.health))
 	for st := range t.health {
@@ -163,24 +188,29 @@ func (t *tenant) storeHealth(ctx context.Context) bool {
 	}
 	clear(t.health)
 	t.mu.Unlock()
-	for i, st := range changed {
-		st.mu.Lock()
-		health, fence := st.health, st.fence
-		st.mu.Unlock()
-		if health == nil {
-			continue
+	for len(changed) > 0 {
+		n := min(healthAtOnce, len(changed))
+		writes := make([]hosts.HealthWrite, 0, n)
+		for _, st := range changed[:n] {
+			st.mu.Lock()
+			if st.health != nil {
+				writes = append(writes, hosts.HealthWrite{Fence: st.fence, Health: st.health})
+			}
+			st.mu.Unlock()
 		}
 		// A stale one is found by the touch.
-		if err := t.service.Hosts.SetHealth(ctx, fence, health); isStore(err) {
+		if _, err := t.service.Hosts.StoreHealth(ctx, t.org, writes); isStore(err) {
+			t.service.Logger.DebugContext(ctx, "health waits for Redis", slog.Any("error", err))
 			t.mu.Lock()
-			for _, st := range changed[i:] {
+			for _, st := range changed {
 				if t.streams[st.grant.HostID] == st {
 					t.health[st] = struct{}{}
 				}
 			}
 			t.mu.Unlock()
-			return true
+			poke(t.flushHealth)
+			return
 		}
+		changed = changed[n:]
 	}
-	return false
 }

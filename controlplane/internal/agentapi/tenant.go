@@ -28,7 +28,7 @@ type tenant struct {
 	closed sync.WaitGroup
 
 	// One element each.
-	refresh, look, flush chan struct{}
+	refresh, look, flush, flushHealth chan struct{}
 
 	mu       sync.Mutex
 	streams  map[string]*stream // by host; the latest
@@ -77,7 +77,7 @@ func (s *Service) acquire(ctx context.Context, org string) (*tenant, error) { //
 	t = &tenant{
 		service: s, org: org, refs: 1, streams: map[string]*stream{}, settings: first,
 		acks: map[*stream]*fleetbanv1.Ack{}, health: map[*stream]struct{}{},
-		refresh: make(chan struct{}, 1), look: make(chan struct{}, 1), flush: make(chan struct{}, 1),
+		refresh: make(chan struct{}, 1), look: make(chan struct{}, 1), flush: make(chan struct{}, 1), flushHealth: make(chan struct{}, 1),
 	}
 	s.tenants[org] = t
 	var release func()
@@ -86,7 +86,8 @@ func (s *Service) acquire(ctx context.Context, org string) (*tenant, error) { //
 	t.cancel = cancel
 	stop := t.feed.Listen(t.rung)
 	t.closed.Go(func() { t.run(runCtx) })
-	t.closed.Go(func() { t.store(runCtx) })
+	t.closed.Go(func() { t.storeAcknowledged(runCtx) })
+	t.closed.Go(func() { t.storeHealth(runCtx) })
 	s.wg.Go(func() {
 		t.closed.Wait()
 		stop()

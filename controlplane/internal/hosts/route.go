@@ -152,20 +152,40 @@ func (h *Hosts) sweepPresence(ctx context.Context, org string, ttl time.Duration
 	}
 }
 
-// SetHealth stores what a host says of its state. ErrStaleFence.
+// HealthWrite is a host's health, written with the fence of its stream.
+type HealthWrite struct {
+	Fence  Fence
+	Health *fleetbanv1.Health
+}
+
+// StoreHealth stores the health of hosts of one organisation in one round trip. It returns the hosts whose stream is stale:
+// nothing of theirs was stored.
+func (h *Hosts) StoreHealth(ctx context.Context, org string, writes []HealthWrite) ([]string, error) {
+	if len(writes) == 0 {
+		return nil, nil
+	}
+	args := make([]any, 0, 3*len(writes))
+	for _, w := range writes {
+		raw, err := proto.Marshal(w.Health)
+		if err != nil {
+			return nil, fmt.Errorf("encode health: %w", err)
+		}
+		args = append(args, w.Fence.Host, w.Fence.text(), raw)
+	}
+	stale, err := healthScript.Run(ctx, h.store, h.keys(org), args...).StringSlice()
+	if err != nil {
+		return nil, fmt.Errorf("store health: %w", err)
+	}
+	return stale, nil
+}
+
+// SetHealth stores what a host says of itself; ErrStaleFence when a newer stream took over.
 func (h *Hosts) SetHealth(ctx context.Context, f Fence, health *fleetbanv1.Health) error {
-	raw, err := proto.Marshal(health)
-	if err != nil {
-		return fmt.Errorf("encode health: %w", err)
-	}
-	stored, err := healthScript.Run(ctx, h.store, h.keys(f.Org), f.Host, f.text(), raw).Int()
-	if err != nil {
-		return fmt.Errorf("store health: %w", err)
-	}
-	if stored == 0 {
+	stale, err := h.StoreHealth(ctx, f.Org, []HealthWrite{{f, health}})
+	if err == nil && len(stale) > 0 {
 		return ErrStaleFence
 	}
-	return nil
+	return err
 }
 
 func (h *Hosts) tellOffline(ctx context.Context, org, id, cause string) {

@@ -1,9 +1,13 @@
--- Stores a host's health.
+-- Stores the health of hosts.
 -- KEYS[1] fb:{ORG}:hosts
--- ARGV    id, fence, health (binary)
--- Returns 1, or 0 when the fence is stale. O(1).
-if fence_of(ARGV[1]) ~= ARGV[2] then
-  return 0
+-- ARGV    for each: id, fence, health (binary)
+-- Returns the ids whose fence is stale. O(hosts).
+local stale = {}
+for i = 1, #ARGV, 3 do
+  if fence_of(ARGV[i]) == ARGV[i + 1] then
+    redis.call('HSET', key('health'), ARGV[i], ARGV[i + 2])
+  else
+    stale[#stale + 1] = ARGV[i]
+  end
 end
-redis.call('HSET', key('health'), ARGV[1], ARGV[3])
-return 1
+return stale
