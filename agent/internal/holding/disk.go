@@ -378,7 +378,7 @@ func (d *disk) setProblem(err error) {
 	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
 		text = "the sets can't be saved: make " + d.dir + " writable (" + err.Error() + ")"
 	}
-	if text != d.problem {
+	if d.problem == "" { // while it lasts, its words may change with each try
 		d.log.Error("The held sets can't be saved; they stay in force and it is tried again", "dir", d.dir, "error", err)
 	}
 	d.problem = text

@@ -39,7 +39,9 @@ type link struct {
 	mu      sync.Mutex
 	last    *hostv1.WatchHealthResponse
 	problem string
-	observe context.CancelFunc
+	// spoolProblem is what was last told of the spool.
+	spoolProblem string
+	observe      context.CancelFunc
 }
 
 const (
@@ -204,17 +206,11 @@ func (l *link) observeInto(ctx context.Context) error {
 					more = false
 				}
 			}
-			problem := l.spool.Health().GetProblem()
 			l.spool.Observe(batch...)
 			footprint.Worked(len(batch))
 			l.ringSpooled()
 			l.tellWay(ctx, batch, first)
-			if now := l.spool.Health().GetProblem(); now != problem {
-				l.healthChanged()
-				if problem == "" { // one line; while it lasts, its words may change with each try
-					l.log.Warn("the spool of events", "problem", now)
-				}
-			}
+			l.tellSpool()
 		}
 	}()
 	feed, through := l.spool.Taken()
@@ -275,6 +271,25 @@ func (l *link) tellWay(ctx context.Context, batch []*hostv1.ObserveResponse, rec
 	}
 }
 
+// tellSpool tells of the spool's problem when it begins and when it is over; while it lasts, its words may change with each
+// try.
+func (l *link) tellSpool() {
+	l.mu.Lock()
+	was, now := l.spoolProblem, l.spool.Health().GetProblem()
+	l.spoolProblem = now
+	l.mu.Unlock()
+	if was == now {
+		return
+	}
+	l.healthChanged()
+	switch {
+	case was == "":
+		l.log.Warn("the spool of events", "problem", now)
+	case now == "":
+		l.log.Info("events are written to the spool again")
+	}
+}
+
 // renewBaselines asks for a new baseline when changes were left out of a full spool that has room again, and has the spool
 // try a disk that refused.
 func (l *link) renewBaselines(ctx context.Context) {
@@ -290,9 +305,8 @@ func (l *link) renewBaselines(ctx context.Context) {
 			l.spool.Mend()
 			if l.spool.Health().GetProblem() == "" {
 				l.ringSpooled()
-				l.log.Info("events are written to the spool again")
-				l.healthChanged()
 			}
+			l.tellSpool()
 		}
 		if !l.spool.WantsBaseline() {
 			continue

@@ -422,6 +422,8 @@ func TestAgentFaults(t *testing.T) {
 			f.observedOnce(ctx, addr, "a")
 		}
 		f.sound(ctx, a)
+		agentEar.once(t, ctx, "events are written to the spool again")
+		helperEar.once(t, ctx, "held sets are saved again")
 		// What couldn't be saved is saved now: an empty kernel gets it back with no control plane to ask.
 		for _, service := range []string{lab.ServiceAgent, lab.ServiceHelper} {
 			if err := a.Stop(ctx, service, syscall.SIGKILL); err != nil {
