@@ -82,7 +82,7 @@ func (s *Site) Boot(ctx context.Context, options Options) (*Machine, error) {
 		"/etc/hosts":       "127.0.0.1 localhost " + m.Name + "\n::1 localhost\n",
 		"/etc/resolv.conf": "",
 		"/etc/systemd/network/10-site.network": "[Match]\nName=host0\n[Network]\nAddress=" + m.Addr.String() +
-			"/24\nGateway=192.0.2.1\nLinkLocalAddressing=ipv6\nIPv6AcceptRA=no\n",
+			"/24\nGateway=192.0.2.1\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
 	}
 	for path, text := range options.Files {
 		files[path] = text

@@ -79,6 +79,22 @@ func hierarchies() []string {
 	return found
 }
 
+// dirPrefix, and the number of the process that made it, begin the name of a site's folder and control groups.
+const dirPrefix = "fleetban-machines-"
+
+// clearDead removes what sites left whose process was killed: an empty folder, and control groups in which nothing runs.
+func clearDead(trees []string) {
+	for _, parent := range append([]string{"/var/tmp"}, trees...) {
+		left, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
+		for _, path := range left {
+			maker, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(path), dirPrefix), "-")
+			if _, err := os.Stat("/proc/" + maker); errors.Is(err, os.ErrNotExist) {
+				_ = removeTree(path)
+			}
+		}
+	}
+}
+
 // holderScript is the first process of the site's namespaces. It ends, and all in them with it, when the test does.
 const holderScript = `set -eu
 mount -t proc proc /proc
@@ -103,12 +119,13 @@ func New(ctx context.Context) (_ *Site, err error) {
 		return nil, errors.New("booting a machine needs control groups, and /sys/fs/cgroup has neither version 2 nor a systemd hierarchy: " +
 			"mount -t cgroup2 cgroup2 /sys/fs/cgroup")
 	}
-	if s.dir, err = os.MkdirTemp("/var/tmp", "fleetban-machines-"); err != nil {
+	clearDead(trees)
+	if s.dir, err = os.MkdirTemp("/var/tmp", fmt.Sprintf("%s%d-", dirPrefix, os.Getpid())); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Close())
+			err = errors.Join(err, s.Close()) //nolint:contextcheck // what was begun is undone, whoever waits
 		}
 	}()
 	for _, tree := range trees {
@@ -191,7 +208,7 @@ func (s *Site) Close() error {
 	return errors.Join(failed, os.Remove(s.dir))
 }
 
-// removeTree removes a control group and those in it. They are empty when what ran in them has ended.
+// removeTree removes a control group and those in it. They can be removed when what ran in them has ended.
 func removeTree(group string) error {
 	entries, err := os.ReadDir(group)
 	if errors.Is(err, os.ErrNotExist) {

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -50,8 +51,7 @@ func (m *Machine) Terminal(ctx context.Context, line string, answers ...Answer) 
 		})
 		if err != nil {
 			_ = cmd.Process.Kill()
-			<-ended
-			return screen.text(), err
+			return screen.text(), errors.Join(err, <-ended)
 		}
 		if _, err := io.WriteString(keyboard, a.Type+"\n"); err != nil {
 			return screen.text(), err
