@@ -264,12 +264,16 @@ func (r *readiness) checkMasters(facts store.Facts, report *Report, add func(cod
 		return fmt.Sprintf("this machine's clock is %s off Redis'", (-m.Ahead).Round(time.Millisecond)), "synchronise both (chrony or systemd-timesyncd)"
 	})
 	if durability != string(store.Always) && len(report.Reasons) == 0 {
-		report.Notes = append(report.Notes, Reason{"durability", "Redis' durability is " + durability + ", as accepted: what was just acknowledged may be lost when it crashes",
-			"set appendonly yes and appendfsync always"})
+		report.Notes = append(report.Notes, Reason{
+			"durability", "Redis' durability is " + durability + ", as accepted: what was just acknowledged may be lost when it crashes",
+			"set appendonly yes and appendfsync always",
+		})
 	}
 	if facts.LosesTail() {
-		report.Notes = append(report.Notes, Reason{"failover", "a replica of Redis may take over without the last acknowledged bans; hosts bring them back",
-			"set min-replicas-to-write 1 on every server: acknowledgements then wait for a replica"})
+		report.Notes = append(report.Notes, Reason{
+			"failover", "a replica of Redis may take over without the last acknowledged bans; hosts bring them back",
+			"set min-replicas-to-write 1 on every server: acknowledgements then wait for a replica",
+		})
 	}
 }
 
