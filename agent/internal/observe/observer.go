@@ -5,12 +5,13 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fleetban/fleetban/agent/internal/fail2ban"
 	"github.com/fleetban/fleetban/agent/internal/lately"
@@ -413,8 +414,16 @@ func (o *Observer) openLog() {
 
 // fresh reports whether a file was made so lately that its start is news.
 func fresh(path string, now time.Time) bool {
-	info, err := os.Stat(path)
-	return err == nil && now.Sub(info.ModTime()) < 10*time.Second && info.Size() < tailBacklog
+	var st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BTIME|unix.STATX_MTIME|unix.STATX_SIZE, &st) != nil {
+		return false
+	}
+	// An old one to which fail2ban has gone back, from the journal perhaps, tells of shutdowns long past.
+	made := st.Btime
+	if st.Mask&unix.STATX_BTIME == 0 { // the file system doesn't know it
+		made = st.Mtime
+	}
+	return now.Sub(time.Unix(made.Sec, int64(made.Nsec))) < 10*time.Second && st.Size < tailBacklog
 }
 
 // relearn takes over that fail2ban's clock means another time than was thought, by shift: so did every ban's start.

@@ -34,7 +34,8 @@ func (o *Observer) compareCounters() error {
 	if o.state == stateStopping {
 		return nil // a last answer before it goes
 	}
-	if o.now().Sub(o.metaAt) > metaEvery {
+	// A server that starts answers before it has read where it is to log.
+	if o.state == stateStarting || o.now().Sub(o.metaAt) > metaEvery {
 		if err := o.readMeta(ctx); err != nil {
 			return err
 		}

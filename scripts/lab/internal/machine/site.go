@@ -123,9 +123,9 @@ func New(ctx context.Context) (_ *Site, err error) {
 	if s.dir, err = os.MkdirTemp("/var/tmp", fmt.Sprintf("%s%d-", dirPrefix, os.Getpid())); err != nil {
 		return nil, err
 	}
-	defer func() {
+	defer func() { //nolint:contextcheck // what was begun is undone, whoever waits
 		if err != nil {
-			err = errors.Join(err, s.Close()) //nolint:contextcheck // what was begun is undone, whoever waits
+			err = errors.Join(err, s.Close())
 		}
 	}()
 	for _, tree := range trees {
