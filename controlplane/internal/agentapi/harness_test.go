@@ -62,7 +62,12 @@ type replica struct {
 
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
-	f := &fleet{t: t, server: redistest.Start(t), keys: keys.New([32]byte{1})}
+	return newFleetOn(t, redistest.Start(t))
+}
+
+func newFleetOn(t *testing.T, server *redistest.Server) *fleet {
+	t.Helper()
+	f := &fleet{t: t, server: server, keys: keys.New([32]byte{1})}
 	f.orgs = orgs.New(f.server.Open())
 	made, err := f.orgs.First(t.Context(), "test", fleetbanv1.Mode_MODE_ENFORCE)
 	if err != nil {

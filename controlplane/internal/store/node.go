@@ -76,7 +76,7 @@ func (n *node) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := next(ctx, network, addr)
 		var op *net.OpError
-		if err != nil && !(errors.As(err, &op) && op.Op == "dial") {
+		if err != nil && (!errors.As(err, &op) || op.Op != "dial") {
 			// Also where no Sentinel knows a master: nothing was sent.
 			err = &net.OpError{Op: "dial", Net: network, Err: err}
 		}
@@ -91,7 +91,7 @@ func (n *node) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			// The map of slots can't be read: nothing else was sent yet.
 			err := n.final(next(ctx, cmd))
 			if errors.Is(err, ErrOutcomeUnknown) {
-				err = fmt.Errorf("%w: read the cluster's slots: %s", ErrUnavailable, err)
+				err = fmt.Errorf("%w: read the cluster's slots: %s", ErrUnavailable, err.Error())
 			}
 			return err
 		}
@@ -113,7 +113,7 @@ func (n *node) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 		_, _ = pipe.Exec(context.WithValue(ctx, scriptCall{}, true))
 		err := cmd.Err()
 		if err == nil && confirmed.Err() != nil {
-			err = fmt.Errorf("%w: wait for replicas: %s", ErrOutcomeUnknown, confirmed.Err())
+			err = &unanswered{text: "wait for replicas: " + confirmed.Err().Error()}
 		} else if err == nil && confirmed.Val() < int64(replicas) {
 			err = fmt.Errorf("%w: %d of %d replicas confirmed it in %s", ErrOutcomeUnknown, confirmed.Val(), replicas, n.patience)
 		}

@@ -173,8 +173,8 @@ func (n *Node) ID() string {
 }
 
 // Move moves a key's slot from its master to another, as redis-cli --cluster reshard does; between is called when half of
-// its keys have gone. It returns the server it came from.
-func (c *RedisCluster) Move(key string, between func()) (from *Node) {
+// its keys have gone, key among them or not.
+func (c *RedisCluster) Move(key string, with bool, between func()) {
 	c.t.Helper()
 	ctx, slot, masters := c.t.Context(), c.Slot(key), c.Masters(key)
 	from, to := masters[0], masters[1]
@@ -187,26 +187,34 @@ func (c *RedisCluster) Move(key string, between func()) (from *Node) {
 	}
 	do(target, "cluster", "setslot", slot, "importing", from.ID())
 	do(source, "cluster", "setslot", slot, "migrating", to.ID())
-	for half := (source.ClusterCountKeysInSlot(ctx, slot).Val() + 1) / 2; ; half = 1 << 20 {
-		for range half {
-			keys, err := source.ClusterGetKeysInSlot(ctx, slot, 1).Result()
-			if err != nil {
-				c.t.Fatal(err)
-			}
-			if len(keys) == 0 {
-				break
-			}
-			do(source, "migrate", "127.0.0.1", to.port, keys[0], 0, patience.Milliseconds())
+	left := func() []string {
+		c.t.Helper()
+		keys, err := source.ClusterGetKeysInSlot(ctx, slot, 1<<20).Result()
+		if err != nil {
+			c.t.Fatal(err)
 		}
-		if half == 1<<20 {
-			break
+		return keys
+	}
+	migrate := func(key string) {
+		c.t.Helper()
+		do(source, "migrate", "127.0.0.1", to.port, key, 0, patience.Milliseconds())
+	}
+	keys := left()
+	for _, k := range keys[:(len(keys)+1)/2] {
+		if k != key {
+			migrate(k)
 		}
-		between()
+	}
+	if with {
+		migrate(key)
+	}
+	between()
+	for _, k := range left() {
+		migrate(k)
 	}
 	for _, n := range []*redis.Client{target, source, masters[2].Client()} {
 		do(n, "cluster", "setslot", slot, "node", to.ID())
 	}
-	return from
 }
 
 // AddReplica starts another server and makes it the replica of the key's master; it has all data when this returns.
