@@ -1,7 +1,9 @@
 package stream
 
 import (
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -14,11 +16,14 @@ type sender struct {
 	eventsSent uint64
 	lastAck    time.Time
 	lastHealth time.Time
+	// standing is what the last Health said but for its counts; drift, if not zero, is when new counts are due.
+	standing string
+	drift    time.Time
 }
 
 // send sends what is due until the stream ends. Its error is not the reason of the end: the receiver has that.
 func (s *session) send(beat time.Duration) error {
-	w := sender{s: s, eventsSent: s.welcome.GetEventsThrough(), lastHealth: time.Now()}
+	w := sender{s: s, eventsSent: s.welcome.GetEventsThrough(), lastHealth: time.Now(), standing: s.standing}
 	ticker := time.NewTicker(beat)
 	defer ticker.Stop()
 	timer := time.NewTimer(time.Hour)
@@ -72,10 +77,34 @@ func (w *sender) due() (time.Duration, error) {
 			return least(pause, left), nil
 		}
 		s.healthDue.Store(false)
-		w.lastHealth = time.Now()
-		return pause, s.stream.send(fleetbanv1.ConnectRequest_builder{Health: s.cfg.Health()}.Build())
+		h := s.cfg.Health()
+		if is := standing(h); is == w.standing {
+			// Every ban changes the counts of every host. They must not delay its acknowledgements, nor come from all at once.
+			if w.drift.IsZero() {
+				w.drift = time.Now().Add(driftLeast + time.Duration(rand.Int64N(int64(driftLeast)))) //nolint:gosec // no secret
+			}
+			if left := time.Until(w.drift); left > 0 {
+				s.healthDue.Store(true)
+				return least(pause, left), nil
+			}
+		} else {
+			w.standing = is
+		}
+		w.lastHealth, w.drift = time.Now(), time.Time{}
+		return pause, s.stream.send(fleetbanv1.ConnectRequest_builder{Health: h}.Build())
 	}
 	return pause, nil
+}
+
+// standing is a Health without what any ban changes.
+func standing(h *fleetbanv1.Health) string {
+	f, e := h.GetFail2Ban(), h.GetEnforcer()
+	out := fmt.Sprint(f.GetState(), f.GetProblem(), f.GetSource(), len(f.GetJails()), e.GetBackend(), e.GetInert(), e.GetProblem(), e.GetRepairs(),
+		e.GetOffUntilUnixMs(), h.GetSpool().GetProblem(), h.GetSpool().GetLost(), h.GetPolicyLevel())
+	for _, finding := range h.GetFindings() {
+		out += finding.GetCode() + finding.GetProblem()
+	}
+	return out
 }
 
 func least(a, b time.Duration) time.Duration {

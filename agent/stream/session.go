@@ -27,6 +27,8 @@ const (
 	ackGap, ackWait = 5 * time.Millisecond, time.Second
 	// healthGap is the least time between two Healths.
 	healthGap = 250 * time.Millisecond
+	// driftLeast is how long changes of nothing but counts wait for more, and at most twice that.
+	driftLeast = time.Second
 	// Bounds of the heartbeat that a Welcome may ask for.
 	minBeat, maxBeat = 50 * time.Millisecond, 25 * time.Second
 )
@@ -72,7 +74,8 @@ type session struct {
 
 	// The receiver waits for a message since then; 0 while it is at work on one.
 	idleSince atomic.Int64
-	deaf      bool // the sink is away: sets are left unread. The receiver's own.
+	standing  string // of the Hello's Health
+	deaf      bool   // the sink is away: sets are left unread. The receiver's own.
 	blocked   map[string]bool
 
 	mu       sync.Mutex
@@ -236,9 +239,11 @@ func (s *session) hello() (*fleetbanv1.Hello, error) {
 		cursors = s.c.lastCursors()
 	}
 	s.c.setCursors(cursors)
+	health := s.cfg.Health()
+	s.standing = standing(health)
 	return fleetbanv1.Hello_builder{
 		Protocol: protocol, Features: s.cfg.Features, Instance: s.cfg.Instance, Facts: s.cfg.Facts(),
-		Spool: s.cfg.Source.ID(), Cursors: cursors, Health: s.cfg.Health(),
+		Spool: s.cfg.Source.ID(), Cursors: cursors, Health: health,
 	}.Build(), nil
 }
 

@@ -317,13 +317,20 @@ func (s *source) add(n int) {
 
 func start(t *testing.T, p *peer, address string, sink stream.Sink, source stream.Source) *stream.Client {
 	t.Helper()
+	return startWith(t, p, address, sink, source, func(*stream.Config) {})
+}
+
+func startWith(t *testing.T, p *peer, address string, sink stream.Sink, source stream.Source, change func(*stream.Config)) *stream.Client {
+	t.Helper()
 	u, _ := url.Parse(address)
-	client := stream.New(stream.Config{
+	cfg := stream.Config{
 		URL: u, Key: p.private, HostID: "H1", Audience: "fleetban:test", Grant: "grant", Instance: "i",
 		Facts:  func() *fleetbanv1.HostFacts { return &fleetbanv1.HostFacts{} },
 		Health: func() *fleetbanv1.Health { return fleetbanv1.Health_builder{PolicyLevel: "ban"}.Build() },
 		Sink:   sink, Source: source, Patience: 3 * time.Second,
-	})
+	}
+	change(&cfg)
+	client := stream.New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = client.Run(ctx) }()
