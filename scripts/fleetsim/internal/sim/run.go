@@ -143,6 +143,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		part := &Part{Name: s.name}
 		o.report.Scenarios = append(o.report.Scenarios, part)
 		began := time.Now()
+		before := f.cpu()
 		if err := s.play(ctx, f, part); err != nil {
 			if ctx.Err() != nil {
 				return o.report, ctx.Err()
@@ -150,6 +151,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 			v.add(invScenario, "%s: %v", s.name, err)
 		}
 		part.TookMS = milliseconds(time.Since(began))
+		f.spent(part, before, began)
 	}
 	o.Progress("checking")
 	f.sabotage()
@@ -205,12 +207,12 @@ func (f *fleet) begin(ctx context.Context) error {
 	if f.watcher, err = watch(ctx, f.api); err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
-	at := min(max(o.Duration/4, time.Second), 5*time.Second)
+	at := min(max(o.Duration/2, time.Second), 10*time.Second)
 	o.Progress("at rest for %s", at)
 	sleep(ctx, at/2)
 	cpu, since := f.cpu(), time.Now()
 	sleep(ctx, at/2)
-	o.report.IdleCPU = 100 * (f.cpu() - cpu).Seconds() / time.Since(since).Seconds()
+	o.report.IdleCPU = 100 * (f.cpu().replicas - cpu.replicas).Seconds() / time.Since(since).Seconds()
 	o.report.IdlePerStream = (f.rss() - rss) / int64(o.Hosts)
 	o.report.SelfPerStream = (plane.SelfUsage().RSS - self) / int64(o.Hosts)
 	return ctx.Err()
@@ -236,9 +238,22 @@ func (f *fleet) peak() (n int64) {
 	return n
 }
 
-func (f *fleet) cpu() (d time.Duration) {
+// cpu is what replicas, Redis and the simulator have used.
+type cpu struct{ replicas, redis, self time.Duration }
+
+func (f *fleet) cpu() (c cpu) {
 	for _, r := range f.plane.Replicas() {
-		d += r.Usage().CPU
+		c.replicas += r.Usage().CPU
 	}
-	return d
+	c.redis, c.self = f.plane.RedisUsage().CPU, plane.SelfUsage().CPU
+	return c
+}
+
+// spent writes down what was used since then. A replica that was started anew begins at nothing.
+func (f *fleet) spent(p *Part, since cpu, began time.Time) {
+	now, took := f.cpu(), time.Since(began).Seconds()
+	share := func(d time.Duration) float64 { return 100 * max(d, 0).Seconds() / took }
+	p.row("CPU of the replicas", share(now.replicas-since.replicas), "% of a core")
+	p.row("CPU of Redis", share(now.redis-since.redis), "% of a core")
+	p.row("CPU of the simulator", share(now.self-since.self), "% of a core")
 }

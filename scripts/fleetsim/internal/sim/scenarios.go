@@ -156,13 +156,10 @@ func (f *fleet) finish(ctx context.Context, p *Part, m *made) error {
 
 func steady(ctx context.Context, f *fleet, p *Part) error {
 	m := &made{}
-	before, began := f.cpu(), time.Now()
 	if err := f.background(ctx, m, f.o.Bans, f.o.Duration); err != nil {
 		return err
 	}
-	err := f.finish(ctx, p, m)
-	p.row("CPU of all replicas", 100*(f.cpu()-before).Seconds()/time.Since(began).Seconds(), "% of a core")
-	return err
+	return f.finish(ctx, p, m)
 }
 
 func storm(ctx context.Context, f *fleet, p *Part) error {
@@ -222,7 +219,7 @@ func (f *fleet) storm(ctx context.Context, p *Part, m *made) error {
 	took := time.Since(began)
 	p.row("bans taken a second", float64(len(m.prefixes))/taken.Seconds(), "")
 	p.row(rowDelivered, float64(f.world.Applied.Load()-applied)/took.Seconds(), "")
-	p.row("CPU of all replicas, a ban and host", float64((f.cpu()-cpu).Microseconds())/float64(max(1, f.world.Applied.Load()-applied)), "µs")
+	p.row("CPU of the replicas, a ban and host", float64((f.cpu().replicas-cpu.replicas).Microseconds())/float64(max(1, f.world.Applied.Load()-applied)), "µs")
 	return err
 }
 
