@@ -113,6 +113,9 @@ func (c *Client) follow(s *session, old **session) (drain bool, err error) {
 				(*old).stop(errReplaced)
 				*old = nil
 			}
+			if standing(c.cfg.Health()) != s.standing {
+				s.healthDue.Store(true) // it changed since the Hello
+			}
 			s.poke(nil) // what was signalled to the old one
 		case <-oldDone:
 			*old = nil
