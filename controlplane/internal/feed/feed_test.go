@@ -219,10 +219,10 @@ func digest(held map[netip.Prefix]sets.Record) uint64 {
 // await polls a condition that nothing signals.
 func await(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !condition() {
 		if time.Now().After(deadline) {
-			t.Fatalf("after 20 s still not: %s", what)
+			t.Fatalf("after a minute still not: %s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

@@ -26,7 +26,7 @@ import (
 const Variable = "FLEETBAN_TEST_REDIS"
 
 // patience is the longest that anything here may take.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // Server is a Redis of its own: a redis-server on a Unix socket in a temporary folder, with an append-only file; or a cluster.
 type Server struct {
