@@ -36,8 +36,9 @@ build: ## Everything into bin/
 	@scripts/build "$(VERSION)"
 
 .PHONY: lab
-lab: ## The lab's own program, bin/fleetban-lab
+lab: ## The lab's own program, bin/fleetban-lab, and the proxy that makes its ways slow
 	@cd scripts/lab && $(GO_BUILD) -o ../../bin/fleetban-lab ./cmd/fleetban-lab
+	@cd scripts/lab && $(GO_BUILD) -ldflags "-s -w" -o ../../bin/toxiproxy-server github.com/Shopify/toxiproxy/v2/cmd/server
 
 ##@ Change it
 

@@ -54,7 +54,7 @@ type Summary map[string]int
 
 // Run makes a lab, breaks it for some rounds and takes it down. The error is a *ViolationError where something did not hold.
 func Run(ctx context.Context, options Options) (_ Summary, err error) {
-	options.Lab.Fleetban, options.Lab.Leased = true, true
+	options.Lab.Fleetban, options.Lab.Proxied, options.Lab.Leased = true, true, true
 	l, err := lab.Up(ctx, options.Lab)
 	if err != nil {
 		return nil, err
@@ -224,10 +224,11 @@ func (r *run) faults(random *rand.Rand) (out []planned) {
 	for range 1 + random.IntN(3) {
 		kind := names[random.IntN(len(names))]
 		f := planned{kinds[kind](r.lab, random), kind, time.Duration(random.Int64N(int64(roundLength) * 2 / 3))}
-		if !taken[f.name] {
-			taken[f.name] = true
-			out = append(out, f)
+		if taken[f.name] || f.way != "" && taken[f.way] {
+			continue
 		}
+		taken[f.name], taken[f.way] = true, true
+		out = append(out, f)
 	}
 	return out
 }

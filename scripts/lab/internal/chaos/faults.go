@@ -22,6 +22,8 @@ type fault struct {
 	mend  func(context.Context) error // nil: nothing is to be mended
 	// flushes says that the host's kernel loses its bans for a moment.
 	flushes bool
+	// way is the service before which a proxy is told something; one fault at a time has it.
+	way string
 	// shakes says that the host's fail2ban may forget what it has just banned or lifted.
 	shakes bool
 }
@@ -57,9 +59,14 @@ var kinds = map[string]func(*lab.Lab, *rand.Rand) fault{
 			return err
 		}}
 	},
-	"partition":   func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, true) },
-	"deaf-host":   func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, false, true) },
-	"silent-host": func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, false) },
+	"redis-slow":   func(l *lab.Lab, r *rand.Rand) fault { return slow(l, r, lab.ServiceRedis, 200) },
+	"redis-cut":    func(l *lab.Lab, r *rand.Rand) fault { return unplug(l, r, lab.ServiceRedis) },
+	"redis-mute":   func(l *lab.Lab, r *rand.Rand) fault { return swallow(l, r, lab.ServiceRedis) },
+	"replica-slow": func(l *lab.Lab, r *rand.Rand) fault { return slow(l, r, replica(l, r), 500) },
+	"replica-cut":  func(l *lab.Lab, r *rand.Rand) fault { return unplug(l, r, replica(l, r)) },
+	"partition":    func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, true) },
+	"deaf-host":    func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, false, true) },
+	"silent-host":  func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, false) },
 }
 
 func replica(l *lab.Lab, r *rand.Rand) string { return lab.ServiceReplica(1 + r.IntN(l.Replicas())) }
@@ -167,5 +174,31 @@ func cut(l *lab.Lab, r *rand.Rand, from, to bool) fault {
 			_, err := cp.Exec(ctx, "nft", "delete", "table", "inet", table)
 			return err
 		},
+	}
+}
+
+// slow delays what a service answers by up to so many milliseconds.
+func slow(l *lab.Lab, r *rand.Rand, service string, most int) fault {
+	latency := time.Duration(5+r.IntN(most)) * time.Millisecond
+	return fault{
+		name: fmt.Sprintf("delay %s by %s", service, latency), way: service, lasts: time.Duration(500+r.IntN(2500)) * time.Millisecond,
+		begin: func(ctx context.Context) error { return l.Proxy(service).Delay(ctx, latency, latency/2) },
+		mend:  l.Proxy(service).Through,
+	}
+}
+
+// unplug ends a service's connections and lets nobody in.
+func unplug(l *lab.Lab, r *rand.Rand, service string) fault {
+	return fault{
+		name: "refuse connections to " + service, lasts: time.Duration(200+r.IntN(2000)) * time.Millisecond,
+		begin: l.Proxy(service).Cut, mend: l.Proxy(service).Mend,
+	}
+}
+
+// swallow loses what a service is sent, without a sign.
+func swallow(l *lab.Lab, r *rand.Rand, service string) fault {
+	return fault{
+		name: "lose what " + service + " is sent", way: service, lasts: time.Duration(500+r.IntN(2500)) * time.Millisecond,
+		begin: l.Proxy(service).Swallow, mend: l.Proxy(service).Through,
 	}
 }

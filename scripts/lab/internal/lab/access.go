@@ -18,7 +18,7 @@ func (l *Lab) Agents() fleetbanv1connect.AgentServiceClient {
 // before keep theirs.
 func (l *Lab) RenewToken(ctx context.Context) error {
 	printed, err := l.Node(ControlPlane).Exec(ctx, asUser(agentUser, programControlPlane, "token", "create",
-		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)...)
+		"--redis-url", l.redisURL(), "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)...)
 	if err != nil {
 		return fmt.Errorf("make another administrator's token: %w", err)
 	}

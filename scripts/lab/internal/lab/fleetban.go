@@ -44,7 +44,6 @@ const previousSuffix = "-previous"
 const URL = "https://" + ControlPlaneName
 
 const (
-	redisURL   = "redis://" + RedisAddress
 	secretPath = "/etc/fleetban/secret"
 	policyPath = "/etc/fleetban/policy.toml"
 	tokenPath  = "/run/lab-join-token"
@@ -87,6 +86,7 @@ func (l *Lab) programs(r role) map[string]string {
 		}
 	case roleControlPlane:
 		add(programControlPlane)
+		add(programToxiproxy)
 	default:
 	}
 	return programs
@@ -101,7 +101,7 @@ func (l *Lab) startFleetban(ctx context.Context) error {
 	defer cancel()
 	cp := l.Node(ControlPlane)
 	printed, err := cp.Exec(ctx, asUser(agentUser, programControlPlane, "setup", "--organisation", organisation, "--mode", l.options.Mode,
-		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)...)
+		"--redis-url", l.redisURL(), "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)...)
 	if err != nil {
 		return fmt.Errorf("set up the control plane: %w", err)
 	}
@@ -134,7 +134,7 @@ func (l *Lab) replica(i int, build Build) node.Service {
 	return node.Service{Name: name, User: agentUser, Restart: true, Argv: []string{
 		"sh", "-c", `exec "$@" --replica "` + name + `-$$"`, name,
 		programControlPlane + string(build), "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", replicaPort(i)), "--public-url", URL,
-		"--redis-url", redisURL, "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/" + name,
+		"--redis-url", l.redisURL(), "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/" + name,
 		"--tls-cert", "/etc/fleetban/tls.crt", "--tls-key", "/etc/fleetban/tls.key",
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort(i)),
 	}, Env: []string{"HOME=/var/lib/fleetban", "FLEETBAN_LOG_LEVEL=" + level}}

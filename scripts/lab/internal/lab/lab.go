@@ -44,6 +44,8 @@ type Options struct {
 	BinDir string
 	// PreviousDir is where programs of an earlier build are, for RunReplica and RunAgent; empty: there is none.
 	PreviousDir string
+	// Proxied puts toxiproxy before Redis and before each replica, for Proxy to make those ways slow or cut them.
+	Proxied bool
 	// Debug has agents and replicas log at level debug.
 	Debug bool
 	// Leased labs end with the process that made them, however it ends. Else a lab stands until Down.

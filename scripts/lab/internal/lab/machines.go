@@ -224,10 +224,15 @@ func (l *Lab) config(n *Node) node.Config {
 		var proxy strings.Builder
 		proxy.WriteString(haproxyConfig)
 		for i := range l.options.Replicas {
-			fmt.Fprintf(&proxy, "  server replica%d 127.0.0.1:%d check check-ssl verify none inter 200ms fall 2 rise 1\n", i+1, replicaPort(i+1))
+			port := replicaPort(i + 1)
+			if l.options.Proxied {
+				port = proxiedPort(ServiceReplica(i + 1))
+			}
+			fmt.Fprintf(&proxy, "  server replica%d 127.0.0.1:%d check check-ssl verify none inter 200ms fall 2 rise 1\n", i+1, port)
 		}
 		cfg.Files = append(cfg.Files,
 			node.File{Path: "/etc/haproxy/haproxy.cfg", Mode: 0o644, Content: proxy.String()},
+			node.File{Path: proxiesPath, Mode: 0o644, Content: l.proxies()},
 			node.File{Path: secretPath, Mode: 0o400, Owner: agentUser, Content: randomHex(32) + "\n"},
 			node.File{Path: "/etc/fleetban/tls.crt", Mode: 0o644, Content: l.pki.certificate},
 			node.File{Path: "/etc/fleetban/tls.key", Mode: 0o640, Owner: agentUser, Content: l.pki.key},
@@ -274,13 +279,17 @@ func (l *Lab) services(n *Node) []node.Service {
 	case roleBox:
 		return []node.Service{web}
 	case roleControlPlane:
-		return []node.Service{
+		services := []node.Service{
 			{Name: ServiceRedis, Restart: true, Argv: []string{
 				"redis-server", "--bind", "127.0.0.1", "--port", "6379", "--dir", "/var/lib/redis", "--save", "",
 				"--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction",
 			}},
 			{Name: ServiceHAProxy, Argv: []string{"haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"}, Restart: true},
 		}
+		if l.options.Proxied {
+			services = append(services, toxiproxy)
+		}
+		return services
 	default:
 		return nil
 	}
