@@ -54,6 +54,10 @@ test: setup ## Everything: lint, generated code, unit, property, fuzz (short), i
 test-versions: setup ## The same against fail2ban 0.11 and 1.1 and Valkey, from Debian's other releases
 	@scripts/as-root scripts/test-versions
 
+.PHONY: test-cluster
+test-cluster: setup ## The control plane's tests again, with a Redis cluster of three masters wherever one server would do
+	@cd controlplane && FLEETBAN_TEST_REDIS=cluster go test -count=1 -timeout 20m ./internal/...
+
 .PHONY: bench
 bench: setup build lab ## The README's figures, measured here
 	@scripts/as-root scripts/bench
@@ -87,4 +91,4 @@ $(TOOLS)/golangci-lint: ; @GOBIN=$(TOOLS) GOWORK=off go install github.com/golan
 
 .PHONY: help
 help:
-	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
