@@ -34,7 +34,8 @@ type Keys struct {
 	fingerprint string
 
 	// org → *sync.Pool of keyed HMACs: a snapshot of 100,000 records is signed without deriving a key for each.
-	macs sync.Map
+	macs   sync.Map
+	audits sync.Map // the same for the audit log
 }
 
 // New derives the keys of secret.
@@ -110,6 +111,23 @@ func (k *Keys) macOf(org, set string, packed []byte, kind fleetbanv1.RecordKind,
 	buf = binary.BigEndian.AppendUint64(buf, uint64(expires)) //nolint:gosec // bits
 	mac.Write(buf)
 	return mac.Sum(make([]byte, 0, sha256.Size))[:MACLen]
+}
+
+// AuditMAC is the proof that this control plane wrote data in the audit log of an organisation: 32 bytes. kind tells apart
+// what must not pass for each other.
+func (k *Keys) AuditMAC(org string, kind byte, data []byte) []byte {
+	pool, ok := k.audits.Load(org)
+	if !ok {
+		key := k.derive("fleetban audit mac v1 "+org, sha256.Size)
+		pool, _ = k.audits.LoadOrStore(org, &sync.Pool{New: func() any { return hmac.New(sha256.New, key) }})
+	}
+	p := pool.(*sync.Pool)     //nolint:forcetypeassert // only pools are stored
+	mac := p.Get().(hash.Hash) //nolint:forcetypeassert // only hashes are pooled
+	defer p.Put(mac)
+	mac.Reset()
+	mac.Write([]byte{kind})
+	mac.Write(data)
+	return mac.Sum(make([]byte, 0, sha256.Size))
 }
 
 func (k *Keys) derive(info string, n int) []byte {

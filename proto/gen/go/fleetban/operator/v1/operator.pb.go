@@ -5777,44 +5777,60 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x0fPRESENCE_ONLINE\x10\x01\x12\x14\n" +
 	"\x10PRESENCE_OFFLINE\x10\x02\x12\x10\n" +
 	"\fPRESENCE_NEW\x10\x03\x12\x18\n" +
-	"\x14PRESENCE_QUARANTINED\x10\x042\xe7\x03\n" +
+	"\x14PRESENCE_QUARANTINED\x10\x042\xb4\x04\n" +
 	"\n" +
-	"BanService\x12P\n" +
-	"\x03Ban\x12 .fleetban.operator.v1.BanRequest\x1a!.fleetban.operator.v1.BanResponse\"\x04\xc8\xc1\x18\v\x12V\n" +
-	"\x05Unban\x12\".fleetban.operator.v1.UnbanRequest\x1a#.fleetban.operator.v1.UnbanResponse\"\x04\xc8\xc1\x18\v\x12_\n" +
+	"BanService\x12~\n" +
+	"\x03Ban\x12 .fleetban.operator.v1.BanRequest\x1a!.fleetban.operator.v1.BanResponse\"2\xc8\xc1\x18\v\xd2\xc1\x18*\n" +
+	"\x03ban\x12\bprefixes\x1a\n" +
+	"duration_s\x1a\x06reason\x1a\x03tag \x01\x12u\n" +
+	"\x05Unban\x12\".fleetban.operator.v1.UnbanRequest\x1a#.fleetban.operator.v1.UnbanResponse\"#\xc8\xc1\x18\v\xd2\xc1\x18\x1b\n" +
+	"\x05unban\x12\bprefixes\x1a\x06reason \x01\x12_\n" +
 	"\bListBans\x12%.fleetban.operator.v1.ListBansRequest\x1a&.fleetban.operator.v1.ListBansResponse\"\x04\xc8\xc1\x18\n" +
 	"\x12\\\n" +
 	"\aExplain\x12$.fleetban.operator.v1.ExplainRequest\x1a%.fleetban.operator.v1.ExplainResponse\"\x04\xc8\xc1\x18\n" +
 	"\x12p\n" +
 	"\rWatchReceipts\x12*.fleetban.operator.v1.WatchReceiptsRequest\x1a+.fleetban.operator.v1.WatchReceiptsResponse\"\x04\xc8\xc1\x18\n" +
-	"0\x012\xb5\x02\n" +
-	"\x10AllowlistService\x12V\n" +
-	"\x05Allow\x12\".fleetban.operator.v1.AllowRequest\x1a#.fleetban.operator.v1.AllowResponse\"\x04\xc8\xc1\x18\f\x12_\n" +
-	"\bDisallow\x12%.fleetban.operator.v1.DisallowRequest\x1a&.fleetban.operator.v1.DisallowResponse\"\x04\xc8\xc1\x18\f\x12h\n" +
+	"0\x012\xfb\x02\n" +
+	"\x10AllowlistService\x12\x81\x01\n" +
+	"\x05Allow\x12\".fleetban.operator.v1.AllowRequest\x1a#.fleetban.operator.v1.AllowResponse\"/\xc8\xc1\x18\f\xd2\xc1\x18'\n" +
+	"\x05allow\x12\bprefixes\x1a\n" +
+	"duration_s\x1a\x06reason \x01\x12y\n" +
+	"\bDisallow\x12%.fleetban.operator.v1.DisallowRequest\x1a&.fleetban.operator.v1.DisallowResponse\"\x1e\xc8\xc1\x18\f\xd2\xc1\x18\x16\n" +
+	"\bdisallow\x12\bprefixes \x01\x12h\n" +
 	"\vListAllowed\x12(.fleetban.operator.v1.ListAllowedRequest\x1a).fleetban.operator.v1.ListAllowedResponse\"\x04\xc8\xc1\x18\n" +
-	"2\xda\x03\n" +
+	"2\x9b\x04\n" +
 	"\fFleetService\x12_\n" +
 	"\bGetFleet\x12%.fleetban.operator.v1.GetFleetRequest\x1a&.fleetban.operator.v1.GetFleetResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12V\n" +
-	"\x05Pause\x12\".fleetban.operator.v1.PauseRequest\x1a#.fleetban.operator.v1.PauseResponse\"\x04\xc8\xc1\x18\r\x12Y\n" +
-	"\x06Resume\x12#.fleetban.operator.v1.ResumeRequest\x1a$.fleetban.operator.v1.ResumeResponse\"\x04\xc8\xc1\x18\r\x12\\\n" +
-	"\aSetMode\x12$.fleetban.operator.v1.SetModeRequest\x1a%.fleetban.operator.v1.SetModeResponse\"\x04\xc8\xc1\x18\r\x12X\n" +
+	"\x12w\n" +
+	"\x05Pause\x12\".fleetban.operator.v1.PauseRequest\x1a#.fleetban.operator.v1.PauseResponse\"%\xc8\xc1\x18\r\xd2\xc1\x18\x1d\n" +
+	"\x05pause\x1a\n" +
+	"duration_s\x1a\x06reason \x01\x12g\n" +
+	"\x06Resume\x12#.fleetban.operator.v1.ResumeRequest\x1a$.fleetban.operator.v1.ResumeResponse\"\x12\xc8\xc1\x18\r\xd2\xc1\x18\n" +
+	"\n" +
+	"\x06resume \x01\x12n\n" +
+	"\aSetMode\x12$.fleetban.operator.v1.SetModeRequest\x1a%.fleetban.operator.v1.SetModeResponse\"\x16\xc8\xc1\x18\r\xd2\xc1\x18\x0e\n" +
+	"\x04mode\x1a\x04mode \x01\x12X\n" +
 	"\x05Watch\x12\".fleetban.operator.v1.WatchRequest\x1a#.fleetban.operator.v1.WatchResponse\"\x04\xc8\xc1\x18\n" +
-	"0\x012\x8d\x04\n" +
+	"0\x012\xc1\x04\n" +
 	"\vHostService\x12b\n" +
 	"\tListHosts\x12&.fleetban.operator.v1.ListHostsRequest\x1a'.fleetban.operator.v1.ListHostsResponse\"\x04\xc8\xc1\x18\n" +
 	"\x12\\\n" +
 	"\aGetHost\x12$.fleetban.operator.v1.GetHostRequest\x1a%.fleetban.operator.v1.GetHostResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12e\n" +
+	"\x12~\n" +
 	"\n" +
-	"DeleteHost\x12'.fleetban.operator.v1.DeleteHostRequest\x1a(.fleetban.operator.v1.DeleteHostResponse\"\x04\xc8\xc1\x18\x0e\x12h\n" +
-	"\vReleaseHost\x12(.fleetban.operator.v1.ReleaseHostRequest\x1a).fleetban.operator.v1.ReleaseHostResponse\"\x04\xc8\xc1\x18\x0e\x12k\n" +
+	"DeleteHost\x12'.fleetban.operator.v1.DeleteHostRequest\x1a(.fleetban.operator.v1.DeleteHostResponse\"\x1d\xc8\xc1\x18\x0e\xd2\xc1\x18\x15\n" +
+	"\vhost.delete\x12\x04host \x01\x12\x82\x01\n" +
+	"\vReleaseHost\x12(.fleetban.operator.v1.ReleaseHostRequest\x1a).fleetban.operator.v1.ReleaseHostResponse\"\x1e\xc8\xc1\x18\x0e\xd2\xc1\x18\x16\n" +
+	"\fhost.release\x12\x04host \x01\x12k\n" +
 	"\fListCommands\x12).fleetban.operator.v1.ListCommandsRequest\x1a*.fleetban.operator.v1.ListCommandsResponse\"\x04\xc8\xc1\x18\n" +
-	"2\xf1\x02\n" +
-	"\x10JoinTokenService\x12t\n" +
-	"\x0fCreateJoinToken\x12,.fleetban.operator.v1.CreateJoinTokenRequest\x1a-.fleetban.operator.v1.CreateJoinTokenResponse\"\x04\xc8\xc1\x18\x0e\x12q\n" +
-	"\x0eListJoinTokens\x12+.fleetban.operator.v1.ListJoinTokensRequest\x1a,.fleetban.operator.v1.ListJoinTokensResponse\"\x04\xc8\xc1\x18\x0e\x12t\n" +
-	"\x0fRevokeJoinToken\x12,.fleetban.operator.v1.RevokeJoinTokenRequest\x1a-.fleetban.operator.v1.RevokeJoinTokenResponse\"\x04\xc8\xc1\x18\x0eBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
+	"2\xc3\x03\n" +
+	"\x10JoinTokenService\x12\xa9\x01\n" +
+	"\x0fCreateJoinToken\x12,.fleetban.operator.v1.CreateJoinTokenRequest\x1a-.fleetban.operator.v1.CreateJoinTokenResponse\"9\xc8\xc1\x18\x0e\xd2\xc1\x181\n" +
+	"\x11join-token.create\x1a\n" +
+	"duration_s\x1a\x04uses\x1a\x04tags\x1a\x04note\x12q\n" +
+	"\x0eListJoinTokens\x12+.fleetban.operator.v1.ListJoinTokensRequest\x1a,.fleetban.operator.v1.ListJoinTokensResponse\"\x04\xc8\xc1\x18\x0e\x12\x8f\x01\n" +
+	"\x0fRevokeJoinToken\x12,.fleetban.operator.v1.RevokeJoinTokenRequest\x1a-.fleetban.operator.v1.RevokeJoinTokenResponse\"\x1f\xc8\xc1\x18\x0e\xd2\xc1\x18\x17\n" +
+	"\x11join-token.revoke\x12\x02idBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
 var file_fleetban_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 59)

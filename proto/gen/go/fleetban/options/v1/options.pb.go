@@ -41,6 +41,14 @@ const (
 	Permission_PERMISSION_POLICY_WRITE Permission = 13
 	// Remove hosts, create and revoke join tokens.
 	Permission_PERMISSION_HOSTS_WRITE Permission = 14
+	// Read, export and verify the audit log.
+	Permission_PERMISSION_AUDIT_READ Permission = 15
+	// See who the members are.
+	Permission_PERMISSION_MEMBERS_READ Permission = 16
+	// Invite and remove members, set their roles.
+	Permission_PERMISSION_MEMBERS_WRITE Permission = 17
+	// Any person who is signed in, about their own account and sessions. API tokens don't hold it.
+	Permission_PERMISSION_SELF Permission = 20
 )
 
 // Enum value maps for Permission.
@@ -54,6 +62,10 @@ var (
 		12: "PERMISSION_ALLOWLIST_WRITE",
 		13: "PERMISSION_POLICY_WRITE",
 		14: "PERMISSION_HOSTS_WRITE",
+		15: "PERMISSION_AUDIT_READ",
+		16: "PERMISSION_MEMBERS_READ",
+		17: "PERMISSION_MEMBERS_WRITE",
+		20: "PERMISSION_SELF",
 	}
 	Permission_value = map[string]int32{
 		"PERMISSION_UNSPECIFIED":     0,
@@ -64,6 +76,10 @@ var (
 		"PERMISSION_ALLOWLIST_WRITE": 12,
 		"PERMISSION_POLICY_WRITE":    13,
 		"PERMISSION_HOSTS_WRITE":     14,
+		"PERMISSION_AUDIT_READ":      15,
+		"PERMISSION_MEMBERS_READ":    16,
+		"PERMISSION_MEMBERS_WRITE":   17,
+		"PERMISSION_SELF":            20,
 	}
 )
 
@@ -89,6 +105,128 @@ func (x Permission) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
+// Audit says how an RPC stands in the audit log. Each RPC of people's services that changes anything declares it; the
+// control plane refuses to start with one that doesn't. Those that only read, whose names begin with Get, List, Watch,
+// Explain, Verify or Export, declare none.
+type Audit struct {
+	state                protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Action    string                 `protobuf:"bytes,1,opt,name=action"`
+	xxx_hidden_Target    string                 `protobuf:"bytes,2,opt,name=target"`
+	xxx_hidden_Details   []string               `protobuf:"bytes,3,rep,name=details"`
+	xxx_hidden_Atomic    bool                   `protobuf:"varint,4,opt,name=atomic"`
+	xxx_hidden_ByHandler bool                   `protobuf:"varint,5,opt,name=by_handler,json=byHandler"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Audit) Reset() {
+	*x = Audit{}
+	mi := &file_fleetban_options_v1_options_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audit) ProtoMessage() {}
+
+func (x *Audit) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_options_v1_options_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *Audit) GetAction() string {
+	if x != nil {
+		return x.xxx_hidden_Action
+	}
+	return ""
+}
+
+func (x *Audit) GetTarget() string {
+	if x != nil {
+		return x.xxx_hidden_Target
+	}
+	return ""
+}
+
+func (x *Audit) GetDetails() []string {
+	if x != nil {
+		return x.xxx_hidden_Details
+	}
+	return nil
+}
+
+func (x *Audit) GetAtomic() bool {
+	if x != nil {
+		return x.xxx_hidden_Atomic
+	}
+	return false
+}
+
+func (x *Audit) GetByHandler() bool {
+	if x != nil {
+		return x.xxx_hidden_ByHandler
+	}
+	return false
+}
+
+func (x *Audit) SetAction(v string) {
+	x.xxx_hidden_Action = v
+}
+
+func (x *Audit) SetTarget(v string) {
+	x.xxx_hidden_Target = v
+}
+
+func (x *Audit) SetDetails(v []string) {
+	x.xxx_hidden_Details = v
+}
+
+func (x *Audit) SetAtomic(v bool) {
+	x.xxx_hidden_Atomic = v
+}
+
+func (x *Audit) SetByHandler(v bool) {
+	x.xxx_hidden_ByHandler = v
+}
+
+type Audit_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// What is recorded as the action: "ban", "join-token.create".
+	Action string
+	// The field of the request that names what it is done to; empty: the organisation.
+	Target string
+	// Other fields of the request that are recorded. Nothing else of it is: a field that holds a secret is never named here.
+	Details []string
+	// The entry is written by the same script of Redis as the change. Otherwise one is written before, and one with its
+	// outcome after.
+	Atomic bool
+	// The RPC's own code writes the entry, for only it knows who the caller is and of which organisation: signing in.
+	ByHandler bool
+}
+
+func (b0 Audit_builder) Build() *Audit {
+	m0 := &Audit{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Action = b.Action
+	x.xxx_hidden_Target = b.Target
+	x.xxx_hidden_Details = b.Details
+	x.xxx_hidden_Atomic = b.Atomic
+	x.xxx_hidden_ByHandler = b.ByHandler
+	return m0
+}
+
 var file_fleetban_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
@@ -96,6 +234,14 @@ var file_fleetban_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Field:         50201,
 		Name:          "fleetban.options.v1.permission",
 		Tag:           "varint,50201,opt,name=permission,enum=fleetban.options.v1.Permission",
+		Filename:      "fleetban/options/v1/options.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*Audit)(nil),
+		Field:         50202,
+		Name:          "fleetban.options.v1.audit",
+		Tag:           "bytes,50202,opt,name=audit",
 		Filename:      "fleetban/options/v1/options.proto",
 	},
 }
@@ -106,13 +252,24 @@ var (
 	//
 	// optional fleetban.options.v1.Permission permission = 50201;
 	E_Permission = &file_fleetban_options_v1_options_proto_extTypes[0]
+	// How the audit log records it.
+	//
+	// optional fleetban.options.v1.Audit audit = 50202;
+	E_Audit = &file_fleetban_options_v1_options_proto_extTypes[1]
 )
 
 var File_fleetban_options_v1_options_proto protoreflect.FileDescriptor
 
 const file_fleetban_options_v1_options_proto_rawDesc = "" +
 	"\n" +
-	"!fleetban/options/v1/options.proto\x12\x13fleetban.options.v1\x1a google/protobuf/descriptor.proto*\xe1\x01\n" +
+	"!fleetban/options/v1/options.proto\x12\x13fleetban.options.v1\x1a google/protobuf/descriptor.proto\"\x88\x01\n" +
+	"\x05Audit\x12\x16\n" +
+	"\x06action\x18\x01 \x01(\tR\x06action\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x18\n" +
+	"\adetails\x18\x03 \x03(\tR\adetails\x12\x16\n" +
+	"\x06atomic\x18\x04 \x01(\bR\x06atomic\x12\x1d\n" +
+	"\n" +
+	"by_handler\x18\x05 \x01(\bR\tbyHandler*\xcc\x02\n" +
 	"\n" +
 	"Permission\x12\x1a\n" +
 	"\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n" +
@@ -123,23 +280,32 @@ const file_fleetban_options_v1_options_proto_rawDesc = "" +
 	"\x15PERMISSION_BANS_WRITE\x10\v\x12\x1e\n" +
 	"\x1aPERMISSION_ALLOWLIST_WRITE\x10\f\x12\x1b\n" +
 	"\x17PERMISSION_POLICY_WRITE\x10\r\x12\x1a\n" +
-	"\x16PERMISSION_HOSTS_WRITE\x10\x0e:a\n" +
+	"\x16PERMISSION_HOSTS_WRITE\x10\x0e\x12\x19\n" +
+	"\x15PERMISSION_AUDIT_READ\x10\x0f\x12\x1b\n" +
+	"\x17PERMISSION_MEMBERS_READ\x10\x10\x12\x1c\n" +
+	"\x18PERMISSION_MEMBERS_WRITE\x10\x11\x12\x13\n" +
+	"\x0fPERMISSION_SELF\x10\x14:a\n" +
 	"\n" +
 	"permission\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0e2\x1f.fleetban.options.v1.PermissionR\n" +
-	"permissionBNZGgithub.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1;optionsv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
+	"permission:R\n" +
+	"\x05audit\x12\x1e.google.protobuf.MethodOptions\x18\x9a\x88\x03 \x01(\v2\x1a.fleetban.options.v1.AuditR\x05auditBNZGgithub.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1;optionsv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 
 var file_fleetban_options_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_fleetban_options_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
 var file_fleetban_options_v1_options_proto_goTypes = []any{
 	(Permission)(0),                    // 0: fleetban.options.v1.Permission
-	(*descriptorpb.MethodOptions)(nil), // 1: google.protobuf.MethodOptions
+	(*Audit)(nil),                      // 1: fleetban.options.v1.Audit
+	(*descriptorpb.MethodOptions)(nil), // 2: google.protobuf.MethodOptions
 }
 var file_fleetban_options_v1_options_proto_depIdxs = []int32{
-	1, // 0: fleetban.options.v1.permission:extendee -> google.protobuf.MethodOptions
-	0, // 1: fleetban.options.v1.permission:type_name -> fleetban.options.v1.Permission
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	1, // [1:2] is the sub-list for extension type_name
-	0, // [0:1] is the sub-list for extension extendee
+	2, // 0: fleetban.options.v1.permission:extendee -> google.protobuf.MethodOptions
+	2, // 1: fleetban.options.v1.audit:extendee -> google.protobuf.MethodOptions
+	0, // 2: fleetban.options.v1.permission:type_name -> fleetban.options.v1.Permission
+	1, // 3: fleetban.options.v1.audit:type_name -> fleetban.options.v1.Audit
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	2, // [2:4] is the sub-list for extension type_name
+	0, // [0:2] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
 }
 
@@ -154,13 +320,14 @@ func file_fleetban_options_v1_options_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_options_v1_options_proto_rawDesc), len(file_fleetban_options_v1_options_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   0,
-			NumExtensions: 1,
+			NumMessages:   1,
+			NumExtensions: 2,
 			NumServices:   0,
 		},
 		GoTypes:           file_fleetban_options_v1_options_proto_goTypes,
 		DependencyIndexes: file_fleetban_options_v1_options_proto_depIdxs,
 		EnumInfos:         file_fleetban_options_v1_options_proto_enumTypes,
+		MessageInfos:      file_fleetban_options_v1_options_proto_msgTypes,
 		ExtensionInfos:    file_fleetban_options_v1_options_proto_extTypes,
 	}.Build()
 	File_fleetban_options_v1_options_proto = out.File
