@@ -167,12 +167,14 @@ func TestClusterMasterDies(t *testing.T) {
 	epoch, w := h.epoch(), a.write(t)
 	w.more(50)
 	master.Kill()
+	killed := time.Now()
 	await(t, "its replica took over", func() bool {
 		masters := cluster.Masters("")
 		return len(masters) == 3 && cluster.Masters(key)[0] == replica
 	})
 	master.Start() // as a replica, which its successor is waiting for
 	w.more(50)
+	t.Log("bans flow again", time.Since(killed), "after the kill")
 	t.Log("heard again after", h.follows(w))
 	w.finish(a, h)
 	if h.epoch() <= epoch {
@@ -185,7 +187,7 @@ func TestClusterMasterDies(t *testing.T) {
 func TestSentinelFailover(t *testing.T) {
 	t.Parallel()
 	redis := redistest.StartSentinels(t, "--min-replicas-to-write", "1")
-	a, b := newReplica(t, &redis.Server, time.Second), newReplica(t, &redis.Server, time.Second)
+	a, b := newReplica(t, &redis.Server, time.Minute), newReplica(t, &redis.Server, time.Minute)
 	h := newHolder(t)
 	leave := h.follow(b, banset.All)
 	defer leave()
@@ -194,8 +196,10 @@ func TestSentinelFailover(t *testing.T) {
 	w.more(50)
 	first := redis.Nodes()[0]
 	first.Kill()
+	killed := time.Now()
 	second := redis.Failed(first)
 	w.more(50)
+	t.Log("bans flow again", time.Since(killed), "after the kill")
 	t.Log("heard again after", h.follows(w))
 	w.finish(a, h)
 	if h.epoch() <= epoch {
