@@ -180,6 +180,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	return o.report, nil
 }
 
+// dialling is how many hosts may be connecting when a run begins.
+const dialling = 250
+
 // begin enrols all hosts, starts them, waits until they are in sync, and weighs what that costs.
 func (f *fleet) begin(ctx context.Context) error {
 	o := f.o
@@ -199,7 +202,13 @@ func (f *fleet) begin(ctx context.Context) error {
 	o.report.Enrolled = Figure{o.Hosts, milliseconds(time.Since(began))}
 	o.Progress("connecting them")
 	began = time.Now()
-	f.each(func(h *host.Host) { h.Start(ctx) })
+	for i, h := range f.members() {
+		h.Start(ctx)
+		// A fleet isn't switched on at once; how it comes back when it loses every stream is another scenario.
+		for i-f.world.Connected() >= dialling && ctx.Err() == nil && time.Since(began) < 2*o.SettleWithin {
+			sleep(ctx, time.Millisecond)
+		}
+	}
 	if err := f.settle(ctx, 2*o.SettleWithin); err != nil {
 		return err
 	}
