@@ -126,6 +126,8 @@ type Log struct {
 	mu sync.Mutex
 	// known is the newest head of each organisation that this replica has heard of.
 	known map[string]Head
+	// sealed is what this replica sealed last.
+	sealed map[string]Head
 }
 
 // Head is an entry and, with its hash, all before it. The zero Head is that of a log without entries.
@@ -147,7 +149,7 @@ func New(o Options) *Log {
 	}
 	return &Log{
 		store: o.Store, signer: o.Signer, keep: o.Keep, most: uint64(min(o.KeepNumber, MaxKeepNumber)), logger: o.Logger, //nolint:gosec // positive
-		known: map[string]Head{},
+		known: map[string]Head{}, sealed: map[string]Head{},
 	}
 }
 

@@ -47,6 +47,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -131,7 +132,7 @@ type record struct {
 //go:embed lua/*.lua
 var luaFiles embed.FS
 
-func script(name string) *store.Script {
+func script(name string, with ...string) *store.Script {
 	read := func(file string) string {
 		text, err := luaFiles.ReadFile("lua/" + file + ".lua")
 		if err != nil {
@@ -139,7 +140,8 @@ func script(name string) *store.Script {
 		}
 		return string(text)
 	}
-	return store.NewScript("hosts/"+name, read("common"), commandlog.Lua, read(name))
+	parts := append([]string{read("common"), commandlog.Lua}, with...)
+	return store.NewScript("hosts/"+name, append(parts, read(name))...)
 }
 
 var (
@@ -151,7 +153,7 @@ var (
 	acksScript    = script("acks")
 	healthScript  = script("health")
 	deleteScript  = script("delete")
-	releaseScript = script("release")
+	releaseScript = script("release", audit.Lua)
 	queueScript   = script("queue")
 	resultScript  = script("result")
 )
@@ -235,7 +237,15 @@ func (h *Hosts) Release(ctx context.Context, org, host, actor string) (bool, err
 	if err != nil {
 		return false, err
 	}
-	n, err := releaseScript.Run(ctx, h.store, h.keys(org), found.id).Int()
+	entry := audit.Stage(ctx)
+	body, mac := entry.Args()
+	reply, err := releaseScript.Run(ctx, h.store, h.keys(org), found.id, body, mac).Slice()
+	n := int64(-1)
+	if len(reply) == 2 {
+		n, _ = reply[0].(int64)
+		wrote, _ := reply[1].([]any)
+		entry.Wrote(ctx, wrote)
+	}
 	switch {
 	case err != nil:
 		return false, fmt.Errorf("release host: %w", err)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -71,7 +72,7 @@ var (
 
 	//go:embed lua/settings.lua
 	settingsText   string
-	settingsScript = store.NewScript("orgs/settings", settingsText)
+	settingsScript = store.NewScript("orgs/settings", audit.Lua, settingsText)
 )
 
 // firstKey names the organisation that the first start made. One key, for SET NX decides a race of replicas.
@@ -205,13 +206,18 @@ func (o *Orgs) Resume(ctx context.Context, id string) (org Organisation, changed
 }
 
 func (o *Orgs) change(ctx context.Context, id, what string, value int64) (Organisation, bool, error) {
-	changed, err := settingsScript.Run(ctx, o.store, []string{metaKey(id), store.BellChannel(id)}, what, value).Int64()
+	entry := audit.Stage(ctx)
+	body, mac := entry.Args()
+	reply, err := settingsScript.Run(ctx, o.store, []string{metaKey(id), store.BellChannel(id)}, what, value, body, mac).Slice()
 	if err != nil {
 		return Organisation{}, false, fmt.Errorf("change %s: %w", what, err)
 	}
-	if changed < 0 {
+	if len(reply) < 2 {
 		return Organisation{}, false, fmt.Errorf("organisation %s: %w", id, ErrNotFound)
 	}
+	changed, _ := reply[0].(int64)
+	wrote, _ := reply[1].([]any)
+	entry.Wrote(ctx, wrote)
 	org, err := o.Get(ctx, id)
 	return org, changed == 1, err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
@@ -43,10 +44,10 @@ const (
 )
 
 var (
-	applyScript    = store.NewScript("apply", shebang, luaPrelude, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
-	applyOOMScript = store.NewScript("apply-oom", shebangOOM, luaPrelude, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
-	statesScript   = store.NewScript("states", shebangOOM, luaPrelude, luaFlush, luaStates)
-	sweepScript    = store.NewScript("sweep", shebangOOM, luaPrelude, luaFlush, luaSweep)
+	applyScript    = store.NewScript("apply", shebang, luaPrelude, audit.Lua, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
+	applyOOMScript = store.NewScript("apply-oom", shebangOOM, luaPrelude, audit.Lua, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
+	statesScript   = store.NewScript("states", shebangOOM, luaPrelude, audit.Lua, luaFlush, luaStates)
+	sweepScript    = store.NewScript("sweep", shebangOOM, luaPrelude, audit.Lua, luaFlush, luaSweep)
 )
 
 // Bounds of one script call, so that none holds Redis for long: 256 prefixes take some 5 ms. A mutation that is larger
@@ -64,6 +65,8 @@ type mutation struct {
 	bytes  int
 	// frees: it may run when memory is full.
 	frees bool
+	// entry is what the audit log says of it; nil where that isn't asked for.
+	entry *audit.Staged
 	done  chan outcome
 }
 
@@ -95,6 +98,14 @@ func newMutation(frees bool, weight int, args ...any) *mutation {
 			m.bytes += len(a)
 		}
 	}
+	return m
+}
+
+// audited has the script write the entry of the call that ctx belongs to.
+func (m *mutation) audited(ctx context.Context) *mutation {
+	m.entry = audit.Stage(ctx)
+	body, mac := m.entry.Args()
+	m.bytes += len(body) + len(mac)
 	return m
 }
 
@@ -165,13 +176,15 @@ func (c *committer) drain(org string) {
 func (c *committer) commit(org string, script *store.Script, batch []*mutation) {
 	args := []any{len(batch)}
 	for _, m := range batch {
-		args = append(args, m.args...)
+		body, mac := m.entry.Args()
+		args = append(append(args, body, mac), m.args...)
 	}
 	h, values, err := c.run(org, script, args)
 	var results []any
 	if err == nil {
-		if len(values) == 1 {
-			results, _ = values[0].([]any)
+		if len(values) == 2 {
+			h.audit, _ = values[0].([]any)
+			results, _ = values[1].([]any)
 		}
 		if len(results) != len(batch) {
 			err = fmt.Errorf("%w: %d results of %d mutations", errCorrupt, len(results), len(batch))
@@ -224,6 +237,8 @@ type head struct {
 	rebuildUntil int64
 	policy       uint64
 	sets         []SetState
+	// audit is what audit.write returned.
+	audit []any
 }
 
 // runner runs scripts with the arguments that all take.

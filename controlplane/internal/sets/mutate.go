@@ -27,6 +27,7 @@ func (s *Sets) mutate(ctx context.Context, org, what string, m *mutation) (head,
 	if err == nil {
 		var r *reader
 		if r, err = verdict(values); err == nil {
+			m.entry.Wrote(ctx, h.audit)
 			return h, r, nil
 		}
 	}
@@ -64,7 +65,7 @@ func (s *Sets) claim(ctx context.Context, org, what string, in BanInput) (BanRes
 		return BanResult{}, fmt.Errorf("%s: %w", what, err)
 	}
 	h, r, err := s.mutate(ctx, org, what, newMutation(false, len(kept), "ban", strconv.FormatUint(in.PolicyVersion, 10), in.Set, in.Actor, in.Reason,
-		in.Duration.Milliseconds(), packed))
+		in.Duration.Milliseconds(), packed).audited(ctx))
 	if err != nil {
 		return BanResult{}, err
 	}
@@ -93,7 +94,7 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 	if err != nil {
 		return UnbanResult{}, fmt.Errorf("unban: %w", err)
 	}
-	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts))
+	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts).audited(ctx))
 	if err != nil {
 		return UnbanResult{}, err
 	}
@@ -175,7 +176,7 @@ func (s *Sets) Disallow(ctx context.Context, org string, in DisallowInput) (Disa
 	if err != nil {
 		return DisallowResult{}, fmt.Errorf("disallow: %w", err)
 	}
-	h, r, err := s.mutate(ctx, org, "disallow", newMutation(true, len(kept), "disallow", in.Actor, packed))
+	h, r, err := s.mutate(ctx, org, "disallow", newMutation(true, len(kept), "disallow", in.Actor, packed).audited(ctx))
 	if err != nil {
 		return DisallowResult{}, err
 	}

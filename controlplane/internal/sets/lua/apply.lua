@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  fb:{ORG}:meta
 -- ARGV[1]  clock, ARGV[2] rebuild window (see prelude.lua)
--- ARGV[3]  how many mutations follow; each is its name and a fixed number of arguments, see ops.
+-- ARGV[3]  how many mutations follow; each is what run.lua says, its name and a fixed number of arguments, see ops.
 -- Returns  the head (see flush.lua), then a list of results: {'ok', …} or {'err', code, …} each.
 -- Cost     O(prefixes · lengths in use); about 20 to 40 µs a prefix.
 --
@@ -47,6 +47,15 @@ local TOMB_MOST = 400 * 86400000
 
 local ops = {}
 
+-- What the audit log tells of the change beside what was asked for: an op's result.found.
+local function found(words, counts)
+  local text = {}
+  for i, n in ipairs(counts) do
+    if n > 0 then text[#text + 1] = words[i] .. '=' .. num(n) end
+  end
+  return table.concat(text, ' ')
+end
+
 -- Adds a part of an order for each host whose jail claims, each once.
 local function order_claimants(c, orders, part)
   local seen = {}
@@ -76,6 +85,7 @@ function ops.ban()
   end
   local expires = duration == 0 and NEVER or now + duration
   local who = intern('a', actor)
+  local effects = {0, 0, 0, 0}
   local result = {'ok', expires}
   for _, p in ipairs(list) do
     local c = cell(p)
@@ -118,7 +128,9 @@ function ops.ban()
     end
     result[#result + 1] = effect
     result[#result + 1] = by
+    effects[effect] = effects[effect] + 1
   end
+  result.found = found(s.kind == BAN and {'banned', 'extended', 'unchanged', 'suppressed'} or {'allowed', 'extended', 'unchanged', ''}, effects)
   return result
 end
 
@@ -130,6 +142,7 @@ function ops.unban()
   local actor, reason, blob, order, order_head, order_parts = arg(), arg(), arg(), arg(), arg(), each_prefix(arg())
   local who = intern('a', actor)
   local orders, ordered = {}, {}
+  local retracted = 0
   local result = {'ok', ordered}
   load_lens()
   load_set(ALL_NO)
@@ -171,6 +184,7 @@ function ops.unban()
       add_reason(fields, reason)
       tell(5, fields)
     end
+    retracted = retracted + #gone
     result[#result + 1] = gone
     result[#result + 1] = cover
   end
@@ -181,6 +195,7 @@ function ops.unban()
       later[#later + 1] = function() append_command(BASE, host, order, command, true) end
     end
   end
+  result.found = 'was.claims=' .. num(retracted) .. ' claims=0 ordered_hosts=' .. num(#ordered)
   return result
 end
 
@@ -190,6 +205,7 @@ function ops.disallow()
   local who = intern('a', actor)
   local result = {'ok'}
   load_set(ALLOW_NO)
+  local removed = 0
   for _, p in ipairs(each_prefix(blob)) do
     local c = cell(p)
     touch(c)
@@ -208,8 +224,10 @@ function ops.disallow()
       c.dirty = true
       tell(7, {'p', p, 'a', actor})
     end
+    removed = removed + gone
     result[#result + 1] = gone
   end
+  result.found = 'was.allowed=' .. num(removed) .. ' allowed=0'
   return result
 end
 

@@ -149,6 +149,7 @@ local function flush()
     end
   end
   if wrote or #later > 0 then look() end
+  if #audit.entries > 0 then audit.look(BASE, runid) end
   for _, command in ipairs(writes) do redis.call(unpack(command)) end
   for _, command in ipairs(later) do
     wrote = true
@@ -174,6 +175,7 @@ local function flush()
     redis.call('XADD', key('events'), 'MAXLEN', '~', EVENTS_LEN, '*', 't', num(now), unpack(fields))
   end
   if #people > 0 then redis.call('SPUBLISH', key('bell'), 'events') end
+  if #audit.entries > 0 then audit.reply = audit.write() end
   if wrote then redis.call('HSET', KEYS[1], 'clock', num(now)) end
 end
 

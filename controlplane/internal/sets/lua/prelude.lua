@@ -62,8 +62,9 @@ local function begin_epoch(runid)
   redis.call('SPUBLISH', key('bell'), 'epoch ' .. num(epoch))
 end
 
+local runid
 do
-  local runid = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
+  runid = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
   if meta[1] ~= runid then begin_epoch(runid) end
 end
 
