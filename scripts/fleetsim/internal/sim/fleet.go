@@ -34,7 +34,8 @@ type fleet struct {
 	hosts  []*host.Host // that are members now
 	all    []*host.Host // by number
 	joined int
-	next   int // prefixes given out
+	gone   map[string]bool // ids of those that left
+	next   int             // prefixes given out
 	token  string
 
 	timers sync.WaitGroup
@@ -94,6 +95,7 @@ func (f *fleet) members() []*host.Host {
 // remove takes a host out of the fleet, by the operator's call.
 func (f *fleet) remove(ctx context.Context, h *host.Host) error {
 	f.mu.Lock()
+	f.gone[h.ID] = true
 	for i, other := range f.hosts {
 		if other == h {
 			f.hosts = append(f.hosts[:i:i], f.hosts[i+1:]...)

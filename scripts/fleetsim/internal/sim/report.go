@@ -27,6 +27,7 @@ type Report struct {
 	SelfPerStream int64    `json:"simulator_rss_per_stream"`
 	Scenarios     []*Part  `json:"scenarios"`
 	Peers         []Peer   `json:"peers,omitempty"`
+	Checked       bool     `json:"checked"`
 	Violations    []string `json:"violations"`
 	Events        int      `json:"events_read"`
 	WatchGaps     int      `json:"watch_gaps"`
@@ -146,6 +147,10 @@ func (r *Report) Print(out io.Writer) {
 	}
 	if r.WatchGaps > 0 {
 		fmt.Fprintf(out, "\nthe watch of events had %d gaps: what was not recorded can't be told from what was trimmed\n", r.WatchGaps)
+	}
+	if !r.Checked {
+		fmt.Fprintf(out, "\nthe run ended early: nothing was checked\n")
+		return
 	}
 	if len(r.Violations) == 0 {
 		fmt.Fprintf(out, "\nall invariants hold (%d events read, %d calls of the operator tried again)\n", r.Events, r.Calls)

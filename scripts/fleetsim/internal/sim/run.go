@@ -127,7 +127,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	f := &fleet{
-		o: o, plane: control, api: control.API(), world: host.NewWorld(), ledger: newLedger(), budget: newBudget(),
+		o: o, plane: control, api: control.API(), world: host.NewWorld(), ledger: newLedger(), budget: newBudget(), gone: map[string]bool{},
 		rng: rand.New(rand.NewPCG(o.Seed, 1)), //nolint:gosec // it is to be repeated
 	}
 	defer f.api.Close()
@@ -158,6 +158,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	found := f.check(ctx)
 	o.report.Violations = append(v.lines(), found.lines()...)
 	o.report.Calls = o.report.Retried.Load()
+	o.report.Checked = ctx.Err() == nil
 	f.watcher.stop()
 	f.each(func(h *host.Host) { h.Stop() })
 	if ctx.Err() != nil {

@@ -28,7 +28,7 @@ func binDir(t *testing.T) string {
 func TestAll(t *testing.T) {
 	t.Parallel()
 	report, err := sim.Run(t.Context(), sim.Options{
-		Scenario: "all", Hosts: 100, Replicas: 2, Bans: 60, Duration: 1500 * time.Millisecond, Seed: 20, TLS: true, Addressed: 20,
+		Scenario: "all", Hosts: 100, Replicas: 2, Bans: 50, Duration: 1200 * time.Millisecond, Seed: 20, TLS: true, Addressed: 20,
 		BinDir: binDir(t), SettleWithin: time.Minute, Progress: t.Logf,
 	})
 	if err != nil {
