@@ -308,11 +308,11 @@ func (s *Sentinels) Failed(old *Node) (master *Node) {
 	for i, n := range s.sentinels {
 		clients[i] = n.Client()
 	}
-	told := time.Now().Add(4 * time.Second)
+	told := time.Now().Add(8 * time.Second)
 	s.sentinels[0].poll("another server is the master", func(ctx context.Context) error {
 		var last error
 		for i, client := range clients {
-			if time.Now().After(told) {
+			if i == 0 && time.Now().After(told) { // always the same: two at once would undo each other's work
 				told = time.Now().Add(2 * time.Second)
 				last = client.Do(ctx, "sentinel", "failover", masterName).Err()
 			}
@@ -322,7 +322,7 @@ func (s *Sentinels) Failed(old *Node) (master *Node) {
 			}
 			at := slices.IndexFunc(s.nodes, func(n *Node) bool { return net.JoinHostPort(address[0], address[1]) == n.Addr() })
 			if at < 0 || s.nodes[at] == old {
-				last = errors.Join(last, fmt.Errorf("Sentinel %d says that the master is %v", i, address))
+				last = errors.Join(last, fmt.Errorf("by Sentinel %d the master is %v", i, address))
 				continue
 			}
 			if role, err := s.nodes[at].role(ctx); err != nil || role != "master" {
