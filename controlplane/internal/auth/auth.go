@@ -10,13 +10,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 )
 
@@ -26,6 +29,18 @@ type Principal struct {
 	// ID is stable and unique in the organisation; Name is what people read.
 	ID, Name    string
 	Permissions []optionsv1.Permission
+	// Session is set for a person who signed in, and zero for an API token.
+	Session Session
+}
+
+// Session is how a person is signed in.
+type Session struct {
+	ID   string
+	Role operatorv1.Role
+	// Version is that of the membership: it grows when the role changes.
+	Version uint64
+	// Ends is when it is over, Unix milliseconds.
+	Ends int64
 }
 
 // May reports whether the caller holds p.
@@ -33,14 +48,55 @@ func (p Principal) May(permission optionsv1.Permission) bool {
 	return slices.Contains(p.Permissions, permission)
 }
 
-// Authenticator finds whose credential this is. API tokens are the first implementation; sessions of accounts will be
-// the second. It returns ErrBadCredential (wrapped, with what is wrong) or an error of the store, never a Principal and an error.
+// Authenticator finds whose credential this is: Tokens those of programs, package sessions those of people. It returns ErrBadCredential (wrapped, with what is wrong) or an error of the store, never a Principal and an error.
 type Authenticator interface {
 	Authenticate(ctx context.Context, credential string) (Principal, error)
 }
 
 // ErrBadCredential is wrapped by every refusal of a credential.
 var ErrBadCredential = errors.New("bad credential")
+
+// ErrSession is wrapped too where it is a person's access token.
+var ErrSession = errors.New("session")
+
+// Standing is implemented by an Authenticator that can tell at any moment, for nothing, whether a principal that it once
+// let in is still one. A stream is then bound to the principal and not to the credential it was opened with.
+type Standing interface {
+	// Standing returns what Authenticate would, were the credential not to expire.
+	Standing(p Principal) error
+}
+
+// Callers authenticates programs by their API tokens and people by their access tokens, told apart by their form.
+type Callers struct {
+	Programs Authenticator
+	// People is nil where nobody can sign in.
+	People interface {
+		Authenticator
+		Standing
+	}
+}
+
+var (
+	_ Authenticator = Callers{}
+	_ Standing      = Callers{}
+)
+
+// Authenticate implements Authenticator.
+func (c Callers) Authenticate(ctx context.Context, credential string) (Principal, error) {
+	// A JWT has two dots, and a token of ours none.
+	if c.People != nil && strings.Count(credential, ".") == 2 {
+		return c.People.Authenticate(ctx, credential)
+	}
+	return c.Programs.Authenticate(ctx, credential)
+}
+
+// Standing implements Standing. Of a program, only its credential tells.
+func (c Callers) Standing(p Principal) error {
+	if c.People == nil || p.Session.ID == "" {
+		return nil
+	}
+	return c.People.Standing(p)
+}
 
 // Tokens authenticates API tokens.
 type Tokens struct{ Orgs *orgs.Orgs }
@@ -70,6 +126,19 @@ func With(ctx context.Context, p Principal) context.Context {
 func From(ctx context.Context) (Principal, bool) {
 	p, ok := ctx.Value(principalKey{}).(Principal)
 	return p, ok
+}
+
+type addressKey struct{}
+
+// WithAddress puts the caller's address in the context.
+func WithAddress(ctx context.Context, addr netip.Addr) context.Context {
+	return context.WithValue(ctx, addressKey{}, addr)
+}
+
+// Address is where the call came from, as Options.ClientAddr says; the zero Addr where that isn't known.
+func Address(ctx context.Context) netip.Addr {
+	addr, _ := ctx.Value(addressKey{}).(netip.Addr)
+	return addr
 }
 
 // PermissionOf reads what an RPC asks of its caller; an error if it declares nothing, or nothing this build knows.

@@ -18,6 +18,10 @@ func bad(err error) error {
 		message, fix = "the API token is malformed: it was mistyped or cut",
 			"copy all of it, from fbt_ to its end (a join token, fbj_, enrols hosts and is no API token)"
 	}
+	if errors.Is(err, ErrSession) {
+		message, fix = "the access token is good no longer: it expired, or its session or role ended",
+			"get another with the refresh token; if that is refused too, sign in again: fleetban login"
+	}
 	return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "", message, fix)
 }
 

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -88,7 +89,7 @@ func (i *Interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			return next(ctx, req)
 		}
 		addr := i.options.ClientAddr(req.Peer(), req.Header())
-		ctx, err := i.admit(ctx, req.Spec().Procedure, addr, req.Header())
+		ctx, err := i.admit(WithAddress(ctx, addr), req.Spec().Procedure, addr, req.Header())
 		if err != nil {
 			return nil, err
 		}
@@ -101,7 +102,7 @@ func (i *Interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (i *Interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		addr := i.options.ClientAddr(conn.Peer(), conn.RequestHeader())
-		ctx, err := i.admit(ctx, conn.Spec().Procedure, addr, conn.RequestHeader())
+		ctx, err := i.admit(WithAddress(ctx, addr), conn.Spec().Procedure, addr, conn.RequestHeader())
 		if err != nil {
 			return err
 		}
@@ -201,13 +202,27 @@ var errRevoked = errors.New("the credential was revoked")
 func (i *Interceptor) recheck(
 	ctx context.Context, cancel context.CancelCauseFunc, was Principal, permission optionsv1.Permission, header http.Header,
 ) {
-	tick := time.NewTicker(i.options.Recheck)
+	standing, every := Standing(nil), i.options.Recheck
+	if was.Session.ID != "" {
+		if standing, _ = i.options.People.(Standing); standing != nil {
+			every = min(every, standingEvery)
+		}
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if standing != nil {
+			// What isn't known counts as ended: its client comes back, to this replica or another one.
+			if err := standing.Standing(was); err != nil {
+				cancel(ended(err))
+				return
+			}
+			continue
 		}
 		credential, err := bearer(header)
 		if err != nil {
@@ -220,6 +235,18 @@ func (i *Interceptor) recheck(
 			return
 		}
 	}
+}
+
+// standingEvery is how often a person's open stream is looked at: it costs nothing.
+const standingEvery = 200 * time.Millisecond
+
+// ended is how a person's stream ends.
+func ended(err error) error {
+	if !errors.Is(err, ErrBadCredential) {
+		return fmt.Errorf("%w: %w", errRevoked, err)
+	}
+	return apierr.Wrap(errRevoked, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
+		"the session or its role ended while the stream was open", "open it again with a new access token; if there is none to be had: fleetban login")
 }
 
 func bearer(header http.Header) (string, error) {

@@ -1,6 +1,6 @@
 // Package keys holds the fleet's secret, 32 bytes that all replicas share, and derives everything else from it (HKDF,
 // RFC 5869, SHA-256): the key of each organisation's record MACs, the Ed25519 key that signs grants, the audience of
-// assertions, and a fingerprint by which replicas see that they hold the same secret.
+// assertions, the keys of people's sessions, and a fingerprint by which replicas see that they hold the same secret.
 package keys
 
 import (
@@ -70,6 +70,17 @@ func (k *Keys) TLSKey() *ecdsa.PrivateKey {
 			return key
 		}
 	}
+}
+
+// SessionSeed is the seed of the Ed25519 key that signs people's access tokens in a period, a number that grows with time:
+// the key changes without anyone having to distribute the next.
+func (k *Keys) SessionSeed(period int64) [ed25519.SeedSize]byte {
+	return [ed25519.SeedSize]byte(k.derive("fleetban session key v1 "+strconv.FormatInt(period, 10), ed25519.SeedSize))
+}
+
+// RefreshKey makes and checks people's refresh tokens.
+func (k *Keys) RefreshKey() [sha256.Size]byte {
+	return [sha256.Size]byte(k.derive("fleetban refresh key v1", sha256.Size))
 }
 
 // SignRecord sets r.Mac: the proof that this control plane issued the record in this set of this organisation.

@@ -1,0 +1,142 @@
+package people
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetban/fleetban/controlplane/internal/store"
+)
+
+// ErrBadInvitation: unknown, expired or used.
+var ErrBadInvitation = errors.New("the invitation is unknown, used or expired")
+
+const (
+	// InvitationLife is how long an invitation can be accepted.
+	InvitationLife = 7 * 24 * time.Hour
+
+	invitePrefix = "fbi_"
+)
+
+// invitation is one as stored under the hash of its secret.
+type invitation struct {
+	Org   string `json:"org"`
+	Email string `json:"email"`
+	Role  Role   `json:"role"`
+	By    string `json:"by"`
+}
+
+// Invite makes an invitation in actor's right, and returns its secret: shown once and kept nowhere. Whether actor may is
+// looked at now and again when it is accepted.
+func (p *People) Invite(ctx context.Context, org, actor, email string, role Role) (secret string, expires time.Time, err error) {
+	address, err := ParseEmail(email)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	if granted[role] == nil {
+		return "", time.Time{}, fmt.Errorf("%w role: owner, admin, operator or viewer is possible", ErrInvalid)
+	}
+	by, err := p.Member(ctx, org, actor)
+	switch {
+	case errors.Is(err, ErrNoMember), err == nil && by.Role != Owner && by.Role != Admin:
+		return "", time.Time{}, ErrNotAllowed
+	case err != nil:
+		return "", time.Time{}, err
+	case role == Owner && by.Role != Owner:
+		return "", time.Time{}, ErrOwnersOnly
+	}
+	var raw [32]byte
+	_, _ = rand.Read(raw[:]) // never fails: crypto/rand ends the program instead
+	secret = invitePrefix + base64.RawURLEncoding.EncodeToString(raw[:])
+	record, err := json.Marshal(invitation{Org: org, Email: address.String(), Role: role, By: actor})
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("make invitation: %w", err)
+	}
+	if err := p.store.Client().Set(ctx, inviteKey(secret), record, InvitationLife).Err(); err != nil {
+		return "", time.Time{}, fmt.Errorf("store invitation: %w", store.Classify(err))
+	}
+	return secret, time.Now().Add(InvitationLife), nil
+}
+
+// Accept makes the invited person a member, once: ErrBadInvitation, ErrWeakPassword for an account that is to be made,
+// ErrBadLogin for one that stands and has another password, ErrNotAllowed, and what SignIn returns. A refused password
+// leaves the invitation good.
+func (p *People) Accept(ctx context.Context, secret, password string, from netip.Addr) (org string, m Member, err error) {
+	if !strings.HasPrefix(secret, invitePrefix) {
+		return "", Member{}, ErrBadInvitation
+	}
+	client := p.store.Client()
+	raw, err := client.Get(ctx, inviteKey(secret)).Bytes()
+	if errors.Is(err, redis.Nil) {
+		return "", Member{}, ErrBadInvitation
+	}
+	if err != nil {
+		return "", Member{}, fmt.Errorf("look up invitation: %w", store.Classify(err))
+	}
+	var invited invitation
+	if err := json.Unmarshal(raw, &invited); err != nil {
+		return "", Member{}, fmt.Errorf("stored invitation is damaged: %w", err)
+	}
+	address, err := ParseEmail(invited.Email)
+	if err != nil {
+		return "", Member{}, fmt.Errorf("stored invitation is damaged: %w", err)
+	}
+	id, err := p.claim(ctx, address)
+	if err != nil {
+		return "", Member{}, err
+	}
+	if err := p.attempt(ctx, address, from); err != nil {
+		return "", Member{}, err
+	}
+	if err := p.prove(ctx, id, address, password); err != nil {
+		return "", Member{}, err
+	}
+	// Whoever takes it is the one who used it. Had this died before, the account stands and the invitation is good.
+	if n, err := client.Del(ctx, inviteKey(secret)).Result(); err != nil {
+		return "", Member{}, fmt.Errorf("use invitation: %w", store.Classify(err))
+	} else if n == 0 {
+		return "", Member{}, ErrBadInvitation
+	}
+	answer, version, err := p.members(ctx, invited.Org, "join", invited.By, id, invited.Role, address)
+	if err != nil {
+		return "", Member{}, err
+	}
+	if err := refusals[answer]; err != nil {
+		return "", Member{}, err
+	}
+	if err := p.joined(ctx, id, invited.Org, version); err != nil {
+		return "", Member{}, err
+	}
+	m, err = p.Member(ctx, invited.Org, id)
+	return invited.Org, m, err
+}
+
+// prove makes the account with this password, or checks that it is the account's.
+func (p *People) prove(ctx context.Context, id string, address Email, password string) error {
+	stands, err := p.store.Client().HExists(ctx, accountKey(id), "password").Result()
+	if err != nil {
+		return fmt.Errorf("read account: %w", store.Classify(err))
+	}
+	if !stands {
+		if err := checkPassword(password, address); err != nil {
+			return err
+		}
+		hash, err := p.hasher.hash(ctx, normal(password))
+		if err != nil {
+			return err
+		}
+		made, err := p.create(ctx, id, address, hash)
+		if made || err != nil {
+			return err
+		}
+	}
+	return p.check(ctx, id, password)
+}

@@ -1,0 +1,246 @@
+// Package people keeps accounts, who belongs to which organisation, and invitations.
+//
+// A person is one account, found by its e-mail address, and may belong to several organisations. The account's keys
+// share the person's hash tag (fb:{PERSON}:account, :orgs), a membership stands with its organisation (fb:{ORG}:members)
+// and what leads to them is global: fb:email:HASH, fb:invite:HASH. An account exists once it has a password: whatever
+// was written before that by someone who died half way is taken up by who comes next.
+package people
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/go-redis/redis_rate/v10"
+	"github.com/oklog/ulid/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetban/fleetban/controlplane/internal/store"
+)
+
+// Errors that callers decide on.
+var (
+	// ErrInvalid is wrapped by refusals of a value; the text says which and what would be right.
+	ErrInvalid = errors.New("invalid")
+	// ErrWeakPassword is wrapped by refusals of a new password.
+	ErrWeakPassword = errors.New("weak")
+	// ErrBadLogin: no such account, or another password. Nobody is told which.
+	ErrBadLogin = errors.New("the e-mail address or the password is wrong")
+)
+
+// TooOftenError says that an address or account was tried too often.
+type TooOftenError struct{ RetryAfter time.Duration }
+
+func (e *TooOftenError) Error() string {
+	return "too many attempts: try again in " + (e.RetryAfter.Truncate(time.Second) + time.Second).String()
+}
+
+// Limits of attempts with a password, a minute, over all replicas.
+const (
+	attemptsPerAccount = 10
+	attemptsPerAddress = 30
+)
+
+// People keeps accounts in Redis. Safe for concurrent use.
+type People struct {
+	store  *store.Store
+	hasher *hasher
+	rate   *redis_rate.Limiter
+}
+
+// New makes a People over st.
+func New(st *store.Store) *People {
+	return &People{store: st, hasher: newHasher(), rate: redis_rate.NewLimiter(st.Client())}
+}
+
+// Account is a person.
+type Account struct {
+	ID    string // ULID
+	Email string
+	// Orgs are the ids of the organisations that the person belongs to, the one first joined first.
+	Orgs []string
+}
+
+// SignIn finds whose address and password these are: ErrInvalid, ErrBadLogin, ErrBusy, a *TooOftenError, or an error of
+// the store. from is where the person is. It takes the same time whether there is such an account or not, and is
+// refused while attempts can't be counted.
+func (p *People) SignIn(ctx context.Context, email, password string, from netip.Addr) (Account, error) {
+	address, err := ParseEmail(email)
+	if err != nil {
+		return Account{}, err
+	}
+	if err := p.attempt(ctx, address, from); err != nil {
+		return Account{}, err
+	}
+	id, err := p.find(ctx, address)
+	if err != nil {
+		return Account{}, err
+	}
+	if err := p.check(ctx, id, password); err != nil {
+		return Account{}, err
+	}
+	return p.Account(ctx, id)
+}
+
+// Account reads an account; ErrBadLogin where there is none.
+func (p *People) Account(ctx context.Context, id string) (Account, error) {
+	email, err := p.store.Client().HGet(ctx, accountKey(id), "email").Result()
+	if errors.Is(err, redis.Nil) {
+		return Account{}, ErrBadLogin
+	}
+	if err != nil {
+		return Account{}, fmt.Errorf("read account: %w", store.Classify(err))
+	}
+	joined, err := p.store.Client().HGetAll(ctx, orgsKey(id)).Result()
+	if err != nil {
+		return Account{}, fmt.Errorf("read the account's organisations: %w", store.Classify(err))
+	}
+	account := Account{ID: id, Email: email}
+	for org := range joined {
+		// Who was removed meanwhile belongs to it no more: the organisation's own list decides.
+		is, err := p.store.Client().HExists(ctx, membersKey(org), id).Result()
+		if err != nil {
+			return Account{}, fmt.Errorf("read membership: %w", store.Classify(err))
+		}
+		if is {
+			account.Orgs = append(account.Orgs, org)
+		}
+	}
+	slices.SortFunc(account.Orgs, func(a, b string) int {
+		x, _ := strconv.ParseInt(joined[a], 10, 64)
+		y, _ := strconv.ParseInt(joined[b], 10, 64)
+		return int(x - y)
+	})
+	return account, nil
+}
+
+// ChangePassword replaces a password by who knows it: ErrBadLogin, ErrWeakPassword, and what SignIn returns. The caller
+// ends the sessions that the old one began.
+func (p *People) ChangePassword(ctx context.Context, id, password, next string, from netip.Addr) error {
+	text, err := p.store.Client().HGet(ctx, accountKey(id), "email").Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return fmt.Errorf("read account: %w", store.Classify(err))
+	}
+	address, err := ParseEmail(text)
+	if err != nil {
+		return ErrBadLogin
+	}
+	if err := p.attempt(ctx, address, from); err != nil {
+		return err
+	}
+	if err := p.check(ctx, id, password); err != nil {
+		return err
+	}
+	if err := checkPassword(next, address); err != nil {
+		return err
+	}
+	hash, err := p.hasher.hash(ctx, normal(next))
+	if err != nil {
+		return err
+	}
+	if err := p.store.Client().HSet(ctx, accountKey(id), "password", hash).Err(); err != nil {
+		return fmt.Errorf("store password: %w", store.Classify(err))
+	}
+	return nil
+}
+
+// attempt counts one try with a password. Whoever can't be counted isn't heard: an outage is no chance to guess.
+func (p *People) attempt(ctx context.Context, address Email, from netip.Addr) error {
+	type limit struct {
+		key string
+		n   int
+	}
+	limits := []limit{{store.Global("signin", "account", hashOf(address.String())), attemptsPerAccount}}
+	if from.IsValid() {
+		limits = append([]limit{{store.Global("signin", "address", group(from)), attemptsPerAddress}}, limits...)
+	}
+	for _, l := range limits {
+		result, err := p.rate.Allow(ctx, l.key, redis_rate.PerMinute(l.n))
+		if err != nil {
+			return fmt.Errorf("count attempts to sign in: %w", store.Classify(err))
+		}
+		if result.Allowed < 1 {
+			return &TooOftenError{RetryAfter: result.RetryAfter}
+		}
+	}
+	return nil
+}
+
+// check verifies a password; ErrBadLogin where it is another one or there is no account.
+func (p *People) check(ctx context.Context, id, password string) error {
+	if id == "" {
+		id = "none" // the same work
+	}
+	stored, err := p.store.Client().HGet(ctx, accountKey(id), "password").Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return fmt.Errorf("read account: %w", store.Classify(err))
+	}
+	right, err := p.hasher.verify(ctx, stored, normal(password))
+	if err != nil {
+		return err
+	}
+	if !right {
+		return ErrBadLogin
+	}
+	return nil
+}
+
+// find is the id behind an address, "" where there is none.
+func (p *People) find(ctx context.Context, address Email) (string, error) {
+	id, err := p.store.Client().Get(ctx, emailKey(address)).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return "", fmt.Errorf("look up the e-mail address: %w", store.Classify(err))
+	}
+	return id, nil
+}
+
+// claim is the id behind an address, a new one where there is none. Of concurrent callers all get the same.
+func (p *People) claim(ctx context.Context, address Email) (string, error) {
+	if err := p.store.Client().SetNX(ctx, emailKey(address), ulid.Make().String(), 0).Err(); err != nil {
+		return "", fmt.Errorf("claim the e-mail address: %w", store.Classify(err))
+	}
+	return p.find(ctx, address)
+}
+
+// create gives an account its first password, and reports whether it was this caller's.
+func (p *People) create(ctx context.Context, id string, address Email, hash string) (bool, error) {
+	client, key := p.store.Client(), accountKey(id)
+	if err := client.HSet(ctx, key, "email", address.String()).Err(); err != nil {
+		return false, fmt.Errorf("store account: %w", store.Classify(err))
+	}
+	if err := client.HSetNX(ctx, key, "created", time.Now().UnixMilli()).Err(); err != nil {
+		return false, fmt.Errorf("store account: %w", store.Classify(err))
+	}
+	made, err := client.HSetNX(ctx, key, "password", hash).Result()
+	if err != nil {
+		return false, fmt.Errorf("store account: %w", store.Classify(err))
+	}
+	return made, nil
+}
+
+// group is what counts as one client: whoever has an IPv6 address usually has its /64.
+func group(addr netip.Addr) string {
+	if addr = addr.Unmap().WithZone(""); addr.Is6() {
+		if p, err := addr.Prefix(64); err == nil {
+			return p.String()
+		}
+	}
+	return addr.String()
+}
+
+func hashOf(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+func emailKey(e Email) string        { return store.Global("email", hashOf(e.String())) }
+func accountKey(id string) string    { return store.Key(id, "account") }
+func orgsKey(id string) string       { return store.Key(id, "orgs") }
+func membersKey(org string) string   { return store.Key(org, "members") }
+func inviteKey(secret string) string { return store.Global("invite", hashOf(secret)) }
