@@ -142,7 +142,7 @@ func (k *kernel) delta(s *set, d *fleetbanv1.Delta) stream.Outcome {
 	if s.version < d.GetFromVersion() {
 		return stream.Gap
 	}
-	if k.sabotage == DropDelta && len(d.GetRecords()) > 0 && s.name == "all" {
+	if k.sabotage == DropDelta && s.name == "all" && len(d.GetRecords()) > 0 && d.GetRecords()[0].GetKind() == Present {
 		// Says that it did, and didn't.
 		k.sabotage = None
 		s.epoch, s.version, s.digest = d.GetEpoch(), d.GetVersion(), d.GetDigest()

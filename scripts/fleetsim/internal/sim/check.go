@@ -24,7 +24,7 @@ const (
 	// shortly: bans that end so soon are waited for before a check.
 	shortly = 20 * time.Second
 	// mostExamples bounds what is told of one kind of violation.
-	mostExamples = 3
+	mostExamples = 5
 )
 
 // violations gathers what doesn't hold, by the invariant that it breaks.

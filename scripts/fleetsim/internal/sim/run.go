@@ -136,7 +136,6 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer func() { f.each(func(h *host.Host) { h.Stop() }) }()
-	f.arm()
 	v := &violations{}
 	for _, s := range chosen {
 		o.Progress("%s: %d bans", s.name, o.Bans)
@@ -154,7 +153,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		f.spent(part, before, began)
 	}
 	o.Progress("checking")
-	f.sabotage()
+	f.timers.Wait()
+	if err := f.sabotage(ctx); err != nil {
+		return nil, err
+	}
 	found := f.check(ctx)
 	o.report.Violations = append(v.lines(), found.lines()...)
 	o.report.Calls = o.report.Retried.Load()

@@ -30,24 +30,27 @@ func Sabotages() []string {
 	return []string{SabotageDelta, SabotageUnban, SabotageTwice, SabotageNever, SabotageSilent}
 }
 
-// arm is called before scenarios begin: these faults lie in wait.
-func (f *fleet) arm() {
-	for i, fault := range f.o.Sabotage {
-		switch fault {
-		case SabotageDelta:
-			f.members()[i].SetSabotage(host.DropDelta)
-		case SabotageUnban:
-			f.members()[i].SetSabotage(host.KeepRetracted)
-		default:
-		}
-	}
-}
-
-// sabotage is called when they are over.
-func (f *fleet) sabotage() {
+// sabotage does the harm, once scenarios are over: what came later might mend it.
+func (f *fleet) sabotage(ctx context.Context) error {
 	for i, fault := range f.o.Sabotage {
 		h, p := f.members()[i], f.prefix()
 		switch fault {
+		case SabotageDelta:
+			h.SetSabotage(host.DropDelta)
+			if _, err := f.order(ctx, long, p); err != nil {
+				return err
+			}
+		case SabotageUnban:
+			if _, err := f.order(ctx, long, p); err != nil {
+				return err
+			}
+			if err := f.settle(ctx, f.o.SettleWithin); err != nil {
+				return err
+			}
+			h.SetSabotage(host.KeepRetracted)
+			if err := f.lift(ctx, p); err != nil {
+				return err
+			}
 		case SabotageTwice:
 			f.observe(h, jailLocal, p, long, nil)
 			h.Repeat(jailLocal, p)
@@ -58,6 +61,7 @@ func (f *fleet) sabotage() {
 		default:
 		}
 	}
+	return nil
 }
 
 // scripts is how many scripts Redis has run.
