@@ -36,6 +36,8 @@ type Options struct {
 	// ClientAddr is the caller's address for rate limits; default the connection's peer. Give one that knows the
 	// balancers in front, for behind one every caller has its address.
 	ClientAddr func(peer connect.Peer, header http.Header) netip.Addr
+	// Denied, where it is given, is told of each call whose caller lacks the permission, with the refusal.
+	Denied func(ctx context.Context, p Principal, procedure string, addr netip.Addr, header http.Header, err error)
 	// Recheck is how often the credential of an open stream is looked at again, so that a revoked one loses it. Default 30 s.
 	Recheck time.Duration
 }
@@ -151,7 +153,11 @@ func (i *Interceptor) admit(ctx context.Context, procedure string, addr netip.Ad
 		return ctx, err
 	}
 	if !principal.May(permission) {
-		return ctx, lacks(principal, permission)
+		err := lacks(principal, permission)
+		if i.options.Denied != nil {
+			i.options.Denied(ctx, principal, procedure, addr, header, err)
+		}
+		return ctx, err
 	}
 	if err := i.options.Limiter.call(ctx, principal); err != nil {
 		return ctx, err

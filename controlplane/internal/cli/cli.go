@@ -63,6 +63,7 @@ type grammar struct {
 	Resume    resumeCmd    `cmd:"" help:"End a pause."`
 	Mode      modeCmd      `cmd:"" help:"Enforce what hosts ban fleet-wide, or only watch what would be."`
 	JoinToken joinTokenCmd `cmd:"" name:"join-token" help:"Make, list and revoke what enrols hosts."`
+	Audit     auditCmd     `cmd:"" help:"Who did what, and from where; export, verify."`
 	Commands  commandsCmd  `cmd:"" help:"List a host's latest orders and their results."`
 	Release   releaseCmd   `cmd:"" help:"End the quarantine of a host whose identity was used twice."`
 	Forget    forgetCmd    `cmd:"" help:"Delete a host: its stream ends and its identity is refused."`

@@ -31,6 +31,7 @@ type client struct {
 	fleet operatorv1connect.FleetServiceClient
 	hosts operatorv1connect.HostServiceClient
 	join  operatorv1connect.JoinTokenServiceClient
+	audit operatorv1connect.AuditServiceClient
 	close func()
 }
 
@@ -62,6 +63,7 @@ func newClient(cfg config) (*client, error) {
 		fleet: operatorv1connect.NewFleetServiceClient(doer, u, options...),
 		hosts: operatorv1connect.NewHostServiceClient(doer, u, options...),
 		join:  operatorv1connect.NewJoinTokenServiceClient(doer, u, options...),
+		audit: operatorv1connect.NewAuditServiceClient(doer, u, options...),
 		close: transport.CloseIdleConnections,
 	}, nil
 }
@@ -87,7 +89,7 @@ func (r *retrying) Do(req *http.Request) (*http.Response, error) {
 
 func readsOnly(procedure string) bool {
 	switch path.Base(procedure) {
-	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens":
+	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens", "ListAudit", "VerifyAudit":
 		return true
 	default:
 		return false

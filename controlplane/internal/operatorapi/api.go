@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
@@ -30,6 +31,7 @@ type Options struct {
 	Hosts *hosts.Hosts
 	Orgs  *orgs.Orgs
 	Feeds *feed.Feeds
+	Audit *audit.Log
 	// InstallLine is the line that enrols a host: see package installer.
 	InstallLine string
 	// Durability says what Redis promises: "always", "everysec", "none", "replicated".
@@ -50,6 +52,7 @@ var (
 	_ operatorv1connect.FleetServiceHandler     = (*API)(nil)
 	_ operatorv1connect.HostServiceHandler      = (*API)(nil)
 	_ operatorv1connect.JoinTokenServiceHandler = (*API)(nil)
+	_ operatorv1connect.AuditServiceHandler     = (*API)(nil)
 )
 
 // New makes an API.
@@ -65,10 +68,11 @@ func New(o Options) *API {
 
 // Services are what Register serves, for auth.NewInterceptor.
 func Services() []protoreflect.ServiceDescriptor {
-	all := operatorv1.File_fleetban_operator_v1_operator_proto.Services()
-	out := make([]protoreflect.ServiceDescriptor, 0, all.Len())
-	for i := range all.Len() {
-		out = append(out, all.Get(i))
+	var out []protoreflect.ServiceDescriptor
+	for _, file := range []protoreflect.FileDescriptor{operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto} {
+		for i := range file.Services().Len() {
+			out = append(out, file.Services().Get(i))
+		}
 	}
 	return out
 }
@@ -80,6 +84,7 @@ func (a *API) Register(mux *http.ServeMux, options ...connect.HandlerOption) {
 	mux.Handle(operatorv1connect.NewFleetServiceHandler(a, options...))
 	mux.Handle(operatorv1connect.NewHostServiceHandler(a, options...))
 	mux.Handle(operatorv1connect.NewJoinTokenServiceHandler(a, options...))
+	mux.Handle(operatorv1connect.NewAuditServiceHandler(a, options...))
 }
 
 // caller is whom the interceptor let through.

@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -29,6 +30,7 @@ func (a *API) Ban(ctx context.Context, req *connect.Request[operatorv1.BanReques
 	if err != nil {
 		return nil, err
 	}
+	audit.From(ctx).SetTargets(formatAll(parsed)...)
 	if err := checkBannable(parsed, where); err != nil {
 		return nil, err
 	}
@@ -112,6 +114,7 @@ func (a *API) Unban(ctx context.Context, req *connect.Request[operatorv1.UnbanRe
 	if err != nil {
 		return nil, err
 	}
+	audit.From(ctx).SetTargets(formatAll(parsed)...)
 	result, err := a.o.Sets.Unban(ctx, p.Org, sets.UnbanInput{Prefixes: parsed, Actor: p.Name, Reason: req.Msg.GetReason()})
 	if err != nil {
 		return nil, mapped(err)

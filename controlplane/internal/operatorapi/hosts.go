@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
@@ -71,6 +72,7 @@ func (a *API) DeleteHost(ctx context.Context, req *connect.Request[operatorv1.De
 	if err != nil {
 		return nil, mapped(err)
 	}
+	audit.From(ctx).SetTargets(host.Name, host.ID)
 	// Its addresses first: a repeated call finds the host still and does the rest.
 	if err := a.o.Sets.PutHostAddresses(ctx, p.Org, host.ID, nil); err != nil {
 		return nil, mapped(err)
@@ -87,7 +89,12 @@ func (a *API) ReleaseHost(ctx context.Context, req *connect.Request[operatorv1.R
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.o.Hosts.Release(ctx, p.Org, req.Msg.GetHost(), p.Name); err != nil {
+	host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
+	if err != nil {
+		return nil, mapped(err)
+	}
+	audit.From(ctx).SetTargets(host.Name, host.ID)
+	if _, err := a.o.Hosts.Release(ctx, p.Org, host.ID, p.Name); err != nil {
 		return nil, mapped(err)
 	}
 	return connect.NewResponse(&operatorv1.ReleaseHostResponse{}), nil
@@ -127,6 +134,7 @@ func (a *API) CreateJoinToken(
 	if err != nil {
 		return nil, mapped(err)
 	}
+	audit.From(ctx).SetTargets(token.ID)
 	return connect.NewResponse(operatorv1.CreateJoinTokenResponse_builder{
 		JoinToken: joinToken(token), Secret: token.Secret, InstallLine: a.o.InstallLine,
 	}.Build()), nil
@@ -159,6 +167,8 @@ func (a *API) RevokeJoinToken(
 	if err != nil {
 		return nil, err
 	}
+	// Whoever pastes the whole secret means that token, and the log is no place for a secret.
+	audit.From(ctx).SetTargets(orgs.JoinTokenID(req.Msg.GetId()))
 	if err := a.o.Orgs.RevokeJoinToken(ctx, p.Org, req.Msg.GetId()); errors.Is(err, orgs.ErrNotFound) {
 		return nil, apierr.NotFound("id", "there is no such join token", "fleetban join-token list shows them")
 	} else if err != nil {

@@ -43,8 +43,13 @@ func AllPermissions() []optionsv1.Permission {
 	return []optionsv1.Permission{
 		optionsv1.Permission_PERMISSION_FLEET_READ, optionsv1.Permission_PERMISSION_BANS_WRITE,
 		optionsv1.Permission_PERMISSION_ALLOWLIST_WRITE, optionsv1.Permission_PERMISSION_POLICY_WRITE,
-		optionsv1.Permission_PERMISSION_HOSTS_WRITE,
+		optionsv1.Permission_PERMISSION_HOSTS_WRITE, optionsv1.Permission_PERMISSION_AUDIT_READ,
 	}
+}
+
+// beforeAudit is what an administrator held before there was an audit log: who holds all of it may read that too.
+var beforeAudit = []string{
+	"PERMISSION_FLEET_READ", "PERMISSION_BANS_WRITE", "PERMISSION_ALLOWLIST_WRITE", "PERMISSION_POLICY_WRITE", "PERMISSION_HOSTS_WRITE",
 }
 
 // CreateToken makes an API token of an organisation.
@@ -152,6 +157,9 @@ func (r tokenRecord) token() Token {
 		if p, known := optionsv1.Permission_value[name]; known {
 			t.Permissions = append(t.Permissions, optionsv1.Permission(p))
 		}
+	}
+	if slices.Equal(r.Permissions, beforeAudit) {
+		t.Permissions = append(t.Permissions, optionsv1.Permission_PERMISSION_AUDIT_READ)
 	}
 	return t
 }

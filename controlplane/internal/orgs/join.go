@@ -252,4 +252,7 @@ func (o *Orgs) RevokeJoinToken(ctx context.Context, org, id string) error {
 	return nil
 }
 
+// JoinTokenID is the id in what a person gave for one, who may have given the whole secret.
+func JoinTokenID(s string) string { return s[:min(len(s), joinTokenIDAt)] }
+
 func joinKey(org, id string) string { return store.Key(org, "join", id) }

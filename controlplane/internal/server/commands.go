@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/embedded"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
 
 // SetupOptions are what `setup` is told.
@@ -36,6 +39,11 @@ func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, out io.Writ
 		if err != nil {
 			return err
 		}
+		if made.AdminToken != "" {
+			if err := b.recordFirst(ctx, audit.OperatorCommand, "fleetban-controlplane setup", made.Organisation); err != nil {
+				return err
+			}
+		}
 		if err := b.firstDone(); err != nil {
 			return err
 		}
@@ -45,6 +53,17 @@ func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, out io.Writ
 		}
 		showToken(out, fmt.Sprintf("Made the organisation %q; its mode is %s.", made.Organisation.Name, o.Mode), made.AdminToken, o.PublicURL, "")
 		return nil
+	})
+}
+
+// recordFirst says in the audit log that the first organisation and its administrator's token were made.
+func (b *base) recordFirst(ctx context.Context, by audit.Actor, how string, org orgs.Organisation) error {
+	return b.audit.Record(ctx, org.ID, audit.Record{
+		Actor: by, Client: audit.Client{UserAgent: how}, Action: "organisation.create", Targets: []string{org.ID},
+		Details: []audit.Detail{
+			{Name: "name", After: org.Name}, {Name: "mode", After: strings.ToLower(strings.TrimPrefix(org.Mode.String(), "MODE_"))},
+			{Name: "token", After: "first administrator"},
+		},
 	})
 }
 
@@ -73,7 +92,29 @@ func CreateToken(ctx context.Context, o TokenOptions, logger *slog.Logger, out i
 		if err != nil {
 			return err
 		}
+		if err := b.keys.Agree(ctx, b.store); err != nil {
+			return err
+		}
+		begun, err := b.audit.Begin(ctx, id, audit.Record{
+			Actor: audit.OperatorCommand, Client: audit.Client{UserAgent: "fleetban-controlplane token create"}, Action: "token.create",
+			Details: []audit.Detail{{Name: "name", After: o.Name}, {Name: "permissions", After: "all"}},
+		})
+		if err != nil {
+			return err
+		}
 		token, err := b.orgs.CreateToken(ctx, id, o.Name, orgs.AllPermissions())
+		outcome, reason := operatorv1.AuditOutcome_AUDIT_OUTCOME_OK, ""
+		switch {
+		case errors.Is(err, orgs.ErrInvalid):
+			outcome, reason = operatorv1.AuditOutcome_AUDIT_OUTCOME_REFUSED, err.Error()
+		case err != nil:
+			outcome, reason = operatorv1.AuditOutcome_AUDIT_OUTCOME_UNKNOWN, "the command failed"
+		default:
+			begun.Record.Targets = []string{token.ID}
+		}
+		if unsaid := begun.End(ctx, outcome, reason); unsaid != nil {
+			logger.WarnContext(ctx, "the outcome is missing in the audit log", slog.Any("error", unsaid))
+		}
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -27,6 +28,10 @@ type Backend struct {
 	PublicURL  string `name:"public-url" env:"FLEETBAN_PUBLIC_URL" placeholder:"URL" help:"How hosts and people reach the control plane: https://fleet.example.com. Without it: the host's name and the port of --listen."`
 	LogLevel   string `name:"log-level" env:"FLEETBAN_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
 	LogFormat  string `name:"log-format" env:"FLEETBAN_LOG_FORMAT" enum:"auto,json,text" default:"auto" help:"json, text for people, or auto: text on a terminal, json elsewhere."`
+
+	// What serve is told of the audit log; only it drops entries.
+	auditKeep       time.Duration
+	auditKeepNumber int
 }
 
 // Config is everything that `serve` can be told.
@@ -41,6 +46,8 @@ type Config struct {
 	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client."`
 	MetricsListen    string        `name:"metrics-listen" env:"FLEETBAN_METRICS_LISTEN" default:"127.0.0.1:9464" placeholder:"ADDR" help:"Address for /metrics and /debug/pprof; keep it private. off: none."`
 	AcceptDurability []string      `name:"accept-durability" env:"FLEETBAN_ACCEPT_DURABILITY" placeholder:"CLASS" help:"Durability of Redis to accept beside always: replicated, everysec, none, unknown. Acknowledged bans may be lost with these."`
+	AuditKeep        time.Duration `name:"audit-keep" env:"FLEETBAN_AUDIT_KEEP" default:"2160h" help:"How long the audit log keeps an entry, 24h to 87600h."`
+	AuditKeepEntries int           `name:"audit-keep-entries" env:"FLEETBAN_AUDIT_KEEP_ENTRIES" default:"100000" help:"How many entries of an organisation the audit log keeps at most, 1000 to 1000000."`
 	Organisation     string        `name:"organisation" env:"FLEETBAN_ORGANISATION" default:"default" placeholder:"NAME" help:"Name of the organisation that the first start makes."`
 	Mode             string        `name:"mode" env:"FLEETBAN_MODE" enum:"enforce,watch" default:"enforce" help:"What the first start's organisation does with what hosts ban: enforce it on all, or watch: only record what would be banned."`
 	DrainWindow      time.Duration `name:"drain-window" env:"FLEETBAN_DRAIN_WINDOW" default:"5s" help:"On SIGTERM, agents are sent elsewhere spread over this time."`
@@ -98,6 +105,19 @@ func (c *Config) Complete() error {
 	if c.DrainWindow < 0 || c.DrainWindow > 10*time.Minute {
 		return &ConfigError{"drain-window", "FLEETBAN_DRAIN_WINDOW", c.DrainWindow.String() + " is out of range", "0s to 10m is possible"}
 	}
+	if c.AuditKeep == 0 {
+		c.AuditKeep = audit.DefaultKeep
+	}
+	if c.AuditKeep < 24*time.Hour || c.AuditKeep > 87600*time.Hour {
+		return &ConfigError{"audit-keep", "FLEETBAN_AUDIT_KEEP", c.AuditKeep.String() + " is out of range", "24h to 87600h is possible"}
+	}
+	if c.AuditKeepEntries == 0 {
+		c.AuditKeepEntries = audit.DefaultKeepNumber
+	}
+	if c.AuditKeepEntries < 1000 || c.AuditKeepEntries > audit.MaxKeepNumber {
+		return &ConfigError{"audit-keep-entries", "FLEETBAN_AUDIT_KEEP_ENTRIES", fmt.Sprintf("%d is out of range", c.AuditKeepEntries), "1000 to 1000000 is possible"}
+	}
+	c.auditKeep, c.auditKeepNumber = c.AuditKeep, c.AuditKeepEntries
 	if c.Replica == "" {
 		c.Replica = replicaName()
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -110,6 +111,9 @@ func (s *Server) first(ctx context.Context, mode fleetbanv1.Mode) (bool, error) 
 		return false, err
 	}
 	if made.AdminToken != "" {
+		if err := s.base.recordFirst(ctx, audit.System, "fleetban-controlplane serve", made.Organisation); err != nil {
+			s.logger.WarnContext(ctx, "the first start is missing in the audit log", slog.Any("error", err))
+		}
 		s.logger.InfoContext(ctx, "first organisation made", slog.String("name", made.Organisation.Name), slog.String("mode", s.config.Mode))
 		showToken(s.notices, fmt.Sprintf("Fleetban made the organisation %q; its mode is %s.", made.Organisation.Name, s.config.Mode),
 			made.AdminToken, s.config.PublicURL, s.pin)

@@ -23,6 +23,7 @@ var streams = map[string]bool{
 	fleetbanv1connect.AgentServiceConnectProcedure:     true,
 	operatorv1connect.BanServiceWatchReceiptsProcedure: true,
 	operatorv1connect.FleetServiceWatchProcedure:       true,
+	operatorv1connect.AuditServiceExportAuditProcedure: true,
 }
 
 // wrap gives each request an id, and those that are no stream a deadline.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
@@ -34,6 +35,7 @@ type jobs struct {
 	sets   *sets.Sets
 	hosts  *hosts.Hosts
 	orgs   *orgs.Orgs
+	audit  *audit.Log
 	holder string
 	logger *slog.Logger
 	// metrics may be nil.
@@ -78,6 +80,9 @@ func (j *jobs) once(ctx context.Context) error {
 			return fmt.Errorf("sweep presence of %s: %w", org, err)
 		} else if n > 0 {
 			j.logger.InfoContext(ctx, "hosts fell silent", slog.String("organisation", org), slog.Int("hosts", n))
+		}
+		if err := j.audit.Tend(ctx, org); err != nil {
+			return fmt.Errorf("tend the audit log of %s: %w", org, err)
 		}
 	}
 	return nil

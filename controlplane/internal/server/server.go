@@ -28,6 +28,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/embedded"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
@@ -87,6 +88,7 @@ type base struct {
 	child      *embedded.Server
 	store      *store.Store
 	orgs       *orgs.Orgs
+	audit      *audit.Log
 }
 
 // open opens what b says. The child, where there is one, answers when it returns; a Redis that is given may be away.
@@ -118,6 +120,7 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger, observe func(st
 		return nil, errors.Join(err, out.close()) //nolint:contextcheck // closed also when ctx is over
 	}
 	out.orgs = orgs.New(out.store)
+	out.audit = audit.New(audit.Options{Store: out.store, Signer: out.keys, Logger: logger, Keep: b.auditKeep, KeepNumber: b.auditKeepNumber})
 	return out, nil
 }
 
@@ -205,7 +208,7 @@ func (s *Server) build(ctx context.Context) error {
 		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
 		Now: clk.now, Logger: s.logger, Metrics: s.figures,
 	})
-	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, holder: c.Replica, logger: s.logger, metrics: s.figures}
+	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, holder: c.Replica, logger: s.logger, metrics: s.figures}
 	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: s.isBare, logger: s.logger}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
 	if err != nil {
@@ -215,7 +218,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.logger.WarnContext(ctx, "this build has no agent to serve for an architecture", slog.String("arch", arch))
 	}
 	operators := operatorapi.New(operatorapi.Options{
-		Sets: s.sets, Hosts: h, Orgs: s.base.orgs, Feeds: s.feeds, InstallLine: install.Line(), Draining: s.draining, Logger: s.logger,
+		Sets: s.sets, Hosts: h, Orgs: s.base.orgs, Feeds: s.feeds, Audit: s.base.audit, InstallLine: install.Line(), Draining: s.draining, Logger: s.logger,
 		Durability: func(ctx context.Context) string { return s.ready.check(ctx).Durability },
 	})
 	interceptors, err := s.interceptors(clk)
@@ -243,7 +246,12 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 		}
 		trusted = append(trusted, parsed)
 	}
+	recorder, err := operatorapi.NewRecorder(s.base.audit, operatorapi.Services(), clientAddr(trusted), s.logger)
+	if err != nil {
+		return nil, err
+	}
 	authn, err := auth.NewInterceptor(auth.Options{
+		Denied:     recorder.Denied,
 		Services:   append(operatorapi.Services(), agentapi.Descriptor()),
 		People:     auth.Tokens{Orgs: s.base.orgs},
 		Hosts:      s.agents,
@@ -257,7 +265,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, validation}, nil
+	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, recorder, validation}, nil
 }
 
 func (s *Server) tls() (*tls.Config, error) {

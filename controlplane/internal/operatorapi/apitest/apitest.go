@@ -16,10 +16,12 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/installer"
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
@@ -38,6 +40,7 @@ type ControlPlane struct {
 	Sets  *sets.Sets
 	Hosts *hosts.Hosts
 	Orgs  *orgs.Orgs
+	Audit *audit.Log
 
 	Org   orgs.Organisation
 	Token string // the administrator's
@@ -83,7 +86,13 @@ func Start(t testing.TB) *ControlPlane {
 		t.Fatal(err)
 	}
 	install.Register(mux)
+	cp.Audit = audit.New(audit.Options{Store: cp.Store, Signer: keys.New([keys.SecretLen]byte{1}), Logger: logger})
+	recorder, err := operatorapi.NewRecorder(cp.Audit, operatorapi.Services(), nil, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
 	guard, err := auth.NewInterceptor(auth.Options{
+		Denied:   recorder.Denied,
 		Services: operatorapi.Services(), People: auth.Tokens{Orgs: cp.Orgs}, Limiter: auth.NewLimiter(cp.Store, auth.Limits{}, logger),
 	})
 	if err != nil {
@@ -97,9 +106,9 @@ func Start(t testing.TB) *ControlPlane {
 	cp.Drain = sync.OnceFunc(func() { close(draining) })
 	t.Cleanup(cp.Drain) // before the server closes: it waits for streams
 	operatorapi.New(operatorapi.Options{
-		Sets: cp.Sets, Hosts: cp.Hosts, Orgs: cp.Orgs, Feeds: feeds, InstallLine: install.Line(), Draining: draining, Logger: logger,
+		Sets: cp.Sets, Hosts: cp.Hosts, Orgs: cp.Orgs, Feeds: feeds, Audit: cp.Audit, InstallLine: install.Line(), Draining: draining, Logger: logger,
 		Durability: func(context.Context) string { return "always" },
-	}).Register(mux, connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, validation), connect.WithReadMaxBytes(1<<20))
+	}).Register(mux, connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, recorder, validation), connect.WithReadMaxBytes(1<<20))
 	return cp
 }
 
