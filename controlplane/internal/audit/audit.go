@@ -30,8 +30,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
@@ -212,27 +210,7 @@ func (l *Log) stage(org string, r Record, id string, phase operatorv1.AuditPhase
 	if r.Outcome == 0 {
 		r.Outcome = operatorv1.AuditOutcome_AUDIT_OUTCOME_OK
 	}
-	entry := operatorv1.AuditEntry_builder{
-		Id: id, Phase: phase, Outcome: r.Outcome, Reason: cut(r.Reason, maxText),
-		Actor:     operatorv1.AuditActor_builder{Kind: r.Actor.Kind, Id: cut(r.Actor.ID, maxTarget), Name: cut(r.Actor.Name, maxTarget)}.Build(),
-		UserAgent: cut(r.UserAgent, maxTarget), RequestId: cut(r.RequestID, maxName), Action: cut(r.Action, maxName), Procedure: cut(r.Procedure, maxTarget),
-		TargetsTotal: uint32(len(r.Targets)), KnownNumber: known.Number, KnownHash: known.Hash, //nolint:gosec // requests are bounded
-	}
-	if r.Address.IsValid() {
-		entry.Address = r.Address.String()
-	}
-	for _, t := range r.Targets[:min(len(r.Targets), MaxTargets)] {
-		entry.Targets = append(entry.Targets, cut(t, maxTarget))
-	}
-	for _, d := range r.Details[:min(len(r.Details), maxDetails)] {
-		entry.Details = append(entry.Details, operatorv1.AuditDetail_builder{
-			Name: cut(d.Name, maxName), Before: cut(d.Before, maxText), After: cut(d.After, maxText),
-		}.Build())
-	}
-	body, err := proto.Marshal(entry.Build())
-	if err != nil {
-		panic(err) // all text is made valid by cut
-	}
+	body := encode(r, id, phase, known)
 	return &Staged{log: l, org: org, id: id, phase: phase, known: known, body: body, mac: l.signer.AuditMAC(org, macEntry, body)}
 }
 

@@ -112,7 +112,7 @@ func (r *Recorder) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if declared.GetByHandler() || !known {
 			return next(ctx, req)
 		}
-		record := audit.Record{Actor: actorOf(p), Client: client, Action: declared.GetAction(), Procedure: strings.TrimPrefix(req.Spec().Procedure, "/")}
+		record := audit.Record{Actor: actorOf(p), Client: client, Action: declared.GetAction(), Procedure: shortened(req.Spec().Procedure)}
 		if m, ok := req.Any().(proto.Message); ok {
 			describe(&record, declared, m.ProtoReflect())
 		}
@@ -182,7 +182,7 @@ func (r *Recorder) Denied(ctx context.Context, p auth.Principal, procedure strin
 	}
 	_, reason := outcomeOf(err)
 	r.refused(ctx, p.Org, audit.Record{
-		Actor: actorOf(p), Client: auditClient(ctx, addr, header), Action: declared.GetAction(), Procedure: strings.TrimPrefix(procedure, "/"),
+		Actor: actorOf(p), Client: auditClient(ctx, addr, header), Action: declared.GetAction(), Procedure: shortened(procedure),
 		Outcome: operatorv1.AuditOutcome_AUDIT_OUTCOME_REFUSED, Reason: reason,
 	})
 }
@@ -298,4 +298,9 @@ func valueOf(field protoreflect.FieldDescriptor, v protoreflect.Value) string {
 	default:
 		return v.String()
 	}
+}
+
+// shortened is a procedure without its package, where that is the one that people's services are in.
+func shortened(procedure string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(procedure, "/"), "fleetban.operator.v1.")
 }

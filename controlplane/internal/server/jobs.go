@@ -81,8 +81,9 @@ func (j *jobs) once(ctx context.Context) error {
 		} else if n > 0 {
 			j.logger.InfoContext(ctx, "hosts fell silent", slog.String("organisation", org), slog.Int("hosts", n))
 		}
+		// A log that somebody damaged must not keep the others from what is due.
 		if err := j.audit.Tend(ctx, org); err != nil {
-			return fmt.Errorf("tend the audit log of %s: %w", org, err)
+			j.logger.WarnContext(ctx, "the audit log could not be tended", slog.String("organisation", org), slog.Any("error", err))
 		}
 	}
 	return nil

@@ -1306,7 +1306,7 @@ type AuditEntry_builder struct {
 	UserAgent string
 	RequestId string
 	Action    string
-	// The RPC, "fleetban.operator.v1.BanService/Ban"; empty where it was none.
+	// The RPC, "BanService/Ban"; empty where it was none.
 	Procedure string
 	// What it was done to: the first 32 of targets_total; none: the organisation.
 	Targets      []string
