@@ -19,7 +19,7 @@ import (
 
 type program struct {
 	Serve   serveCommand   `cmd:"" help:"Run a replica. A start that has to make the fleet's secret makes an organisation too and prints its administrator's token, once; with a secret that was there already (--secret-file), setup makes it."`
-	Setup   setupCommand   `cmd:"" help:"Make the first organisation and print its administrator's token: needed once where replicas share --secret-file, or to begin anew after Redis lost everything."`
+	Setup   setupCommand   `cmd:"" help:"Make the first organisation and print its administrator's token, and with --email its first owner: needed once where replicas share --secret-file, or to begin anew after Redis lost everything."`
 	Token   tokenCommand   `cmd:"" help:"Administrator's tokens."`
 	Check   checkCommand   `cmd:"" help:"Say whether a replica with these settings would be ready, and what mends it if not."`
 	Version versionCommand `cmd:"" help:"Print the version."`
@@ -50,7 +50,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 }
 
 func (c *setupCommand) Run(ctx context.Context) error {
-	return server.Setup(ctx, c.SetupOptions, c.NewLogger(os.Stderr), os.Stdout)
+	return server.Setup(ctx, c.SetupOptions, c.NewLogger(os.Stderr), os.Stdin, os.Stdout)
 }
 
 func (c *tokenCreateCommand) Run(ctx context.Context) error {

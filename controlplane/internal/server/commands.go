@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/embedded"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
@@ -23,13 +25,29 @@ type SetupOptions struct {
 
 	Organisation string `name:"organisation" env:"FLEETBAN_ORGANISATION" default:"default" placeholder:"NAME" help:"Name of the organisation."`
 	Mode         string `name:"mode" env:"FLEETBAN_MODE" enum:"enforce,watch" required:"" help:"enforce: what one host bans is banned on all. watch: only record what would be banned."`
+
+	Email         string `name:"email" placeholder:"E-MAIL" help:"Make this person the organisation's first owner. Also of one that stands and has no member yet."`
+	PasswordStdin bool   `name:"password-stdin" help:"Read the owner's password from standard input."`
 }
 
-// Setup makes the first organisation and prints its administrator's token to out. Run again, it changes nothing and says so.
-func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, out io.Writer) error {
+// Setup makes the first organisation and prints its administrator's token to out; with an address, its first owner too,
+// whose password is a line of in. Run again, it changes nothing and says so. Of many at once, on different machines, one
+// makes the organisation and one the owner.
+func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, in io.Reader, out io.Writer) error {
 	mode, err := modeOf(o.Mode)
 	if err != nil {
 		return err
+	}
+	var password string
+	if (o.Email == "") == o.PasswordStdin {
+		return &ConfigError{"email", "no variable", "--email and --password-stdin belong together", "give both: setup --email E-MAIL --password-stdin < FILE"}
+	}
+	if o.Email != "" {
+		line, err := bufio.NewReader(io.LimitReader(in, people.MaxPasswordBytes+2)).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("read the password: %w", err)
+		}
+		password = strings.TrimRight(line, "\r\n")
 	}
 	return o.with(ctx, logger, func(b *base) error {
 		if err := b.keys.Agree(ctx, b.store); err != nil {
@@ -49,9 +67,25 @@ func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, out io.Writ
 		}
 		if made.AdminToken == "" {
 			_, _ = fmt.Fprintf(out, "The organisation %q stands already; nothing was changed. Another token: fleetban-controlplane token create\n", made.Organisation.Name)
+		} else {
+			showToken(out, fmt.Sprintf("Made the organisation %q; its mode is %s.", made.Organisation.Name, o.Mode), made.AdminToken, o.PublicURL, "")
+		}
+		if o.Email == "" {
 			return nil
 		}
-		showToken(out, fmt.Sprintf("Made the organisation %q; its mode is %s.", made.Organisation.Name, o.Mode), made.AdminToken, o.PublicURL, "")
+		owner, err := people.New(b.store).FirstOwner(ctx, made.Organisation.ID, o.Email, password)
+		if errors.Is(err, people.ErrOwnerStands) {
+			return fmt.Errorf("the organisation %q has its first owner: ask them for an invitation (fleetban members invite): %w", made.Organisation.Name, err)
+		}
+		if err != nil {
+			return err
+		}
+		if err := b.audit.Record(ctx, made.Organisation.ID, audit.Record{
+			Actor: audit.OperatorCommand, Client: audit.Client{UserAgent: "fleetban-controlplane setup"}, Action: "member.owner", Targets: []string{owner.Email},
+		}); err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintf(out, "Made %s the owner of %q. Log in: fleetban login --url URL --email %s\n", owner.Email, made.Organisation.Name, owner.Email)
 		return nil
 	})
 }

@@ -75,7 +75,7 @@ func TestFirstStartIsCompleted(t *testing.T) {
 	dir := t.TempDir()
 	nowhere := server.Backend{RedisURL: "unix://" + filepath.Join(dir, "none"), DataDir: dir}
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
-	if err := server.Setup(t.Context(), server.SetupOptions{Backend: nowhere, Organisation: "test", Mode: "watch"}, logger, &bytes.Buffer{}); err == nil {
+	if err := server.Setup(t.Context(), server.SetupOptions{Backend: nowhere, Organisation: "test", Mode: "watch"}, logger, nil, &bytes.Buffer{}); err == nil {
 		t.Fatal("set up without Redis")
 	}
 	redis := redistest.Start(t)

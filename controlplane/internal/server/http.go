@@ -1,6 +1,7 @@
 package server
 
 import (
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -76,4 +77,11 @@ func clientAddr(trusted []netip.Prefix) func(connect.Peer, http.Header) netip.Ad
 		}
 		return addr
 	}
+}
+
+// invitation is where links of invitations lead. What stands behind the # isn't sent here.
+func invitation(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	_, _ = io.WriteString(w, "You are invited to a Fleetban fleet. Run\n\n    fleetban accept\n\nand paste this page's whole address when it asks for the link.\n")
 }

@@ -38,6 +38,8 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
@@ -63,8 +65,10 @@ type Server struct {
 	sets   *sets.Sets
 	feeds  *feed.Feeds
 	agents *agentapi.Service
-	ready  *readiness
-	jobs   *jobs
+	// sessions are those of people who signed in.
+	sessions *sessions.Sessions
+	ready    *readiness
+	jobs     *jobs
 	// figures are what is measured; served on the metrics listener.
 	figures *metrics.Metrics
 
@@ -221,6 +225,9 @@ func (s *Server) build(ctx context.Context) error {
 		Sets: s.sets, Hosts: h, Orgs: s.base.orgs, Feeds: s.feeds, Audit: s.base.audit, InstallLine: install.Line(), Draining: s.draining, Logger: s.logger,
 		Durability: func(ctx context.Context) string { return s.ready.check(ctx).Durability },
 	})
+	accounts := people.New(st)
+	s.sessions = sessions.New(sessions.Options{Store: st, Keys: k, People: accounts, Now: clk.now, Logger: s.logger})
+	signedIn := operatorapi.NewPeople(operatorapi.PeopleOptions{People: accounts, Sessions: s.sessions, PublicURL: c.PublicURL, Audit: s.base.audit, Logger: s.logger})
 	interceptors, err := s.interceptors(clk)
 	if err != nil {
 		return err
@@ -228,8 +235,10 @@ func (s *Server) build(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle(s.agents.Handler(interceptors...))
 	operators.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
+	signedIn.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
 	install.Register(mux)
 	s.health(mux)
+	mux.HandleFunc("GET "+operatorapi.InvitationPath, invitation)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintf(w, "Fleetban control plane %s.\nOperators use the program `fleetban`; hosts are enrolled with `fleetban join-token create`.\n", version.Version)
 	})
@@ -253,7 +262,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	authn, err := auth.NewInterceptor(auth.Options{
 		Denied:     recorder.Denied,
 		Services:   append(operatorapi.Services(), agentapi.Descriptor()),
-		People:     auth.Tokens{Orgs: s.base.orgs},
+		People:     auth.Callers{Programs: auth.Tokens{Orgs: s.base.orgs}, People: s.sessions},
 		Hosts:      s.agents,
 		Limiter:    auth.NewLimiter(s.base.store, auth.Limits{}, s.logger),
 		ClientAddr: clientAddr(trusted),
@@ -350,6 +359,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Go(func() { s.ready.loop(work) })
 	background.Go(func() { s.begin(work) })
 	background.Go(func() { s.jobs.run(work) })
+	background.Go(func() { s.sessions.Run(work) })
 	// Before the first request: who disagrees with the peers must not answer it.
 	s.ready.check(ctx)
 	failed := make(chan error, 2)

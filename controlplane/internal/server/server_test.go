@@ -125,7 +125,7 @@ func setupIn(t *testing.T, b server.Backend) string {
 	t.Helper()
 	var out bytes.Buffer
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
-	if err := server.Setup(t.Context(), server.SetupOptions{Backend: b, Organisation: "test", Mode: "enforce"}, logger, &out); err != nil {
+	if err := server.Setup(t.Context(), server.SetupOptions{Backend: b, Organisation: "test", Mode: "enforce"}, logger, nil, &out); err != nil {
 		t.Fatal(err)
 	}
 	return apiToken.FindString(out.String())
@@ -655,7 +655,7 @@ func TestCommands(t *testing.T) {
 	setup := func() string {
 		t.Helper()
 		out.Reset()
-		if err := server.Setup(t.Context(), server.SetupOptions{Backend: backend, Organisation: "Lab", Mode: "watch"}, logger, &out); err != nil {
+		if err := server.Setup(t.Context(), server.SetupOptions{Backend: backend, Organisation: "Lab", Mode: "watch"}, logger, nil, &out); err != nil {
 			t.Fatal(err)
 		}
 		return apiToken.FindString(out.String())

@@ -197,6 +197,8 @@ func (r *revoked) forget() {
 func (r *revoked) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		sub := r.store.Client().SSubscribe(ctx, revokedBell)
+		// A read that waits for a message heeds no context.
+		stop := context.AfterFunc(ctx, func() { _ = sub.Close() })
 		for {
 			message, err := sub.ReceiveMessage(ctx)
 			if err != nil {
@@ -204,6 +206,7 @@ func (r *revoked) listen(ctx context.Context) {
 			}
 			r.take(message.Payload)
 		}
+		stop()
 		_ = sub.Close()
 		timer := time.NewTimer(time.Second)
 		select {

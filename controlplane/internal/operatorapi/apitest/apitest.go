@@ -24,6 +24,8 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
@@ -41,6 +43,8 @@ type ControlPlane struct {
 	Hosts *hosts.Hosts
 	Orgs  *orgs.Orgs
 	Audit *audit.Log
+	// People are the organisation's, who may sign in.
+	People *people.People
 
 	Org   orgs.Organisation
 	Token string // the administrator's
@@ -86,6 +90,15 @@ func Start(t testing.TB) *ControlPlane {
 		t.Fatal(err)
 	}
 	install.Register(mux)
+	cp.People = people.New(cp.Store)
+	signedIn := sessions.New(sessions.Options{Store: cp.Store, Keys: keys.New([keys.SecretLen]byte{1}), People: cp.People, Logger: logger})
+	following, unfollow := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	background.Go(func() { signedIn.Run(following) })
+	t.Cleanup(func() {
+		unfollow()
+		background.Wait()
+	})
 	cp.Audit = audit.New(audit.Options{Store: cp.Store, Signer: keys.New([keys.SecretLen]byte{1}), Logger: logger})
 	recorder, err := operatorapi.NewRecorder(cp.Audit, operatorapi.Services(), nil, logger)
 	if err != nil {
@@ -93,7 +106,7 @@ func Start(t testing.TB) *ControlPlane {
 	}
 	guard, err := auth.NewInterceptor(auth.Options{
 		Denied:   recorder.Denied,
-		Services: operatorapi.Services(), People: auth.Tokens{Orgs: cp.Orgs}, Limiter: auth.NewLimiter(cp.Store, auth.Limits{}, logger),
+		Services: operatorapi.Services(), People: auth.Callers{Programs: auth.Tokens{Orgs: cp.Orgs}, People: signedIn}, Limiter: auth.NewLimiter(cp.Store, auth.Limits{}, logger),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -105,10 +118,14 @@ func Start(t testing.TB) *ControlPlane {
 	draining := make(chan struct{})
 	cp.Drain = sync.OnceFunc(func() { close(draining) })
 	t.Cleanup(cp.Drain) // before the server closes: it waits for streams
+	options := []connect.HandlerOption{
+		connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, recorder, validation), connect.WithReadMaxBytes(1 << 20),
+	}
 	operatorapi.New(operatorapi.Options{
 		Sets: cp.Sets, Hosts: cp.Hosts, Orgs: cp.Orgs, Feeds: feeds, Audit: cp.Audit, InstallLine: install.Line(), Draining: draining, Logger: logger,
 		Durability: func(context.Context) string { return "always" },
-	}).Register(mux, connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, recorder, validation), connect.WithReadMaxBytes(1<<20))
+	}).Register(mux, options...)
+	operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, PublicURL: cp.URL, Logger: logger}).Register(mux, options...)
 	return cp
 }
 

@@ -1,0 +1,258 @@
+package operatorapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/sessions"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// PeopleOptions are what PeopleAPI works with.
+type PeopleOptions struct {
+	People   *people.People
+	Sessions *sessions.Sessions
+	// PublicURL begins the links of invitations.
+	PublicURL string
+	// Audit records who signed in and who joined. Nil, in tests, records nothing.
+	Audit  *audit.Log
+	Logger *slog.Logger
+}
+
+// PeopleAPI serves the services of people.proto.
+type PeopleAPI struct{ o PeopleOptions }
+
+var (
+	_ operatorv1connect.SessionServiceHandler = (*PeopleAPI)(nil)
+	_ operatorv1connect.AccountServiceHandler = (*PeopleAPI)(nil)
+	_ operatorv1connect.MemberServiceHandler  = (*PeopleAPI)(nil)
+)
+
+// NewPeople makes a PeopleAPI.
+func NewPeople(o PeopleOptions) *PeopleAPI {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &PeopleAPI{o: o}
+}
+
+// Register puts every service on mux.
+func (a *PeopleAPI) Register(mux *http.ServeMux, options ...connect.HandlerOption) {
+	mux.Handle(operatorv1connect.NewSessionServiceHandler(a, options...))
+	mux.Handle(operatorv1connect.NewAccountServiceHandler(a, options...))
+	mux.Handle(operatorv1connect.NewMemberServiceHandler(a, options...))
+}
+
+func clientOf(ctx context.Context, header http.Header) sessions.Client {
+	return sessions.Client{Address: auth.Address(ctx), Agent: header.Get("User-Agent")}
+}
+
+// SignIn implements SessionService.
+func (a *PeopleAPI) SignIn(ctx context.Context, req *connect.Request[operatorv1.SignInRequest]) (*connect.Response[operatorv1.SignInResponse], error) {
+	account, err := a.o.People.SignIn(ctx, req.Msg.GetEmail(), req.Msg.GetPassword(), auth.Address(ctx))
+	if err != nil {
+		return nil, mappedPeople(err)
+	}
+	org := req.Msg.GetOrganisationId()
+	if org == "" {
+		if len(account.Orgs) == 0 {
+			return nil, noOrganisation()
+		}
+		org = account.Orgs[0]
+	}
+	tokens, err := a.o.Sessions.Begin(ctx, account.ID, org, clientOf(ctx, req.Header()))
+	if errors.Is(err, people.ErrNoMember) {
+		return nil, noOrganisation()
+	}
+	if err != nil {
+		return nil, mappedPeople(err)
+	}
+	if err := a.record(ctx, org, "sign-in", tokens.Member); err != nil {
+		// Nobody is let in unrecorded.
+		return nil, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
+	}
+	a.o.Logger.InfoContext(ctx, "a person signed in", slog.String("person", account.ID), slog.String("organisation", org), slog.String("session", tokens.Session))
+	return noStore(connect.NewResponse(operatorv1.SignInResponse_builder{
+		Tokens: tokensProto(tokens), Person: personOf(tokens), OrganisationIds: account.Orgs,
+	}.Build())), nil
+}
+
+// Refresh implements SessionService.
+func (a *PeopleAPI) Refresh(ctx context.Context, req *connect.Request[operatorv1.RefreshRequest]) (*connect.Response[operatorv1.RefreshResponse], error) {
+	tokens, err := a.o.Sessions.Refresh(ctx, req.Msg.GetRefreshToken(), clientOf(ctx, req.Header()))
+	if err != nil {
+		return nil, mappedPeople(err)
+	}
+	return noStore(connect.NewResponse(operatorv1.RefreshResponse_builder{Tokens: tokensProto(tokens), Person: personOf(tokens)}.Build())), nil
+}
+
+// SignOut implements SessionService.
+func (a *PeopleAPI) SignOut(ctx context.Context, _ *connect.Request[operatorv1.SignOutRequest]) (*connect.Response[operatorv1.SignOutResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.o.Sessions.End(ctx, p.ID, p.Session.ID); err != nil && !errors.Is(err, sessions.ErrNone) {
+		return nil, mappedPeople(err)
+	}
+	return connect.NewResponse(&operatorv1.SignOutResponse{}), nil
+}
+
+// ListSessions implements SessionService.
+func (a *PeopleAPI) ListSessions(ctx context.Context, _ *connect.Request[operatorv1.ListSessionsRequest]) (*connect.Response[operatorv1.ListSessionsResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := a.o.Sessions.List(ctx, p.ID)
+	if err != nil {
+		return nil, mappedPeople(err)
+	}
+	var answer operatorv1.ListSessionsResponse_builder
+	for _, s := range all {
+		answer.Sessions = append(answer.Sessions, operatorv1.Session_builder{
+			Id: s.ID, OrganisationId: s.Org, BeganUnixMs: s.Began, UsedUnixMs: s.Used, EndsUnixMs: s.Ends, Address: s.Address, UserAgent: s.Agent,
+			Current: s.ID == p.Session.ID,
+		}.Build())
+	}
+	return connect.NewResponse(answer.Build()), nil
+}
+
+// RevokeSession implements SessionService.
+func (a *PeopleAPI) RevokeSession(ctx context.Context, req *connect.Request[operatorv1.RevokeSessionRequest]) (*connect.Response[operatorv1.RevokeSessionResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n := 1
+	if id := req.Msg.GetId(); id != "" {
+		err = a.o.Sessions.End(ctx, p.ID, id)
+	} else {
+		n, err = a.o.Sessions.EndOthers(ctx, p.ID, p.Session.ID)
+	}
+	if err != nil {
+		return nil, mappedPeople(err)
+	}
+	return connect.NewResponse(operatorv1.RevokeSessionResponse_builder{Ended: uint32(n)}.Build()), nil
+}
+
+// GetMe implements SessionService.
+func (*PeopleAPI) GetMe(ctx context.Context, _ *connect.Request[operatorv1.GetMeRequest]) (*connect.Response[operatorv1.GetMeResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(operatorv1.GetMeResponse_builder{Person: operatorv1.Person_builder{
+		Id: p.ID, Email: p.Name, OrganisationId: p.Org, Role: p.Session.Role, SessionId: p.Session.ID,
+	}.Build()}.Build()), nil
+}
+
+// ChangePassword implements AccountService.
+func (a *PeopleAPI) ChangePassword(
+	ctx context.Context, req *connect.Request[operatorv1.ChangePasswordRequest],
+) (*connect.Response[operatorv1.ChangePasswordResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.o.People.ChangePassword(ctx, p.ID, req.Msg.GetPassword(), req.Msg.GetNewPassword(), auth.Address(ctx)); err != nil {
+		if errors.Is(err, people.ErrBadLogin) {
+			return nil, apierr.Wrap(err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "password",
+				"the present password is another one; nothing was changed", "type it again")
+		}
+		return nil, mappedPeople(err)
+	}
+	n, err := a.o.Sessions.EndOthers(ctx, p.ID, p.Session.ID)
+	if err != nil {
+		return nil, mappedPeople(err)
+	}
+	return connect.NewResponse(operatorv1.ChangePasswordResponse_builder{Ended: uint32(n)}.Build()), nil
+}
+
+// record writes the audit log's entry of who was nobody before the call.
+func (a *PeopleAPI) record(ctx context.Context, org, action string, m people.Member) error {
+	if a.o.Audit == nil {
+		return nil
+	}
+	return a.o.Audit.Record(ctx, org, audit.Record{
+		Actor:  audit.Actor{Kind: operatorv1.AuditActorKind_AUDIT_ACTOR_KIND_PERSON, ID: m.Person, Name: m.Email},
+		Client: audit.ClientFrom(ctx), Action: action, Targets: []string{m.Email},
+	})
+}
+
+// signedIn is the caller of an RPC that only people may use.
+func signedIn(ctx context.Context) (auth.Principal, error) {
+	p, err := caller(ctx)
+	if err == nil && p.Session.ID == "" {
+		err = errors.New("an RPC for people was let through to a program")
+	}
+	return p, err
+}
+
+func tokensProto(t sessions.Tokens) *operatorv1.Tokens {
+	return operatorv1.Tokens_builder{
+		AccessToken: t.Access, AccessS: int64(sessions.AccessLife / time.Second), RefreshToken: t.Refresh, SessionEndsUnixMs: t.Ends,
+	}.Build()
+}
+
+func personOf(t sessions.Tokens) *operatorv1.Person {
+	return operatorv1.Person_builder{
+		Id: t.Member.Person, Email: t.Member.Email, OrganisationId: t.Org, Role: t.Member.Role, SessionId: t.Session,
+	}.Build()
+}
+
+// noStore keeps an answer that holds secrets out of caches.
+func noStore[T any](res *connect.Response[T]) *connect.Response[T] {
+	res.Header().Set("Cache-Control", "no-store")
+	return res
+}
+
+func noOrganisation() error {
+	return apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "organisation_id",
+		"you are no member of that organisation, or of any", "ask an owner for an invitation")
+}
+
+// mappedPeople says what callers see of the errors of people and sessions.
+func mappedPeople(err error) error {
+	var often *people.TooOftenError
+	switch {
+	case errors.As(err, &often):
+		return apierr.Wrap(err, connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "",
+			"too many attempts with a password", "try again in "+(often.RetryAfter.Truncate(time.Second)+time.Second).String())
+	case errors.Is(err, people.ErrBusy):
+		return apierr.Wrap(err, connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "",
+			"too many people sign in at this moment", "try again in a few seconds")
+	case errors.Is(err, people.ErrBadLogin):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
+			"the e-mail address or the password is wrong", "type them again")
+	case errors.Is(err, people.ErrBadInvitation):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "invitation",
+			"the invitation is unknown, used or expired", "copy the whole link, or ask for another invitation")
+	case errors.Is(err, sessions.ErrReplayed):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "refresh_token",
+			"this refresh token was used before, so someone else may hold a copy: the session was ended", "sign in again: fleetban login")
+	case errors.Is(err, sessions.ErrToken), errors.Is(err, people.ErrNoMember):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "refresh_token",
+			"the session ended", "sign in again: fleetban login")
+	case errors.Is(err, sessions.ErrNone):
+		return apierr.NotFound("id", "you have no such session", "list them: fleetban sessions")
+	case errors.Is(err, people.ErrWeakPassword):
+		return apierr.Wrap(err, connect.CodeInvalidArgument, fleetbanv1.Reason_REASON_INVALID_FIELD, "password", err.Error(),
+			"take four or more words that have nothing to do with each other, or let a password manager make one")
+	case errors.Is(err, people.ErrInvalid):
+		return apierr.Wrap(err, connect.CodeInvalidArgument, fleetbanv1.Reason_REASON_INVALID_FIELD, "", err.Error(), "correct the request")
+	default:
+		return err
+	}
+}

@@ -1,0 +1,122 @@
+package operatorapi
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+
+	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/people"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// InvitationPath is where links of invitations lead.
+const InvitationPath = "/invitation"
+
+// ListMembers implements MemberService.
+func (a *PeopleAPI) ListMembers(ctx context.Context, _ *connect.Request[operatorv1.ListMembersRequest]) (*connect.Response[operatorv1.ListMembersResponse], error) {
+	p, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := a.o.People.Members(ctx, p.Org)
+	if err != nil {
+		return nil, mappedPeople(err)
+	}
+	var answer operatorv1.ListMembersResponse_builder
+	for _, m := range all {
+		answer.Members = append(answer.Members, operatorv1.Member_builder{PersonId: m.Person, Email: m.Email, Role: m.Role, SinceUnixMs: m.Since}.Build())
+	}
+	return connect.NewResponse(answer.Build()), nil
+}
+
+// Invite implements MemberService.
+func (a *PeopleAPI) Invite(ctx context.Context, req *connect.Request[operatorv1.InviteRequest]) (*connect.Response[operatorv1.InviteResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	secret, expires, err := a.o.People.Invite(ctx, p.Org, p.ID, req.Msg.GetEmail(), req.Msg.GetRole())
+	if err != nil {
+		return nil, mappedMember(err)
+	}
+	// Behind the #, it is sent to no server and stands in no log of one.
+	return noStore(connect.NewResponse(operatorv1.InviteResponse_builder{
+		Link: a.o.PublicURL + InvitationPath + "#" + secret, ExpiresUnixMs: expires.UnixMilli(),
+	}.Build())), nil
+}
+
+// AcceptInvitation implements MemberService.
+func (a *PeopleAPI) AcceptInvitation(
+	ctx context.Context, req *connect.Request[operatorv1.AcceptInvitationRequest],
+) (*connect.Response[operatorv1.AcceptInvitationResponse], error) {
+	org, m, err := a.o.People.Accept(ctx, req.Msg.GetInvitation(), req.Msg.GetPassword(), auth.Address(ctx))
+	if err != nil {
+		if errors.Is(err, people.ErrBadLogin) {
+			return nil, apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "password",
+				"you have an account here, and its password is another one", "give the account's password; the invitation is still good")
+		}
+		return nil, mappedMember(err)
+	}
+	if err := a.record(ctx, org, "member.accept", m); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(operatorv1.AcceptInvitationResponse_builder{Email: m.Email, OrganisationId: org, Role: m.Role}.Build()), nil
+}
+
+// SetRole implements MemberService.
+func (a *PeopleAPI) SetRole(ctx context.Context, req *connect.Request[operatorv1.SetRoleRequest]) (*connect.Response[operatorv1.SetRoleResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := a.o.People.SetRole(ctx, p.Org, p.ID, req.Msg.GetMember(), req.Msg.GetRole())
+	if err != nil {
+		return nil, mappedMember(err)
+	}
+	if err := a.o.Sessions.MemberChanged(ctx, p.Org, m); err != nil {
+		return nil, mappedPeople(err)
+	}
+	return connect.NewResponse(&operatorv1.SetRoleResponse{}), nil
+}
+
+// RemoveMember implements MemberService.
+func (a *PeopleAPI) RemoveMember(ctx context.Context, req *connect.Request[operatorv1.RemoveMemberRequest]) (*connect.Response[operatorv1.RemoveMemberResponse], error) {
+	p, err := signedIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := a.o.People.Remove(ctx, p.Org, p.ID, req.Msg.GetMember())
+	// Also of one who is gone: the removal may be repeated because its outcome was unknown.
+	if m.Version > 0 {
+		if err := a.o.Sessions.MemberChanged(ctx, p.Org, m); err != nil {
+			return nil, mappedPeople(err)
+		}
+	}
+	if err != nil {
+		return nil, mappedMember(err)
+	}
+	return connect.NewResponse(&operatorv1.RemoveMemberResponse{}), nil
+}
+
+func mappedMember(err error) error {
+	switch {
+	case errors.Is(err, people.ErrNoMember):
+		return apierr.Wrap(err, connect.CodeNotFound, fleetbanv1.Reason_REASON_NOT_FOUND, "member",
+			"there is no such member", "fleetban members lists them")
+	case errors.Is(err, people.ErrOwnersOnly):
+		return apierr.Wrap(err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "member",
+			"only owners make, change and remove owners", "ask an owner")
+	case errors.Is(err, people.ErrNotAllowed):
+		return apierr.Wrap(err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "",
+			"whoever did this, or invited to it, is no owner or admin of the organisation any more", "ask an owner")
+	case errors.Is(err, people.ErrLastOwner):
+		return apierr.Wrap(err, connect.CodeFailedPrecondition, fleetbanv1.Reason_REASON_INVALID_FIELD, "member",
+			"this is the organisation's last owner", "make someone else an owner first: fleetban members role E-MAIL owner")
+	default:
+		return mappedPeople(err)
+	}
+}
