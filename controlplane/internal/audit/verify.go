@@ -18,7 +18,7 @@ import (
 // maxFindings is how many an answer holds.
 const maxFindings = 100
 
-// ErrDropped: the entry of a noted head is no longer kept.
+// ErrDropped is returned where the entry of a noted head is no longer kept.
 var ErrDropped = errors.New("the noted entry was dropped since, for its age or number")
 
 type finding = operatorv1.AuditFindingKind

@@ -69,7 +69,7 @@ func (a *auditListCmd) run(r *run) error {
 		return err
 	}
 	var shown []*operatorv1.AuditEntry
-	more := false
+	var more bool
 	for token := ""; ; {
 		ctx, cancel := r.call()
 		res, err := r.api.audit.ListAudit(ctx, connect.NewRequest(operatorv1.ListAuditRequest_builder{
