@@ -69,8 +69,10 @@ func New(o Options) *API {
 // Services are what Register serves, for auth.NewInterceptor.
 func Services() []protoreflect.ServiceDescriptor {
 	var out []protoreflect.ServiceDescriptor
-	for _, file := range []protoreflect.FileDescriptor{operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto,
-		operatorv1.File_fleetban_operator_v1_people_proto} {
+	for _, file := range []protoreflect.FileDescriptor{
+		operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto,
+		operatorv1.File_fleetban_operator_v1_people_proto,
+	} {
 		for i := range file.Services().Len() {
 			out = append(out, file.Services().Get(i))
 		}

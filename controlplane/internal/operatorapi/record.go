@@ -127,7 +127,7 @@ func (r *Recorder) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (r *Recorder) atomic(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc, org string, record audit.Record) (connect.AnyResponse, error) {
 	call := r.log.NewCall(org, record, true)
 	res, err := next(audit.With(ctx, call), req)
-	switch outcome, reason := outcomeOf(err); {
+	switch outcome, reason := outcomeOf(ctx, err); {
 	case call.Wrote(), outcome == operatorv1.AuditOutcome_AUDIT_OUTCOME_UNKNOWN && away(err):
 		// Where it isn't known whether the change stands, the entry stands if it does.
 	case err == nil:
@@ -153,7 +153,7 @@ func (r *Recorder) around(ctx context.Context, req connect.AnyRequest, next conn
 	call := r.log.NewCall(org, record, false)
 	res, err := next(audit.With(ctx, call), req)
 	begun.Record = call.Record()
-	outcome, reason := outcomeOf(err)
+	outcome, reason := outcomeOf(ctx, err)
 	if err := begun.End(ctx, outcome, reason); err != nil {
 		r.logger.WarnContext(ctx, "the outcome of a change is missing in the audit log", slog.String("procedure", req.Spec().Procedure), slog.Any("error", err))
 	}
@@ -161,11 +161,11 @@ func (r *Recorder) around(ctx context.Context, req connect.AnyRequest, next conn
 }
 
 // outcomeOf says what an error means for the change that was asked for.
-func outcomeOf(err error) (operatorv1.AuditOutcome, string) {
+func outcomeOf(ctx context.Context, err error) (operatorv1.AuditOutcome, string) {
 	if err == nil {
 		return operatorv1.AuditOutcome_AUDIT_OUTCOME_OK, ""
 	}
-	seen := apierr.From(context.Background(), err)
+	seen := apierr.From(ctx, err)
 	switch reason := apierr.ReasonOf(seen); {
 	case reason == fleetbanv1.Reason_REASON_OUTCOME_UNKNOWN, reason == fleetbanv1.Reason_REASON_INTERNAL, errors.Is(err, context.Canceled):
 		return operatorv1.AuditOutcome_AUDIT_OUTCOME_UNKNOWN, seen.Message()
@@ -180,7 +180,7 @@ func (r *Recorder) Denied(ctx context.Context, p auth.Principal, procedure strin
 	if declared == nil {
 		return
 	}
-	_, reason := outcomeOf(err)
+	_, reason := outcomeOf(ctx, err)
 	r.refused(ctx, p.Org, audit.Record{
 		Actor: actorOf(p), Client: auditClient(ctx, addr, header), Action: declared.GetAction(), Procedure: shortened(procedure),
 		Outcome: operatorv1.AuditOutcome_AUDIT_OUTCOME_REFUSED, Reason: reason,

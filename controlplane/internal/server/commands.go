@@ -95,7 +95,8 @@ func (b *base) recordFirst(ctx context.Context, by audit.Actor, how string, org 
 	return b.audit.Record(ctx, org.ID, audit.Record{
 		Actor: by, Client: audit.Client{UserAgent: how}, Action: "organisation.create", Targets: []string{org.ID},
 		Details: []audit.Detail{
-			{Name: "name", After: org.Name}, {Name: "mode", After: strings.ToLower(strings.TrimPrefix(org.Mode.String(), "MODE_"))},
+			{Name: "name", After: org.Name},
+			{Name: "mode", After: strings.ToLower(strings.TrimPrefix(org.Mode.String(), "MODE_"))},
 			{Name: "token", After: "first administrator"},
 		},
 	})
