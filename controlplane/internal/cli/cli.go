@@ -46,7 +46,13 @@ type grammar struct {
 	Output  string   `short:"o" enum:"table,json,jsonl" default:"table" help:"table, json or jsonl."`
 	Timeout Duration `default:"15s" help:"How long to wait for an answer."`
 
-	Login     loginCmd     `cmd:"" help:"Remember a control plane and an API token."`
+	Login     loginCmd     `cmd:"" help:"Remember a control plane and an API token, or sign in as a person."`
+	Logout    logoutCmd    `cmd:"" help:"End this session."`
+	Whoami    whoamiCmd    `cmd:"" help:"Who is signed in here, and as what."`
+	Accept    acceptCmd    `cmd:"" help:"Join an organisation with the link of an invitation."`
+	Password  passwdCmd    `cmd:"" help:"Change your password; your other sessions end."`
+	Sessions  sessionsCmd  `cmd:"" help:"List and end your sessions."`
+	Members   membersCmd   `cmd:"" help:"List, invite, change and remove the organisation's people."`
 	Status    statusCmd    `cmd:"" help:"The fleet at a glance."`
 	Hosts     hostsCmd     `cmd:"" help:"List hosts."`
 	Host      hostCmd      `cmd:"" help:"Everything about one host."`

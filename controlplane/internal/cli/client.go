@@ -32,7 +32,16 @@ type client struct {
 	hosts operatorv1connect.HostServiceClient
 	join  operatorv1connect.JoinTokenServiceClient
 	audit operatorv1connect.AuditServiceClient
-	close func()
+	// people's
+	sessions operatorv1connect.SessionServiceClient
+	account  operatorv1connect.AccountServiceClient
+	members  operatorv1connect.MemberServiceClient
+	// anonymous and joining carry no credential.
+	anonymous operatorv1connect.SessionServiceClient
+	joining   operatorv1connect.MemberServiceClient
+	// person is who is signed in; nil where an API token is used.
+	person *signedIn
+	close  func()
 }
 
 func newClient(cfg config) (*client, error) {
@@ -52,19 +61,31 @@ func newClient(cfg config) (*client, error) {
 		return http.ErrUseLastResponse // a token goes where the person said and nowhere else
 	}}
 	doer := &retrying{plain: base, reads: retryingClient(base)}
-	options := []connect.ClientOption{
-		connect.WithInterceptors(credential(cfg.Token)), connect.WithReadMaxBytes(64 << 20), connect.WithSendMaxBytes(4 << 20),
-	}
 	u := strings.TrimRight(cfg.URL, "/")
+	var person *signedIn
+	var authorise connect.Interceptor = credential(cfg.Token)
+	if cfg.Token == "" && cfg.Session != nil {
+		person = &signedIn{path: cfg.path, now: time.Now, sessions: anonymous(doer, u), cfg: cfg}
+		authorise = person
+	}
+	options := []connect.ClientOption{
+		connect.WithInterceptors(authorise), connect.WithReadMaxBytes(64 << 20), connect.WithSendMaxBytes(4 << 20),
+	}
 	return &client{
-		url:   u,
-		bans:  operatorv1connect.NewBanServiceClient(doer, u, options...),
-		allow: operatorv1connect.NewAllowlistServiceClient(doer, u, options...),
-		fleet: operatorv1connect.NewFleetServiceClient(doer, u, options...),
-		hosts: operatorv1connect.NewHostServiceClient(doer, u, options...),
-		join:  operatorv1connect.NewJoinTokenServiceClient(doer, u, options...),
-		audit: operatorv1connect.NewAuditServiceClient(doer, u, options...),
-		close: transport.CloseIdleConnections,
+		url:       u,
+		bans:      operatorv1connect.NewBanServiceClient(doer, u, options...),
+		allow:     operatorv1connect.NewAllowlistServiceClient(doer, u, options...),
+		fleet:     operatorv1connect.NewFleetServiceClient(doer, u, options...),
+		hosts:     operatorv1connect.NewHostServiceClient(doer, u, options...),
+		join:      operatorv1connect.NewJoinTokenServiceClient(doer, u, options...),
+		audit:     operatorv1connect.NewAuditServiceClient(doer, u, options...),
+		sessions:  operatorv1connect.NewSessionServiceClient(doer, u, options...),
+		account:   operatorv1connect.NewAccountServiceClient(doer, u, options...),
+		members:   operatorv1connect.NewMemberServiceClient(doer, u, options...),
+		anonymous: anonymous(doer, u),
+		joining:   operatorv1connect.NewMemberServiceClient(doer, u, connect.WithInterceptors(named{})),
+		person:    person,
+		close:     transport.CloseIdleConnections,
 	}, nil
 }
 
@@ -89,7 +110,7 @@ func (r *retrying) Do(req *http.Request) (*http.Response, error) {
 
 func readsOnly(procedure string) bool {
 	switch path.Base(procedure) {
-	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens", "ListAudit", "VerifyAudit":
+	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens", "GetMe", "ListSessions", "ListMembers", "ListAudit", "VerifyAudit":
 		return true
 	default:
 		return false
@@ -151,8 +172,10 @@ func (credential) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 
 func (t credential) set(header http.Header) {
 	header.Set("Authorization", "Bearer "+string(t))
-	header.Set("User-Agent", "fleetban/"+version.Version)
+	setAgent(header)
 }
+
+func setAgent(header http.Header) { header.Set("User-Agent", "fleetban/"+version.Version) }
 
 // pinError: the server has another key than the one that was pinned.
 type pinError struct{ got string }

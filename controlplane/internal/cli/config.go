@@ -14,9 +14,14 @@ import (
 // config is what `fleetban login` writes.
 type config struct {
 	URL    string `json:"url"`
-	Token  string `json:"token"`
+	Token  string `json:"token,omitempty"`
 	Pin    string `json:"pin,omitempty"`
 	CAFile string `json:"ca_file,omitempty"`
+	// Session is that of a person; with it there is no Token.
+	Session *session `json:"session,omitempty"`
+
+	// path is the file.
+	path string
 }
 
 // configPath is --config, FLEETBAN_CONFIG, or the user's configuration folder.
@@ -103,7 +108,7 @@ func (g *grammar) resolve(e *Env) (config, error) {
 	if cfg.URL == "" || cfg.URL == file.URL {
 		cfg.URL = file.URL
 		if cfg.Token == "" {
-			cfg.Token = file.Token
+			cfg.Token, cfg.Session, cfg.path = file.Token, file.Session, path
 		}
 		if cfg.Pin == "" {
 			cfg.Pin = file.Pin
@@ -115,10 +120,10 @@ func (g *grammar) resolve(e *Env) (config, error) {
 	switch {
 	case cfg.URL == "":
 		return config{}, usage("no control plane is named", "set FLEETBAN_URL and FLEETBAN_TOKEN, or run fleetban login --url URL --token-stdin")
-	case cfg.Token == "":
+	case cfg.Token == "" && cfg.Session == nil:
 		return config{}, &failure{
-			code: exitCredential, message: "there is no API token for " + cfg.URL,
-			fix: "set FLEETBAN_TOKEN, or run fleetban login --url URL --token-stdin",
+			code: exitCredential, message: "there is no API token for " + cfg.URL + ", and nobody is signed in",
+			fix: "set FLEETBAN_TOKEN, or run fleetban login --url URL --token-stdin, or --email E-MAIL",
 		}
 	}
 	return cfg, checkURL(cfg.URL)

@@ -17,6 +17,10 @@ import (
 
 type loginCmd struct {
 	TokenStdin bool `name:"token-stdin" help:"Read the API token from standard input instead of asking for it."`
+
+	Email         string `placeholder:"E-MAIL" help:"Sign in as a person, with a password instead of an API token."`
+	PasswordStdin bool   `name:"password-stdin" help:"Read the password from standard input instead of asking for it."`
+	Organisation  string `placeholder:"ID" help:"Which, where a person belongs to several; default the one first joined."`
 }
 
 // offline: there is no configuration yet. The token is tried before it is kept.
@@ -30,6 +34,12 @@ func (l *loginCmd) offline(r *run) error {
 	path, err := r.env.configPath(r.g.Config)
 	if err != nil {
 		return err
+	}
+	if l.Email != "" {
+		return l.asPerson(r, path)
+	}
+	if l.PasswordStdin || l.Organisation != "" {
+		return usage("--password-stdin and --organisation are for people", "give --email E-MAIL too, or --token-stdin for an API token")
 	}
 	token, err := l.read(r)
 	if err != nil {

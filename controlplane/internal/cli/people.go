@@ -1,0 +1,321 @@
+package cli
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"connectrpc.com/connect"
+	"golang.org/x/term"
+
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+)
+
+// secrets reads one line each: from standard input where told so, else asked for at the terminal.
+func (r *run) secrets(stdin bool, what ...string) ([]string, error) {
+	out := make([]string, 0, len(what))
+	file, isFile := r.env.Stdin.(*os.File)
+	if !stdin && (!isFile || !term.IsTerminal(int(file.Fd()))) { //nolint:gosec // a descriptor
+		return nil, usage("there is no terminal to ask at", "give each on a line of standard input, with --password-stdin: "+strings.Join(what, ", "))
+	}
+	lines := bufio.NewReader(io.LimitReader(r.env.Stdin, 8192))
+	for _, name := range what {
+		if stdin {
+			line, err := lines.ReadString('\n')
+			if err != nil && !errors.Is(err, io.EOF) {
+				return nil, fmt.Errorf("read %s: %w", name, err)
+			}
+			out = append(out, strings.TrimRight(line, "\r\n"))
+		} else {
+			_, _ = fmt.Fprint(r.env.Stderr, name+" (not shown): ")
+			raw, err := term.ReadPassword(int(file.Fd())) //nolint:gosec // a descriptor
+			_, _ = fmt.Fprintln(r.env.Stderr)
+			if err != nil {
+				return nil, fmt.Errorf("read %s: %w", name, err)
+			}
+			out = append(out, string(raw))
+		}
+		if out[len(out)-1] == "" {
+			return nil, usage(name+" is missing", "give each on a line: "+strings.Join(what, ", "))
+		}
+	}
+	return out, nil
+}
+
+// asPerson is login with an e-mail address and password.
+func (l *loginCmd) asPerson(r *run, path string) error {
+	given, err := r.secrets(l.PasswordStdin, "Password")
+	if err != nil {
+		return err
+	}
+	cfg := config{URL: strings.TrimRight(r.g.URL, "/"), Pin: r.g.Pin, CAFile: r.g.CAFile}
+	if r.api, err = newClient(cfg); err != nil {
+		return err
+	}
+	defer r.api.close()
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.anonymous.SignIn(ctx, connect.NewRequest(operatorv1.SignInRequest_builder{
+		Email: l.Email, Password: given[0], OrganisationId: l.Organisation,
+	}.Build()))
+	if err != nil {
+		return err
+	}
+	person := res.Msg.GetPerson()
+	cfg.Session = newSession(person.GetEmail(), res.Msg.GetTokens(), r.env.Now())
+	unlock, err := lock(ctx, path+".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := cfg.save(path); err != nil {
+		return err
+	}
+	if !r.out.people() {
+		r.out.json(map[string]string{"url": cfg.URL, "config": path, "email": person.GetEmail(), "organisation_id": person.GetOrganisationId()})
+		return nil
+	}
+	r.out.line("Logged in to %s as %s, %s. Written to %s.", cfg.URL, safe(person.GetEmail()), roleText(person.GetRole()), path)
+	return nil
+}
+
+type logoutCmd struct{}
+
+func (logoutCmd) run(r *run) error {
+	if r.api.person == nil {
+		return usage("you are not signed in as a person", "an API token is revoked where it was made; take it out of FLEETBAN_TOKEN or the configuration")
+	}
+	ctx, cancel := r.call()
+	defer cancel()
+	// A session that is over already is what was wanted.
+	if _, err := r.api.sessions.SignOut(ctx, connect.NewRequest(&operatorv1.SignOutRequest{})); err != nil && !isBadCredential(err) {
+		return err
+	}
+	if err := r.api.person.forget(ctx); err != nil {
+		return err
+	}
+	return r.done(&operatorv1.SignOutResponse{}, "Signed out.")
+}
+
+type whoamiCmd struct{}
+
+func (whoamiCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	if r.api.person == nil {
+		res, err := r.api.fleet.GetFleet(ctx, connect.NewRequest(&operatorv1.GetFleetRequest{}))
+		if err != nil {
+			return err
+		}
+		if !r.out.people() {
+			r.out.json(map[string]string{"organisation_id": res.Msg.GetOrganisationId(), "credential": "api-token"})
+			return nil
+		}
+		r.out.line("A program with an API token of %s.", safe(res.Msg.GetOrganisationName()))
+		return nil
+	}
+	res, err := r.api.sessions.GetMe(ctx, connect.NewRequest(&operatorv1.GetMeRequest{}))
+	if err != nil {
+		return err
+	}
+	if !r.out.people() {
+		r.out.json(res.Msg)
+		return nil
+	}
+	p := res.Msg.GetPerson()
+	r.out.line("%s, %s of organisation %s.", safe(p.GetEmail()), roleText(p.GetRole()), safe(p.GetOrganisationId()))
+	return nil
+}
+
+type acceptCmd struct {
+	PasswordStdin bool `name:"password-stdin" help:"Read the link and the password from standard input, a line each."`
+}
+
+// offline: who accepts has no credential yet.
+func (a *acceptCmd) offline(r *run) error {
+	given, err := r.secrets(a.PasswordStdin, "Link of the invitation", "Password")
+	if err != nil {
+		return err
+	}
+	link, secret, found := strings.Cut(given[0], "/invitation#")
+	if !found {
+		return usage("that is no link of an invitation", "paste it whole: https://HOST/invitation#fbi_…")
+	}
+	cfg := config{URL: link, Pin: r.g.Pin, CAFile: r.g.CAFile}
+	if r.g.URL != "" {
+		cfg.URL = r.g.URL
+	}
+	if err := checkURL(cfg.URL); err != nil {
+		return err
+	}
+	r.g.URL = cfg.URL
+	if r.api, err = newClient(cfg); err != nil {
+		return err
+	}
+	defer r.api.close()
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.joining.AcceptInvitation(ctx, connect.NewRequest(operatorv1.AcceptInvitationRequest_builder{Invitation: secret, Password: given[1]}.Build()))
+	if err != nil {
+		return err
+	}
+	return r.done(res.Msg, fmt.Sprintf("You are %s now. Log in: fleetban login --url %s --email %s", roleText(res.Msg.GetRole()), cfg.URL, safe(res.Msg.GetEmail())))
+}
+
+type passwdCmd struct {
+	PasswordStdin bool `name:"password-stdin" help:"Read the present and the new password from standard input, a line each."`
+}
+
+func (p *passwdCmd) run(r *run) error {
+	given, err := r.secrets(p.PasswordStdin, "Present password", "New password")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.account.ChangePassword(ctx, connect.NewRequest(operatorv1.ChangePasswordRequest_builder{Password: given[0], NewPassword: given[1]}.Build()))
+	if err != nil {
+		return err
+	}
+	return r.done(res.Msg, fmt.Sprintf("Changed; %s ended.", plural(uint64(res.Msg.GetEnded()), "other session", "other sessions")))
+}
+
+type sessionsCmd struct {
+	List   sessionsListCmd   `cmd:"" default:"1" help:"List your sessions."`
+	Revoke sessionsRevokeCmd `cmd:"" help:"End one of your sessions, or with --others all but this one."`
+}
+
+type sessionsListCmd struct{}
+
+func (sessionsListCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.sessions.ListSessions(ctx, connect.NewRequest(&operatorv1.ListSessionsRequest{}))
+	if err != nil {
+		return err
+	}
+	if !r.out.people() {
+		list(r.out, res.Msg, res.Msg.GetSessions())
+		return nil
+	}
+	rows := make([][]cell, 0, len(res.Msg.GetSessions()))
+	for _, s := range res.Msg.GetSessions() {
+		current := ""
+		if s.GetCurrent() {
+			current = "this one"
+		}
+		rows = append(rows, []cell{
+			c(s.GetId()), c(r.out.clock.ago(s.GetUsedUnixMs())), c(r.out.clock.in(s.GetEndsUnixMs())), c(s.GetAddress()), c(s.GetUserAgent()), c(current),
+		})
+	}
+	r.out.table([]string{"ID", "USED", "ENDS", "FROM", "WITH", ""}, rows)
+	return nil
+}
+
+type sessionsRevokeCmd struct {
+	ID     string `arg:"" optional:"" name:"id" help:"As list shows it."`
+	Others bool   `help:"All but this one."`
+}
+
+func (s *sessionsRevokeCmd) run(r *run) error {
+	if (s.ID == "") != s.Others {
+		return usage("name a session, or give --others", "fleetban sessions lists them")
+	}
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.sessions.RevokeSession(ctx, connect.NewRequest(operatorv1.RevokeSessionRequest_builder{Id: s.ID}.Build()))
+	if err != nil {
+		return err
+	}
+	return r.done(res.Msg, plural(uint64(res.Msg.GetEnded()), "session", "sessions")+" ended.")
+}
+
+type membersCmd struct {
+	List   membersListCmd   `cmd:"" default:"1" help:"List the organisation's members."`
+	Invite membersInviteCmd `cmd:"" help:"Make a link with which one person joins."`
+	Role   membersRoleCmd   `cmd:"" help:"Change a member's role, at once."`
+	Remove membersRemoveCmd `cmd:"" help:"Remove a member, at once."`
+}
+
+type membersListCmd struct{}
+
+func (membersListCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.members.ListMembers(ctx, connect.NewRequest(&operatorv1.ListMembersRequest{}))
+	if err != nil {
+		return err
+	}
+	if !r.out.people() {
+		list(r.out, res.Msg, res.Msg.GetMembers())
+		return nil
+	}
+	rows := make([][]cell, 0, len(res.Msg.GetMembers()))
+	for _, m := range res.Msg.GetMembers() {
+		rows = append(rows, []cell{c(m.GetEmail()), c(roleText(m.GetRole())), c(r.out.clock.ago(m.GetSinceUnixMs())), c(m.GetPersonId())})
+	}
+	r.out.table([]string{"E-MAIL", "ROLE", "SINCE", "ID"}, rows)
+	return nil
+}
+
+type membersInviteCmd struct {
+	Email string `arg:"" name:"e-mail" help:"Whom."`
+	Role  string `required:"" enum:"owner,admin,operator,viewer" help:"owner, admin, operator or viewer."`
+}
+
+func (m *membersInviteCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.members.Invite(ctx, connect.NewRequest(operatorv1.InviteRequest_builder{Email: m.Email, Role: roleOf(m.Role)}.Build()))
+	if err != nil {
+		return err
+	}
+	if !r.out.people() {
+		r.out.json(res.Msg)
+		return nil
+	}
+	r.out.line("Send this link to %s, and to nobody else; it is shown once and good until %s:", safe(m.Email), r.out.clock.when(res.Msg.GetExpiresUnixMs()))
+	r.out.line("")
+	r.out.line("  %s", escape(res.Msg.GetLink(), 2000))
+	r.out.line("")
+	r.out.line("They join with: fleetban accept")
+	return nil
+}
+
+type membersRoleCmd struct {
+	Member string `arg:"" help:"E-mail address or id."`
+	Role   string `arg:"" enum:"owner,admin,operator,viewer" help:"owner, admin, operator or viewer."`
+}
+
+func (m *membersRoleCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.members.SetRole(ctx, connect.NewRequest(operatorv1.SetRoleRequest_builder{Member: m.Member, Role: roleOf(m.Role)}.Build()))
+	if err != nil {
+		return err
+	}
+	return r.done(res.Msg, safe(m.Member)+" is "+m.Role+" now.")
+}
+
+type membersRemoveCmd struct {
+	Member string `arg:"" help:"E-mail address or id."`
+}
+
+func (m *membersRemoveCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.members.RemoveMember(ctx, connect.NewRequest(operatorv1.RemoveMemberRequest_builder{Member: m.Member}.Build()))
+	if err != nil {
+		return err
+	}
+	return r.done(res.Msg, "Removed.")
+}
+
+func roleText(role operatorv1.Role) string { return strings.ToLower(enumText(role.String(), "ROLE_")) }
+
+func roleOf(text string) operatorv1.Role {
+	return operatorv1.Role(operatorv1.Role_value["ROLE_"+strings.ToUpper(text)])
+}
