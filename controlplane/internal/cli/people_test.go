@@ -62,9 +62,10 @@ func (p *person) has(code int, want string, args ...string) {
 	}
 }
 
+// Neither of these is parallel: hashing passwords would take the processor from tests that measure time.
+
 // A person's way: in, someone else invited, changed, removed, out.
 func TestPeople(t *testing.T) {
-	t.Parallel()
 	cp := apitest.Start(t)
 	if _, err := cp.People.FirstOwner(t.Context(), cp.Org.ID, adaEmail, adaPassword); err != nil {
 		t.Fatal(err)
@@ -110,7 +111,6 @@ func TestPeople(t *testing.T) {
 
 // Many commands at once, all of whose access token is about to end: one renews it, and all go on.
 func TestCommandsAtOnceRefreshOnce(t *testing.T) {
-	t.Parallel()
 	cp := apitest.Start(t)
 	if _, err := cp.People.FirstOwner(t.Context(), cp.Org.ID, adaEmail, adaPassword); err != nil {
 		t.Fatal(err)
