@@ -16,7 +16,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
-// ErrBadInvitation: unknown, expired or used.
+// ErrBadInvitation says that an invitation is unknown, expired or used.
 var ErrBadInvitation = errors.New("the invitation is unknown, used or expired")
 
 const (

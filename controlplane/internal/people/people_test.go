@@ -122,8 +122,10 @@ func TestStoredHashes(t *testing.T) {
 		}
 	}
 	// A damaged one is nobody's, and costs no more than any other.
-	for _, damaged := range []string{"", "x", stored[:40], strings.Replace(stored, "m=19456", "m=4294967295", 1), strings.Replace(stored, "t=2", "t=0", 1),
-		strings.Replace(stored, "p=1", "p=0", 1), strings.Replace(stored, "argon2id", "argon2i", 1), stored + "$"} {
+	for _, damaged := range []string{
+		"", "x", stored[:40], strings.Replace(stored, "m=19456", "m=4294967295", 1), strings.Replace(stored, "t=2", "t=0", 1),
+		strings.Replace(stored, "p=1", "p=0", 1), strings.Replace(stored, "argon2id", "argon2i", 1), stored + "$",
+	} {
 		if got, err := h.verify(t.Context(), damaged, good); err != nil || got {
 			t.Errorf("%q: %v, %v", damaged, got, err)
 		}
