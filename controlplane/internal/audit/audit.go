@@ -119,6 +119,7 @@ type Log struct {
 	signer Signer
 	keep   time.Duration
 	most   uint64
+	slack  time.Duration
 	logger *slog.Logger
 
 	mu sync.Mutex
@@ -147,7 +148,7 @@ func New(o Options) *Log {
 	}
 	return &Log{
 		store: o.Store, signer: o.Signer, keep: o.Keep, most: uint64(min(o.KeepNumber, MaxKeepNumber)), logger: o.Logger, //nolint:gosec // positive
-		known: map[string]Head{}, sealed: map[string]Head{},
+		slack: ageSlack, known: map[string]Head{}, sealed: map[string]Head{},
 	}
 }
 

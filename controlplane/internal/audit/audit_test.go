@@ -396,6 +396,25 @@ func TestTrimByAge(t *testing.T) {
 	if v := intact(t, l, audit.Head{}); v.GetFirstNumber() != 1 {
 		t.Fatal("dropped before the slack")
 	}
+	clock := func() int64 {
+		now, err := st.Time(t.Context(), org)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now.UnixMilli()
+	}
+	newest := list(t, l, audit.Filter{}, 0)[0].GetAtUnixMs()
+	for clock() <= newest+1 {
+		time.Sleep(time.Millisecond) // until the clock says that they are old
+	}
+	old.WithoutSlack()
+	if err := old.Tend(t.Context(), org); err != nil {
+		t.Fatal(err)
+	}
+	// The newest stays, beside the one that says so.
+	if v := intact(t, l, audit.Head{}); v.GetFirstNumber() != 4 || v.GetEntries() != 2 {
+		t.Fatalf("%v", v)
+	}
 }
 
 func TestFilter(t *testing.T) {

@@ -85,7 +85,7 @@ func (l *Log) trim(ctx context.Context, org string, head Head) error {
 	if n := head.Number - min(first.number, head.Number) + 1; n > l.most+l.most/100 {
 		through = head.Number - l.most
 	}
-	if before := now.Add(-l.keep).UnixMilli(); first.at < before-ageSlack.Milliseconds() {
+	if before := now.Add(-l.keep).UnixMilli(); first.at < before-l.slack.Milliseconds() {
 		aged, err := l.before(ctx, org, first.number, head.Number, before)
 		if err != nil {
 			return err

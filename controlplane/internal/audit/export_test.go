@@ -1,0 +1,4 @@
+package audit
+
+// WithoutSlack drops entries as soon as they are too old.
+func (l *Log) WithoutSlack() { l.slack = 0 }
