@@ -374,12 +374,13 @@ func (s *Server) Run(ctx context.Context) error {
 			failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
 		}
 	}
-	background.Go(func() { serve(s.main, s.listener, s.main.TLSConfig != nil) })
+	secure := s.main.TLSConfig != nil // Serve gives it one, for itself
+	background.Go(func() { serve(s.main, s.listener, secure) })
 	if s.metrics != nil {
 		background.Go(func() { serve(s.metrics, s.metricsL, false) })
 	}
 	s.logger.InfoContext(ctx, "control plane listens", slog.String("address", s.listener.Addr().String()), slog.String("public_url", s.config.PublicURL),
-		slog.String("replica", s.config.Replica), slog.String("version", version.Version), slog.Bool("tls", s.main.TLSConfig != nil),
+		slog.String("replica", s.config.Replica), slog.String("version", version.Version), slog.Bool("tls", secure),
 		slog.Bool("embedded_redis", s.base.child != nil))
 	var err error
 	select {

@@ -7,7 +7,6 @@
 package operatorv1
 
 import (
-	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -2057,11 +2056,11 @@ var File_fleetban_operator_v1_people_proto protoreflect.FileDescriptor
 
 const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\n" +
-	"!fleetban/operator/v1/people.proto\x12\x14fleetban.operator.v1\x1a\x1bbuf/validate/validate.proto\"\x8e\x01\n" +
+	"!fleetban/operator/v1/people.proto\x12\x14fleetban.operator.v1\"\x8e\x01\n" +
 	"\rSignInRequest\x12 \n" +
 	"\x05email\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x03(\xfe\x01R\x05email\x12)\n" +
-	"\bpassword\x18\x02 \x01(\tB\r\xbaH\ar\x05\x10\x01(\x80\b\x80\x01\x01R\bpassword\x120\n" +
+	"\bpassword\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\bpassword\x120\n" +
 	"\x0forganisation_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18\x1aR\x0eorganisationId\"\xa7\x01\n" +
 	"\x0eSignInResponse\x124\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x1c.fleetban.operator.v1.TokensR\x06tokens\x124\n" +
@@ -2080,7 +2079,7 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x05 \x01(\tR\tsessionId\"D\n" +
 	"\x0eRefreshRequest\x122\n" +
-	"\rrefresh_token\x18\x01 \x01(\tB\r\xbaH\ar\x05\x10\x01\x18\xc8\x01\x80\x01\x01R\frefreshToken\"}\n" +
+	"\rrefresh_token\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\frefreshToken\"}\n" +
 	"\x0fRefreshResponse\x124\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x1c.fleetban.operator.v1.TokensR\x06tokens\x124\n" +
 	"\x06person\x18\x02 \x01(\v2\x1c.fleetban.operator.v1.PersonR\x06person\"\x10\n" +
@@ -2109,8 +2108,8 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\rGetMeResponse\x124\n" +
 	"\x06person\x18\x01 \x01(\v2\x1c.fleetban.operator.v1.PersonR\x06person\"t\n" +
 	"\x15ChangePasswordRequest\x12)\n" +
-	"\bpassword\x18\x01 \x01(\tB\r\xbaH\ar\x05\x10\x01(\x80\b\x80\x01\x01R\bpassword\x120\n" +
-	"\fnew_password\x18\x02 \x01(\tB\r\xbaH\ar\x05\x10\x01(\x80\b\x80\x01\x01R\vnewPassword\".\n" +
+	"\bpassword\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\bpassword\x120\n" +
+	"\fnew_password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\vnewPassword\".\n" +
 	"\x16ChangePasswordResponse\x12\x14\n" +
 	"\x05ended\x18\x01 \x01(\rR\x05ended\"\x14\n" +
 	"\x12ListMembersRequest\"M\n" +
@@ -2131,9 +2130,9 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\x0fexpires_unix_ms\x18\x02 \x01(\x03R\rexpiresUnixMs\"s\n" +
 	"\x17AcceptInvitationRequest\x12-\n" +
 	"\n" +
-	"invitation\x18\x01 \x01(\tB\r\xbaH\ar\x05\x10\x01\x18\xc8\x01\x80\x01\x01R\n" +
+	"invitation\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\n" +
 	"invitation\x12)\n" +
-	"\bpassword\x18\x02 \x01(\tB\r\xbaH\ar\x05\x10\x01(\x80\b\x80\x01\x01R\bpassword\"\x89\x01\n" +
+	"\bpassword\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\bpassword\"\x89\x01\n" +
 	"\x18AcceptInvitationResponse\x12\x14\n" +
 	"\x05email\x18\x01 \x01(\tR\x05email\x12'\n" +
 	"\x0forganisation_id\x18\x02 \x01(\tR\x0eorganisationId\x12.\n" +
@@ -2180,7 +2179,7 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\aSetRole\x12$.fleetban.operator.v1.SetRoleRequest\x1a%.fleetban.operator.v1.SetRoleResponse\"#\xc8\xc1\x18\x11\xd2\xc1\x18\x1b\n" +
 	"\vmember.role\x12\x06member\x1a\x04role\x12\x86\x01\n" +
 	"\fRemoveMember\x12).fleetban.operator.v1.RemoveMemberRequest\x1a*.fleetban.operator.v1.RemoveMemberResponse\"\x1f\xc8\xc1\x18\x11\xd2\xc1\x18\x17\n" +
-	"\rmember.remove\x12\x06memberBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az!fleetban/options/v1/options.proto"
+	"\rmember.remove\x12\x06memberBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_people_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_fleetban_operator_v1_people_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
