@@ -69,10 +69,11 @@ func TestLookFindsWhatWasNotHeard(t *testing.T) {
 	figure := func(name string) float64 {
 		return metricstest.Scrape(t, m.Handler(slog.New(slog.DiscardHandler)))[name]
 	}
-	if !f.compare(states) || figure("fleetban_doorbell_gaps_total") != 0 || figure("fleetban_set_lag_versions") != 1 || figure("fleetban_set_lag_seconds") <= 0 {
+	before := figure("fleetban_doorbell_gaps_total") // the first rings may have come before the line was read
+	if !f.compare(states) || figure("fleetban_doorbell_gaps_total") != before || figure("fleetban_set_lag_versions") != 1 || figure("fleetban_set_lag_seconds") <= 0 {
 		t.Errorf("the first look: %v gaps, %v versions behind", figure("fleetban_doorbell_gaps_total"), figure("fleetban_set_lag_versions"))
 	}
-	if !f.compare(states) || figure("fleetban_doorbell_gaps_total") != 1 {
+	if !f.compare(states) || figure("fleetban_doorbell_gaps_total") != before+1 {
 		t.Errorf("the second look: %v gaps", figure("fleetban_doorbell_gaps_total"))
 	}
 	await("the line is current again", func() bool { return at() == last.Version })

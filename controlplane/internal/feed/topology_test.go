@@ -197,7 +197,7 @@ func TestSentinelFailover(t *testing.T) {
 	first := redis.Nodes()[0]
 	first.Kill()
 	killed := time.Now()
-	second := redis.Failed(first)
+	redis.Failed(first)
 	w.more(50)
 	t.Log("bans flow again", time.Since(killed), "after the kill")
 	t.Log("heard again after", h.follows(w))
@@ -206,11 +206,7 @@ func TestSentinelFailover(t *testing.T) {
 		t.Errorf("epoch %d after the failover, it was %d", h.epoch(), epoch)
 	}
 
-	third := redis.Nodes()[1]
-	if third == second {
-		third = redis.Nodes()[2]
-	}
-	third.Follows(second)
+	second, third := redis.Pair(first)
 	second.Set("min-replicas-to-write", "0")
 	third.Set("min-replicas-to-write", "0")
 	if _, err := a.store.Inspect(t.Context()); err != nil { // as readiness does every other second

@@ -336,6 +336,44 @@ func (s *Sentinels) Failed(old *Node) (master *Node) {
 	return master
 }
 
+// Pair waits until every Sentinel takes the same of the two servers other than dead for the master, and the other follows it.
+// On a busy machine Sentinels may fail over once more than they were asked to.
+func (s *Sentinels) Pair(dead *Node) (master, replica *Node) {
+	s.t.Helper()
+	s.sentinels[0].poll("one server is the master and another follows it", func(ctx context.Context) error {
+		master, replica = nil, nil
+		for _, n := range s.sentinels {
+			client := n.Client()
+			address, err := client.Do(ctx, "sentinel", "get-master-addr-by-name", masterName).StringSlice()
+			_ = client.Close()
+			if err != nil {
+				return err
+			}
+			at := slices.IndexFunc(s.nodes, func(n *Node) bool { return net.JoinHostPort(address[0], address[1]) == n.Addr() })
+			if at < 0 || s.nodes[at] == dead || master != nil && master != s.nodes[at] {
+				return fmt.Errorf("a Sentinel takes %v for the master", address)
+			}
+			master = s.nodes[at]
+		}
+		for _, n := range s.nodes {
+			if n != dead && n != master {
+				replica = n
+			}
+		}
+		if role, err := master.role(ctx); err != nil || role != "master" {
+			return fmt.Errorf("the role of the master is %s, %w", role, err)
+		}
+		c := replica.Client()
+		defer func() { _ = c.Close() }()
+		info, err := c.Info(ctx, "replication").Result()
+		if err == nil && (!strings.Contains(info, "master_link_status:up") || !strings.Contains(info, fmt.Sprintf("master_port:%d", master.port))) {
+			err = errors.New(info)
+		}
+		return err
+	})
+	return master, replica
+}
+
 func (n *Node) role(ctx context.Context) (string, error) {
 	c := n.Client()
 	defer func() { _ = c.Close() }()
@@ -375,20 +413,6 @@ func (n *Node) DropReplicas() {
 	if err := c.Do(n.t.Context(), "client", "kill", "type", "replica").Err(); err != nil {
 		n.t.Fatal(err)
 	}
-}
-
-// Follows waits until the server is a replica of master and has all it had.
-func (n *Node) Follows(master *Node) {
-	n.t.Helper()
-	c := n.Client()
-	defer func() { _ = c.Close() }()
-	n.poll("it follows the new master", func(ctx context.Context) error {
-		info, err := c.Info(ctx, "replication").Result()
-		if err == nil && (!strings.Contains(info, "master_link_status:up") || !strings.Contains(info, fmt.Sprintf("master_port:%d", master.port))) {
-			err = errors.New(info)
-		}
-		return err
-	})
 }
 
 // Stray tells of keys of the key's slot at masters that don't own it.
