@@ -242,3 +242,29 @@ func TestGarbageOnTheSocket(t *testing.T) {
 		}
 	})
 }
+
+// TestDeadlinesMeetAnswers gives requests about the time that an answer takes, so that contexts end at every point of one.
+func TestDeadlinesMeetAnswers(t *testing.T) {
+	s := fail2bantest.Start(t, fail2bantest.Options{})
+	c := s.Client()
+	late, inTime := 0, 0
+	for i := range 400 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%80)*5*time.Microsecond)
+		switch err := c.Ping(ctx); {
+		case err == nil:
+			inTime++
+		case errors.Is(err, context.DeadlineExceeded):
+			late++
+		default:
+			t.Fatalf("a short ping: %v", err)
+		}
+		cancel()
+		if err := c.Ping(t.Context()); err != nil {
+			t.Fatalf("the next request pays for the last one's deadline: %v", err)
+		}
+	}
+	if late == 0 {
+		t.Fatal("no deadline came first")
+	}
+	t.Logf("%d in time, %d late", inTime, late)
+}

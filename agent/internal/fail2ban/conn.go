@@ -211,9 +211,18 @@ func (c *Client) roundTrip(ctx context.Context, request []byte) (reply []byte, s
 	if err := c.conn.SetDeadline(deadline); err != nil {
 		return nil, false, fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	// A context may end before its deadline.
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	// A context may end before its deadline, and while this returns: the connection is its own copy, for c.conn may be
+	// dropped by then, and is waited for, for else it would cut the next request short.
+	conn, cut := c.conn, make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.SetDeadline(time.Unix(1, 0))
+		close(cut)
+	})
+	defer func() {
+		if !stop() {
+			<-cut
+		}
+	}()
 
 	if len(c.in) != 0 {
 		return nil, false, fmt.Errorf("%w: it speaks unasked", ErrGarbage)
