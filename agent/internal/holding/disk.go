@@ -97,6 +97,11 @@ func openDisk(dir string, log *slog.Logger, replay func(loaded) error) (*disk, e
 	return d, nil
 }
 
+// unlock lets go of the folder. Closing alone would leave the lock to a child that is between its fork and its exec.
+func (d *disk) unlock() error {
+	return errors.Join(unix.Flock(int(d.lock.Fd()), unix.LOCK_UN), d.lock.Close())
+}
+
 func (d *disk) path() string { return filepath.Join(d.dir, fileName) }
 
 func (d *disk) load(replay func(loaded) error) error {
@@ -502,7 +507,7 @@ func (d *disk) close() error {
 	if d.file == nil {
 		return os.ErrClosed
 	}
-	err := errors.Join(d.file.Sync(), d.file.Close(), d.lock.Close())
+	err := errors.Join(d.file.Sync(), d.file.Close(), d.unlock())
 	d.file = nil
 	return err
 }

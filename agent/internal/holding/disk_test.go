@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -57,10 +56,10 @@ func mustOpen(t testing.TB, dir string) *Holding {
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Fatalf("this test mounts a small file system, as root: %v\n%s", err, out)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k,mode=700"); err != nil {
+		t.Fatalf("this test mounts a small file system, as root: %v", err)
 	}
-	t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 450<<10), 0o600); err != nil {
 		t.Fatal(err)
@@ -87,7 +86,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("problem with room again: %q", p)
 	}
 	_ = h.disk.file.Close() // killed
-	_ = h.disk.lock.Close()
+	_ = h.disk.unlock()
 	h = mustOpen(t, dir)
 	if n := h.Count(fleetbanv1.SetKind_SET_KIND_BAN); n != 3001 || h.Cursor("all").GetVersion() != 2 {
 		t.Errorf("reopened with %d records at %d", n, h.Cursor("all").GetVersion())
@@ -286,7 +285,7 @@ func TestCompactionMeetsApplies(t *testing.T) {
 	}
 	t.Logf("%d deltas during %d compactions", s.version(), compacted.Load())
 	_ = h.disk.file.Close() // killed
-	_ = h.disk.lock.Close()
+	_ = h.disk.unlock()
 	h = mustOpen(t, dir)
 	if c := h.Cursor("all"); c.GetVersion() != uint64(s.version()) || c.GetDigest() != s.past[s.version()].digest() {
 		t.Errorf("reopened at %v", c)

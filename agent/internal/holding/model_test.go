@@ -370,7 +370,7 @@ func TestModel(t *testing.T) {
 					_ = m.h.Close()
 				} else { // killed
 					_ = m.h.disk.file.Close()
-					_ = m.h.disk.lock.Close()
+					_ = m.h.disk.unlock()
 				}
 				m.open(t)
 				if !maps.Equal(before[0], m.h.held("all")) || !maps.Equal(before[1], m.h.held("tag:a=b")) || cursors != fmt.Sprint(m.h.Cursors()) {

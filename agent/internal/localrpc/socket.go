@@ -176,6 +176,8 @@ func (s *socket) Close() error {
 	if unix.Lstat(s.path, &st) == nil && st.Ino == s.made.Ino && st.Dev == s.made.Dev {
 		_ = os.Remove(s.path)
 	}
+	// Closing alone would leave the lock to a child that is between its fork and its exec.
+	_ = unix.Flock(int(s.lock.Fd()), unix.LOCK_UN) //nolint:gosec // a descriptor fits
 	_ = s.lock.Close()
 	if errors.Is(err, net.ErrClosed) {
 		return nil
