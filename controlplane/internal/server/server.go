@@ -30,6 +30,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/browser"
 	"github.com/fleetban/fleetban/controlplane/internal/embedded"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
@@ -274,7 +275,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, recorder, validation}, nil
+	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, recorder, validation}, nil
 }
 
 func (s *Server) tls() (*tls.Config, error) {
@@ -306,14 +307,17 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(tlsConfig == nil)
+	console, err := browser.New(s.config.PublicURL)
+	if err != nil {
+		return err
+	}
 	s.main = &http.Server{
-		Handler: wrap(limitUnary(handler, maxRequest), s.logger), TLSConfig: tlsConfig, Protocols: protocols,
+		Handler: wrap(console.Handler(limitUnary(handler, maxRequest)), s.logger), TLSConfig: tlsConfig, Protocols: protocols,
 		// No ReadTimeout or WriteTimeout: they would end streams. Requests that are none get theirs in wrap.
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000},
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
-	var err error
 	if s.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen); err != nil {
 		return fmt.Errorf("--listen %s: %w", s.config.Listen, err)
 	}
