@@ -67,6 +67,14 @@ const (
 	// This replica may not serve: its keys, schema or clock differ from its peers'.
 	Reason_REASON_REPLICA_DISAGREES Reason = 24
 	Reason_REASON_INTERNAL          Reason = 25
+	// Nobody has set this control plane up yet, or Redis lost everything: there is no organisation.
+	Reason_REASON_NOT_SET_UP Reason = 26
+	// The control plane was set up before; there is one first owner.
+	Reason_REASON_SET_UP_ALREADY Reason = 27
+	// Nothing was changed: it waits until a second person approves it. The message names the approval.
+	Reason_REASON_APPROVAL_REQUIRED Reason = 40
+	// Somebody decided the approval before, its time is over, or whose right it was has it no more.
+	Reason_REASON_APPROVAL_OVER Reason = 41
 )
 
 // Enum value maps for Reason.
@@ -98,6 +106,10 @@ var (
 		23: "REASON_SHUTTING_DOWN",
 		24: "REASON_REPLICA_DISAGREES",
 		25: "REASON_INTERNAL",
+		26: "REASON_NOT_SET_UP",
+		27: "REASON_SET_UP_ALREADY",
+		40: "REASON_APPROVAL_REQUIRED",
+		41: "REASON_APPROVAL_OVER",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":          0,
@@ -126,6 +138,10 @@ var (
 		"REASON_SHUTTING_DOWN":        23,
 		"REASON_REPLICA_DISAGREES":    24,
 		"REASON_INTERNAL":             25,
+		"REASON_NOT_SET_UP":           26,
+		"REASON_SET_UP_ALREADY":       27,
+		"REASON_APPROVAL_REQUIRED":    40,
+		"REASON_APPROVAL_OVER":        41,
 	}
 )
 
@@ -280,7 +296,7 @@ const file_fleetban_v1_error_proto_rawDesc = "" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12$\n" +
 	"\x0eserver_unix_ms\x18\x04 \x01(\x03R\fserverUnixMs\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tR\trequestId*\xcc\x05\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId*\xb6\x06\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1a\n" +
@@ -308,7 +324,11 @@ const file_fleetban_v1_error_proto_rawDesc = "" +
 	"\x12REASON_HOST_POLICY\x10\x16\x12\x18\n" +
 	"\x14REASON_SHUTTING_DOWN\x10\x17\x12\x1c\n" +
 	"\x18REASON_REPLICA_DISAGREES\x10\x18\x12\x13\n" +
-	"\x0fREASON_INTERNAL\x10\x19BGZ@github.com/fleetban/fleetban/proto/gen/go/fleetban/v1;fleetbanv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
+	"\x0fREASON_INTERNAL\x10\x19\x12\x15\n" +
+	"\x11REASON_NOT_SET_UP\x10\x1a\x12\x19\n" +
+	"\x15REASON_SET_UP_ALREADY\x10\x1b\x12\x1c\n" +
+	"\x18REASON_APPROVAL_REQUIRED\x10(\x12\x18\n" +
+	"\x14REASON_APPROVAL_OVER\x10)BGZ@github.com/fleetban/fleetban/proto/gen/go/fleetban/v1;fleetbanv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 
 var file_fleetban_v1_error_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_fleetban_v1_error_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
