@@ -16,8 +16,8 @@ end
 local function each_prefix(blob)
   local list, pos = {}, 1
   while pos <= #blob do
-    local n = string.byte(blob, pos)
-    list[#list + 1] = string.sub(blob, pos + 1, pos + n)
+    local n = byte(blob, pos)
+    list[#list + 1] = cut(blob, pos + 1, pos + n)
     pos = pos + 1 + n
   end
   return list
@@ -38,6 +38,7 @@ local function note_retraction(c, set, at, expires)
   if t then
     t.since, t.expires = math.max(t.since, at), math.max(t.expires, expires)
   else
+    if c.tombs == NOTHING then c.tombs = {} end
     c.tombs[set] = {since = at, expires = expires}
   end
 end
@@ -124,7 +125,7 @@ function ops.ban()
     if effect ~= 3 then
       local fields = {'p', p, 'a', actor, 'e', num(expires), 's', name}
       add_reason(fields, reason)
-      tell(s.kind == BAN and 4 or 6, fields)
+      tell(s.kind == BAN and '4' or '6', fields)
     end
     result[#result + 1] = effect
     result[#result + 1] = by
@@ -182,7 +183,7 @@ function ops.unban()
     if #gone > 0 then
       local fields = {'p', p, 'a', actor}
       add_reason(fields, reason)
-      tell(5, fields)
+      tell('5', fields)
     end
     retracted = retracted + #gone
     result[#result + 1] = gone
@@ -222,7 +223,7 @@ function ops.disallow()
       tombstone(c, {source = TOMB, set = ALLOW_NO, host = who, slot = 0, since = at, expires = till})
       note_retraction(c, ALLOW_NO, at, till)
       c.dirty = true
-      tell(7, {'p', p, 'a', actor})
+      tell('7', {'p', p, 'a', actor})
     end
     removed = removed + gone
     result[#result + 1] = gone
@@ -235,7 +236,7 @@ end
 function ops.addresses()
   local host, blob = arg(), arg()
   local no = intern('h', host)
-  local was = redis.call('HGET', key('addresses'), host) or ''
+  local was = call('HGET', key('addresses'), host) or ''
   load_set(HOSTS_NO)
   if was == blob then return {'ok'} end
   local wanted = {}
@@ -295,9 +296,9 @@ function ops.offer()
   local s = load_set(no)
   local present, taken, pos = {}, 0, 1
   while pos <= #blob do
-    local n = string.byte(blob, pos)
-    local p = string.sub(blob, pos + 1, pos + n)
-    local kind, since, expires, after = struct.unpack('>BI6I6', blob, pos + 1 + n)
+    local n = byte(blob, pos)
+    local p = cut(blob, pos + 1, pos + n)
+    local kind, since, expires, after = unpack_bytes('>BI6I6', blob, pos + 1 + n)
     pos = after
     if expires > now and kind == PRESENT then
       present[#present + 1] = {p, since, expires}

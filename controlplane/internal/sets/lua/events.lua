@@ -10,7 +10,7 @@ local marks = {} -- host → {spool, seq}: high-water marks, also of this batch'
 local function mark_of(host)
   local m = marks[host]
   if not m then
-    local spool, seq = string.match(redis.call('HGET', key('hw'), host) or '', '^(.*) (%d+)$')
+    local spool, seq = string.match(call('HGET', key('hw'), host) or '', '^(.*) (%d+)$')
     m = {spool or '', tonumber(seq or '0')}
     marks[host] = m
   end
@@ -48,7 +48,7 @@ local function observe_ban(e, host, count)
     count.refused = count.refused + 1
     fields[#fields + 1] = 'r'
     fields[#fields + 1] = 'began before it was unbanned'
-    tell(1, fields)
+    tell('1', fields)
     return
   end
   local why = e.why
@@ -80,13 +80,13 @@ local function observe_ban(e, host, count)
   end
   if claim.why ~= 0 then
     fields[#fields + 1] = 'u'
-    fields[#fields + 1] = claim.why
+    fields[#fields + 1] = num(claim.why)
   end
-  tell(1, fields)
+  tell('1', fields)
   if no ~= 0 then
     load_set(no)
     local is = views(c.claims, true)[no]
-    if is and not was then tell(4, {'p', e.p, 'h', host, 'j', e.jail, 'e', num(is.expires), 's', e.set}) end
+    if is and not was then tell('4', {'p', e.p, 'h', host, 'j', e.jail, 'e', num(is.expires), 's', e.set}) end
   end
 end
 
@@ -101,12 +101,12 @@ local function observe_extension(e, host)
     if claim.set ~= 0 then load_set(claim.set) end
     c.dirty = true
   end
-  tell(2, {'p', e.p, 'h', host, 'j', e.jail, 'e', num(expires)})
+  tell('2', {'p', e.p, 'h', host, 'j', e.jail, 'e', num(expires)})
 end
 
 local function observe_unban(e, host)
   local who, jail = intern('h', host), intern('j', e.jail)
-  tell(3, {'p', e.p, 'h', host, 'j', e.jail})
+  tell('3', {'p', e.p, 'h', host, 'j', e.jail})
   -- Run out, or its jail was stopped: no decision about the address. By command: the unban did it already.
   if e.cause ~= UNBAN_PERSON then return end
   local c = cell(e.p)
@@ -135,7 +135,7 @@ local function observe_unban(e, host)
   for no in pairs(before) do
     if not after[no] and kind_of(no) == BAN then
       note_retraction(c, no, at, till)
-      tell(5, {'p', e.p, 'h', host, 'j', e.jail, 's', set_name(no)})
+      tell('5', {'p', e.p, 'h', host, 'j', e.jail, 's', set_name(no)})
     end
   end
 end
@@ -147,7 +147,7 @@ local given_back = {} -- rate → that time, also of this batch's earlier mutati
 local function grant(name, at)
   if not given_back[name] then
     later[#later + 1] = function()
-      redis.call('SET', key(name), num(given_back[name]), 'PX', num(math.max(given_back[name] - now, 0) + 1000))
+      call('SET', key(name), num(given_back[name]), 'PX', num(math.max(given_back[name] - now, 0) + 1000))
     end
   end
   given_back[name] = at
@@ -157,7 +157,7 @@ end
 local function exceeded(host, host_rate, all_rate)
   local host_at, all_at
   local function at(name, rate)
-    return math.max(given_back[name] or tonumber(redis.call('GET', key(name)) or '0'), now) + MINUTE / rate
+    return math.max(given_back[name] or tonumber(call('GET', key(name)) or '0'), now) + MINUTE / rate
   end
   if host_rate > 0 then
     host_at = at('rate:' .. host, host_rate)
@@ -175,7 +175,7 @@ end
 function ops.events()
   local version, host, fence, spool = arg(), arg(), tonumber(arg()), arg()
   local host_rate, all_rate, blob = tonumber(arg()), tonumber(arg()), arg()
-  if tonumber(redis.call('HGET', key('h:' .. host), 'fence') or '0') > fence then return {'err', 'fence'} end
+  if tonumber(call('HGET', key('h:' .. host), 'fence') or '0') > fence then return {'err', 'fence'} end
   if stale_policy(version) then return {'err', 'policy'} end
   local mark = mark_of(host)
   local last = mark[1] == spool and mark[2] or 0
@@ -184,15 +184,15 @@ function ops.events()
   while pos <= #blob do
     local e = {}
     local lj, lp, ls
-    e.seq, e.kind, e.why, e.age, e.duration, e.failures, e.window, e.cap, e.cause, pos = struct.unpack('>I6BBI6I6I4I4I6B', blob, pos)
-    lj = string.byte(blob, pos)
-    e.jail = string.sub(blob, pos + 1, pos + lj)
+    e.seq, e.kind, e.why, e.age, e.duration, e.failures, e.window, e.cap, e.cause, pos = unpack_bytes('>I6BBI6I6I4I4I6B', blob, pos)
+    lj = byte(blob, pos)
+    e.jail = cut(blob, pos + 1, pos + lj)
     pos = pos + 1 + lj
-    lp = string.byte(blob, pos)
-    e.p = string.sub(blob, pos + 1, pos + lp)
+    lp = byte(blob, pos)
+    e.p = cut(blob, pos + 1, pos + lp)
     pos = pos + 1 + lp
-    ls = string.byte(blob, pos)
-    e.set = string.sub(blob, pos + 1, pos + ls)
+    ls = byte(blob, pos)
+    e.set = cut(blob, pos + 1, pos + ls)
     pos = pos + 1 + ls
     if e.seq <= through then
       count.skipped = count.skipped + 1

@@ -15,7 +15,7 @@ local function in_pieces(command, key, options, args, step)
     local piece = {command, key}
     for _, option in ipairs(options) do piece[#piece + 1] = option end
     for i = first, math.min(first + most - 1, #args) do piece[#piece + 1] = args[i] end
-    redis.call(unpack(piece))
+    call(unpack(piece))
   end
 end
 
@@ -28,9 +28,15 @@ local function note_index(index, s, ...)
 end
 
 local function hash_into(s, p, expires)
-  local h = redis.sha1hex(p .. struct.pack('>I8', expires))
-  s.d1 = bit.bxor(s.d1, tonumber(string.sub(h, 1, 8), 16))
-  s.d2 = bit.bxor(s.d2, tonumber(string.sub(h, 9, 16), 16))
+  local h = sha1hex(p .. pack('>I8', expires))
+  s.d1 = bit.bxor(s.d1, tonumber(cut(h, 1, 8), 16))
+  s.d2 = bit.bxor(s.d2, tonumber(cut(h, 9, 16), 16))
+end
+
+-- len_change: set, bytes of address and prefix length in one number → how many records more.
+local function note_len_change(len_change, no, p, by)
+  local at = (no * 256 + #p - 1) * 256 + byte(p, -1)
+  len_change[at] = (len_change[at] or 0) + by
 end
 
 local function flush_cell(c, len_change)
@@ -44,19 +50,18 @@ local function flush_cell(c, len_change)
       if is.expires ~= was.expires then
         hash_into(s, c.p, was.expires)
         hash_into(s, c.p, is.expires)
-        record = struct.pack('>BI6I6', PRESENT, is.since, is.expires)
+        record = pack('>BI6I6', PRESENT, is.since, is.expires)
       end
     else
       hash_into(s, c.p, was.expires)
       s.n = s.n - 1
       local t = c.tombs[no]
       if t and was.expires > now then
-        record = struct.pack('>BI6I6', RETRACTED, t.since, t.expires)
+        record = pack('>BI6I6', RETRACTED, t.since, t.expires)
       else
-        record = struct.pack('>BI6I6', EXPIRED, was.since, was.expires)
+        record = pack('>BI6I6', EXPIRED, was.since, was.expires)
       end
-      local field = no .. ':' .. (#c.p - 1) .. ':' .. string.byte(c.p, -1)
-      len_change[field] = (len_change[field] or 0) - 1
+      note_len_change(len_change, no, c.p, -1)
       note_index(index_remove, s, index_member(c.p))
     end
     if record then s.records[#s.records + 1] = string.char(#c.p) .. c.p .. record end
@@ -66,23 +71,22 @@ local function flush_cell(c, len_change)
       local s = load_set(no)
       hash_into(s, c.p, is.expires)
       s.n = s.n + 1
-      s.records[#s.records + 1] = string.char(#c.p) .. c.p .. struct.pack('>BI6I6', PRESENT, is.since, is.expires)
-      local field = no .. ':' .. (#c.p - 1) .. ':' .. string.byte(c.p, -1)
-      len_change[field] = (len_change[field] or 0) + 1
+      s.records[#s.records + 1] = string.char(#c.p) .. c.p .. pack('>BI6I6', PRESENT, is.since, is.expires)
+      note_len_change(len_change, no, c.p, 1)
       note_index(index_add, s, 0, index_member(c.p))
     end
   end
   local earliest
-  for _, claim in ipairs(c.claims) do
-    parts[#parts + 1] = pack_claim(claim)
+  for i = 1, #c.claims do
+    local claim = c.claims[i]
+    parts[i] = pack_claim(claim)
     local ends = life(claim)
     if not earliest or ends < earliest then earliest = ends end
   end
-  local bucket = BASE .. 'c:' .. c.bucket
   if #parts == 0 then
-    writes[#writes + 1] = {'HDEL', bucket, c.p}
+    writes[#writes + 1] = {'HDEL', c.key, c.p}
   else
-    writes[#writes + 1] = {'HSET', bucket, c.p, table.concat(parts)}
+    writes[#writes + 1] = {'HSET', c.key, c.p, table.concat(parts)}
     if not c.swept and earliest < NEVER and earliest < (due[c.bucket] or NEVER) then due[c.bucket] = earliest end
   end
 end
@@ -92,31 +96,31 @@ local function flush_set(s)
   s.rc = s.rc + #s.records
   local digest, blob = digest_of(s), table.concat(s.records)
   local state = key('set:' .. s.name)
-  if s.v == 1 or redis.call('HEXISTS', key('sets'), s.name) == 0 then redis.call('HSET', key('sets'), s.name, s.kind) end
-  redis.call('HSET', state, 'v', num(s.v), 'd', digest, 'n', num(s.n), 'rc', num(s.rc))
+  if s.v == 1 or call('HEXISTS', key('sets'), s.name) == 0 then call('HSET', key('sets'), s.name, num(s.kind)) end
+  call('HSET', state, 'v', num(s.v), 'd', digest, 'n', num(s.n), 'rc', num(s.rc))
   local log = key('log:' .. s.name)
-  redis.call('XADD', log, 'MAXLEN', '~', LOG_LEN, num(s.v) .. '-0', 'd', digest, 'c', num(s.rc), 'r', blob)
+  call('XADD', log, 'MAXLEN', '~', LOG_LEN, num(s.v) .. '-0', 'd', digest, 'c', num(s.rc), 'r', blob)
   -- The log is bounded by entries above and by records here.
   if s.v % 64 == 0 then
-    local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+    local oldest = call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
     if oldest and s.rc - tonumber(oldest[2][4]) > LOG_RECORDS then
-      redis.call('XTRIM', log, 'MAXLEN', math.floor(redis.call('XLEN', log) / 2))
+      call('XTRIM', log, 'MAXLEN', math.floor(call('XLEN', log) / 2))
     end
   end
   if #blob > RING_MOST then blob = '' end
-  redis.call('SPUBLISH', key('bell'), 'delta ' .. s.name .. ' ' .. s.kind .. ' ' .. num(epoch) .. ' ' .. num(s.v) .. ' ' .. digest .. '\n' .. blob)
+  call('SPUBLISH', key('bell'), 'delta ' .. s.name .. ' ' .. s.kind .. ' ' .. num(epoch) .. ' ' .. num(s.v) .. ' ' .. digest .. '\n' .. blob)
 end
 
 local function flush_names()
   for _, name in ipairs(fresh_names) do
-    redis.call('HSET', key('names'), name[1] .. name[3], num(name[2]), string.upper(name[1]) .. num(name[2]), name[3])
+    call('HSET', key('names'), name[1] .. name[3], num(name[2]), string.upper(name[1]) .. num(name[2]), name[3])
   end
-  for class, n in pairs(next_name) do redis.call('HSET', key('names'), '#' .. class, num(n)) end
+  for class, n in pairs(next_name) do call('HSET', key('names'), '#' .. class, num(n)) end
   -- A reason is forgotten with the last claim that gives it.
   for n, change in pairs(ref) do
-    if redis.call('HINCRBY', key('refs'), num(n), change) <= 0 then
-      redis.call('HDEL', key('refs'), num(n))
-      redis.call('HDEL', key('names'), 'r' .. text_of('r', n), 'R' .. num(n))
+    if call('HINCRBY', key('refs'), num(n), num(change)) <= 0 then
+      call('HDEL', key('refs'), num(n))
+      call('HDEL', key('names'), 'r' .. text_of('r', n), 'R' .. num(n))
     end
   end
 end
@@ -124,14 +128,14 @@ end
 -- Fails, while nothing is written, where a write would.
 local function look()
   for name, command in pairs({due = 'ZCARD', lens = 'HLEN', names = 'HLEN', refs = 'HLEN', sets = 'HLEN', events = 'XLEN'}) do
-    redis.call(command, key(name))
+    call(command, key(name))
   end
   for _, index in ipairs({index_add, index_remove}) do
-    for name in pairs(index) do redis.call('ZCARD', key(name)) end
+    for name in pairs(index) do call('ZCARD', key(name)) end
   end
   for _, s in ipairs(set_order) do
     if #s.records > 0 then
-      local last = redis.call('XREVRANGE', key('log:' .. s.name), '+', '-', 'COUNT', 1)[1]
+      local last = call('XREVRANGE', key('log:' .. s.name), '+', '-', 'COUNT', 1)[1]
       if last and tonumber(string.match(last[1], '^%d+')) > s.v then
         error('the log of set ' .. s.name .. ' is ahead of its state: entry ' .. last[1] .. ' at version ' .. num(s.v))
       end
@@ -150,10 +154,10 @@ local function flush()
   end
   if wrote or #later > 0 then look() end
   if #audit.entries > 0 then audit.look(BASE, runid) end
-  for _, command in ipairs(writes) do redis.call(unpack(command)) end
+  for _, command in ipairs(writes) do call(unpack(command)) end
   for _, command in ipairs(later) do
     wrote = true
-    if type(command) == 'function' then command() else redis.call(unpack(command)) end
+    if type(command) == 'function' then command() else call(unpack(command)) end
   end
   for name, members in pairs(index_remove) do in_pieces('ZREM', key(name), {}, members, 1) end
   for name, members in pairs(index_add) do in_pieces('ZADD', key(name), {}, members, 2) end
@@ -163,20 +167,24 @@ local function flush()
     ends[#ends + 1] = bucket
   end
   in_pieces('ZADD', key('due'), {'LT'}, ends, 2)
-  for field, change in pairs(len_change) do
-    if change ~= 0 and redis.call('HINCRBY', key('lens'), field, change) <= 0 then redis.call('HDEL', key('lens'), field) end
+  for at, change in pairs(len_change) do
+    local len, bytes = at % 256, math.floor(at / 256) % 256
+    local field = num(math.floor(at / 65536)) .. ':' .. bytes .. ':' .. len
+    if change ~= 0 and call('HINCRBY', key('lens'), field, num(change)) <= 0 then call('HDEL', key('lens'), field) end
   end
   flush_names()
   for _, s in ipairs(set_order) do
     if #s.records > 0 then flush_set(s) end
   end
-  for _, fields in ipairs(people) do
+  if #people > 0 then
     wrote = true
-    redis.call('XADD', key('events'), 'MAXLEN', '~', EVENTS_LEN, '*', 't', num(now), unpack(fields))
+    local stream, at = key('events'), num(now)
+    for i = 1, #people - 1 do call('XADD', stream, '*', 't', at, unpack(people[i])) end
+    call('XADD', stream, 'MAXLEN', '~', EVENTS_LEN, '*', 't', at, unpack(people[#people]))
+    call('SPUBLISH', key('bell'), 'events')
   end
-  if #people > 0 then redis.call('SPUBLISH', key('bell'), 'events') end
   if #audit.entries > 0 then audit.reply = audit.write() end
-  if wrote then redis.call('HSET', KEYS[1], 'clock', num(now)) end
+  if wrote then call('HSET', KEYS[1], 'clock', num(now)) end
 end
 
 -- What every reply begins with: clock, epoch, old epoch, end of the rebuild, policy, then the sets that were looked at,

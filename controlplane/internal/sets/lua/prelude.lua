@@ -20,15 +20,29 @@ local CLAIM = '>BI2BI3I4I6I6I2' -- source, set, why, host or actor, jail or reas
 local CLAIM_LEN = 25
 local LOG_LEN = 16384
 local LOG_RECORDS = 200000
-local EVENTS_LEN = 10000
+local EVENTS_LEN = '10000'
 local RING_MOST = 16384
 
+-- What runs for each prefix takes the short ways: locals for globals, and no number as an argument of a command, for Redis
+-- writes those out with 17 digits.
+local call, byte, cut, sha1hex, pack, unpack_bytes = redis.call, string.byte, string.sub, redis.sha1hex, struct.pack, struct.unpack
+
 local function key(name) return BASE .. name end
-local function num(n) return string.format('%.0f', n) end
+
+-- The same few numbers come for every prefix of a batch.
+local num_texts = {}
+local function num(n)
+  local text = num_texts[n]
+  if not text then
+    text = string.format('%.0f', n)
+    num_texts[n] = text
+  end
+  return text
+end
 
 -- Clock: never back, whatever the machine's does.
-local meta = redis.call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch', 'fresh')
-local time = redis.call('TIME')
+local meta = call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch', 'fresh')
+local time = call('TIME')
 local now = tonumber(ARGV[1])
 if now == 0 then now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) end
 now = math.max(now, tonumber(meta[3] or '0'))
@@ -44,27 +58,27 @@ local function begin_epoch(runid)
   epoch = math.max(now, old_epoch + 1)
   -- There is nothing to gather for an organisation that was just made.
   rebuild_until = meta[7] and 0 or now + tonumber(ARGV[2])
-  if meta[7] then redis.call('HDEL', KEYS[1], 'fresh') end
-  local names = redis.call('HKEYS', key('sets'))
+  if meta[7] then call('HDEL', KEYS[1], 'fresh') end
+  local names = call('HKEYS', key('sets'))
   for _, name in ipairs(names) do
-    local set = redis.call('HMGET', key('set:' .. name), 'v', 'rw')
+    local set = call('HMGET', key('set:' .. name), 'v', 'rw')
     local rewinds = {num(epoch) .. ':' .. (set[1] or '0')}
     for rewind in string.gmatch(set[2] or '', '[^,]+') do
       if #rewinds < 8 then rewinds[#rewinds + 1] = rewind end
     end
-    redis.call('HSET', key('set:' .. name), 'rw', table.concat(rewinds, ','))
+    call('HSET', key('set:' .. name), 'rw', table.concat(rewinds, ','))
   end
-  redis.call('HSET', KEYS[1], 'runid', runid, 'epoch', num(epoch), 'old_epoch', num(old_epoch), 'rebuild_until', num(rebuild_until), 'clock', num(now))
+  call('HSET', KEYS[1], 'runid', runid, 'epoch', num(epoch), 'old_epoch', num(old_epoch), 'rebuild_until', num(rebuild_until), 'clock', num(now))
   if old_epoch > 0 then
-    redis.call('XADD', key('events'), 'MAXLEN', '~', EVENTS_LEN, '*', 't', num(now), 'k', 16, 'r',
+    call('XADD', key('events'), 'MAXLEN', '~', EVENTS_LEN, '*', 't', num(now), 'k', '16', 'r',
       'Redis was restarted or failed over: what hosts hold is compared with what it kept')
   end
-  redis.call('SPUBLISH', key('bell'), 'epoch ' .. num(epoch))
+  call('SPUBLISH', key('bell'), 'epoch ' .. num(epoch))
 end
 
 local runid
 do
-  runid = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
+  runid = string.match(call('INFO', 'server'), 'run_id:(%x+)') or ''
   if meta[1] ~= runid then begin_epoch(runid) end
 end
 
@@ -77,9 +91,9 @@ local function intern(class, text)
   local field = class .. text
   local n = interned[field]
   if n then return n end
-  n = tonumber(redis.call('HGET', key('names'), field) or nil)
+  n = tonumber(call('HGET', key('names'), field) or nil)
   if not n then
-    n = next_name[class] or tonumber(redis.call('HGET', key('names'), '#' .. class) or '16')
+    n = next_name[class] or tonumber(call('HGET', key('names'), '#' .. class) or '16')
     next_name[class] = n + 1
     fresh_names[#fresh_names + 1] = {class, n, text}
   end
@@ -93,7 +107,7 @@ local function text_of(class, n)
   local field = string.upper(class) .. num(n)
   local text = texts[field]
   if not text then
-    text = redis.call('HGET', key('names'), field) or ''
+    text = call('HGET', key('names'), field) or ''
     texts[field] = text
   end
   return text
@@ -120,9 +134,9 @@ local function load_set(no)
   local s = sets[no]
   if s then return s end
   local name = set_name(no)
-  local f = redis.call('HMGET', key('set:' .. name), 'v', 'd', 'n', 'rc')
+  local f = call('HMGET', key('set:' .. name), 'v', 'd', 'n', 'rc')
   local d = f[2] or '0000000000000000'
-  s = {no = no, name = name, kind = kind_of(no), v = tonumber(f[1] or '0'), d1 = tonumber(string.sub(d, 1, 8), 16), d2 = tonumber(string.sub(d, 9), 16),
+  s = {no = no, name = name, kind = kind_of(no), v = tonumber(f[1] or '0'), d1 = tonumber(cut(d, 1, 8), 16), d2 = tonumber(cut(d, 9), 16),
     n = tonumber(f[3] or '0'), rc = tonumber(f[4] or '0'), records = {}}
   sets[no] = s
   set_order[#set_order + 1] = s
@@ -137,7 +151,7 @@ local function parse(value)
   if not value then return claims end
   local pos = 1
   while pos + CLAIM_LEN - 1 <= #value do
-    local source, set, why, host, slot, since, expires, failures, after = struct.unpack(CLAIM, value, pos)
+    local source, set, why, host, slot, since, expires, failures, after = unpack_bytes(CLAIM, value, pos)
     claims[#claims + 1] = {source = source, set = set, why = why, host = host, slot = slot, since = since, expires = expires, failures = failures}
     pos = after
   end
@@ -145,15 +159,20 @@ local function parse(value)
 end
 
 local function pack_claim(c)
-  return struct.pack(CLAIM, c.source, c.set, c.why, c.host, c.slot, c.since, c.expires, c.failures)
+  return pack(CLAIM, c.source, c.set, c.why, c.host, c.slot, c.since, c.expires, c.failures)
 end
 
 -- The view: set number → {since, expires}. With `live`, of claims that haven't run out; else of all that stand, which
 -- is what the log and the digest say. A view begins no earlier than the tombstones it outlived, or a rebuild would drop it.
+local NOTHING = {} -- never written to
 local function views(claims, live)
-  local v = {}
-  for _, c in ipairs(claims) do
-    if c.source < TOMB_SOURCE and c.set ~= 0 and c.why == 0 and (not live or c.expires > now) then
+  local v, buried = NOTHING, false
+  for i = 1, #claims do
+    local c = claims[i]
+    if c.source >= TOMB_SOURCE then
+      buried = true
+    elseif c.set ~= 0 and c.why == 0 and (not live or c.expires > now) then
+      if v == NOTHING then v = {} end
       local w = v[c.set]
       if not w then
         v[c.set] = {since = c.since, expires = c.expires}
@@ -163,7 +182,7 @@ local function views(claims, live)
       end
     end
   end
-  if next(v) then
+  if buried and v ~= NOTHING then
     for _, c in ipairs(claims) do
       if c.source >= TOMB_SOURCE then
         for no, w in pairs(v) do
@@ -177,7 +196,7 @@ end
 
 local cells, cell_order = {}, {}
 local function make_cell(p, bucket, value)
-  local c = {p = p, bucket = bucket, claims = parse(value), tombs = {}}
+  local c = {p = p, bucket = bucket, key = BASE .. 'c:' .. bucket, claims = parse(value), tombs = NOTHING}
   cells[p] = c
   cell_order[#cell_order + 1] = c
   return c
@@ -186,8 +205,11 @@ end
 local function cell(p)
   local c = cells[p]
   if c then return c end
-  local bucket = tonumber(string.sub(redis.sha1hex(p), 1, 3), 16)
-  return make_cell(p, bucket, redis.call('HGET', BASE .. 'c:' .. bucket, p))
+  local bucket = string.format('%d', tonumber(cut(sha1hex(p), 1, 3), 16))
+  c = make_cell(p, bucket, nil)
+  local value = call('HGET', c.key, p)
+  if value then c.claims = parse(value) end
+  return c
 end
 
 -- When a claim may be forgotten.
@@ -215,7 +237,9 @@ local function touch(c)
 end
 
 local function find(c, source, host, slot, set)
-  for i, claim in ipairs(c.claims) do
+  local claims = c.claims
+  for i = 1, #claims do
+    local claim = claims[i]
     if claim.source == source and (host == nil or claim.host == host) and (slot == nil or claim.slot == slot) and (set == nil or claim.set == set) then
       return claim, i
     end
@@ -244,35 +268,39 @@ local function refused(c, set, since, host, slot)
   return false
 end
 
--- Lengths in use in each set: where to look for what covers a prefix.
+-- Lengths in use in each set: where to look for what covers a prefix. Set → bytes of address → lengths, longest first.
 local lens
+local function add_len(no, bytes, len)
+  lens[no] = lens[no] or {}
+  local list = lens[no][bytes]
+  if not list then
+    list = {}
+    lens[no][bytes] = list
+  end
+  local at = 1
+  while list[at] and list[at] > len do at = at + 1 end
+  if list[at] ~= len then table.insert(list, at, len) end
+end
+
 local function load_lens()
   if lens then return end
   lens = {}
-  for _, field in ipairs(redis.call('HKEYS', key('lens'))) do
+  for _, field in ipairs(call('HKEYS', key('lens'))) do
     local no, bytes, len = string.match(field, '^(%d+):(%d+):(%d+)$')
-    if no then
-      no, bytes, len = tonumber(no), tonumber(bytes), tonumber(len)
-      lens[no] = lens[no] or {}
-      lens[no][bytes] = lens[no][bytes] or {}
-      lens[no][bytes][len] = true
-    end
+    if no then add_len(tonumber(no), tonumber(bytes), tonumber(len)) end
   end
 end
 
 local function note_len(no, p)
   load_lens()
-  local bytes, len = #p - 1, string.byte(p, -1)
-  lens[no] = lens[no] or {}
-  lens[no][bytes] = lens[no][bytes] or {}
-  lens[no][bytes][len] = true
+  add_len(no, #p - 1, byte(p, -1))
 end
 
 local function mask(p, len)
   local whole, rest = math.floor(len / 8), len % 8
-  local out = string.sub(p, 1, whole)
+  local out = cut(p, 1, whole)
   if rest > 0 then
-    local b = string.byte(p, whole + 1)
+    local b = byte(p, whole + 1)
     out = out .. string.char(b - b % (2 ^ (8 - rest)))
   end
   return out .. string.rep('\0', #p - 1 - #out) .. string.char(len)
@@ -281,16 +309,18 @@ end
 -- The live prefixes of a set that cover p; wider ones only where strict. Narrowest first.
 local function covers(p, no, strict)
   load_lens()
-  local found = {}
   local by_len = lens[no] and lens[no][#p - 1]
-  if not by_len then return found end
-  local most = string.byte(p, -1)
+  if not by_len then return NOTHING end
+  local found, most = NOTHING, byte(p, -1)
   if strict then most = most - 1 end
-  for len = most, 0, -1 do
-    if by_len[len] then
-      local q = mask(p, len)
+  for i = 1, #by_len do
+    if by_len[i] <= most then
+      local q = mask(p, by_len[i])
       local w = views(cell(q).claims, true)[no]
-      if w then found[#found + 1] = {q, no, w.expires} end
+      if w then
+        if found == NOTHING then found = {} end
+        found[#found + 1] = {q, no, w.expires}
+      end
     end
   end
   return found
@@ -303,15 +333,15 @@ local function index_member(p) return (#p == 5 and '4' or '6') .. p end
 local function protected(p)
   local outer = covers(p, HOSTS_NO, false)[1]
   if outer then return outer[1] end
-  local len, bytes = string.byte(p, -1), #p - 1
+  local len, bytes = byte(p, -1), #p - 1
   if len == bytes * 8 then return nil end
   local whole, rest = math.floor(len / 8), len % 8
-  local last = string.sub(p, 1, whole)
-  if rest > 0 then last = last .. string.char(string.byte(p, whole + 1) + 2 ^ (8 - rest) - 1) end
+  local last = cut(p, 1, whole)
+  if rest > 0 then last = last .. string.char(byte(p, whole + 1) + 2 ^ (8 - rest) - 1) end
   last = last .. string.rep('\255', bytes - #last)
   local family = bytes == 4 and '4' or '6'
-  local inner = redis.call('ZRANGEBYLEX', key('idx:hosts'), '[' .. family .. string.sub(p, 1, -2), '[' .. family .. last .. '\255', 'LIMIT', 0, 1)[1]
-  return inner and string.sub(inner, 2)
+  local inner = call('ZRANGEBYLEX', key('idx:hosts'), '[' .. family .. cut(p, 1, -2), '[' .. family .. last .. '\255', 'LIMIT', 0, 1)[1]
+  return inner and cut(inner, 2)
 end
 
 -- Events for people, written by flush.

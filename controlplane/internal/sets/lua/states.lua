@@ -4,9 +4,9 @@
 -- Returns  the head (see flush.lua) with every set, then a list of each set's rewinds in the same order.
 -- Cost     O(sets).
 local rewinds = {}
-for _, name in ipairs(redis.call('HKEYS', key('sets'))) do
+for _, name in ipairs(call('HKEYS', key('sets'))) do
   load_set(set_no(name))
-  rewinds[#rewinds + 1] = redis.call('HGET', key('set:' .. name), 'rw') or ''
+  rewinds[#rewinds + 1] = call('HGET', key('set:' .. name), 'rw') or ''
 end
 local reply = head()
 reply[#reply + 1] = rewinds

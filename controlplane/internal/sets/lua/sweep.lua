@@ -5,19 +5,19 @@
 -- Returns  the head (see flush.lua), prefixes changed, 1 when work is left, when the next is due (0: nothing is).
 -- Cost     O(prefixes looked at), about 2 µs each, and 20 µs for each one changed.
 local changed, looked, more = 0, 0, 0
-for _, bucket in ipairs(redis.call('ZRANGEBYSCORE', key('due'), '-inf', num(now), 'LIMIT', 0, 256)) do
+for _, bucket in ipairs(call('ZRANGEBYSCORE', key('due'), '-inf', num(now), 'LIMIT', 0, 256)) do
   if changed >= tonumber(ARGV[3]) or looked >= tonumber(ARGV[4]) then
     more = 1
     break
   end
   local earliest
-  local all = redis.call('HGETALL', BASE .. 'c:' .. bucket)
+  local all = call('HGETALL', BASE .. 'c:' .. bucket)
   for i = 1, #all, 2 do
     looked = looked + 1
     local value, dead, ends = all[i + 1], false, nil
     for pos = 1, #value - CLAIM_LEN + 1, CLAIM_LEN do
-      local since, expires = struct.unpack('>I6I6', value, pos + 11)
-      if string.byte(value, pos + 3) == AWAITS and since + WINDOW > expires then expires = since + WINDOW end
+      local since, expires = unpack_bytes('>I6I6', value, pos + 11)
+      if byte(value, pos + 3) == AWAITS and since + WINDOW > expires then expires = since + WINDOW end
       if expires <= now then
         dead = true
       elseif not ends or expires < ends then
@@ -40,7 +40,7 @@ for _, bucket in ipairs(redis.call('ZRANGEBYSCORE', key('due'), '-inf', num(now)
 end
 flush()
 local reply = head()
-local first = redis.call('ZRANGE', key('due'), 0, 0, 'WITHSCORES')
+local first = call('ZRANGE', key('due'), 0, 0, 'WITHSCORES')
 reply[#reply + 1] = changed
 reply[#reply + 1] = (more == 1 or (first[2] and tonumber(first[2]) <= now)) and 1 or 0
 reply[#reply + 1] = first[2] and num(tonumber(first[2])) or '0'
