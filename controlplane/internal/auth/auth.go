@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 )
@@ -29,6 +30,8 @@ type Principal struct {
 	// ID is stable and unique in the organisation; Name is what people read.
 	ID, Name    string
 	Permissions []optionsv1.Permission
+	// Tags restrict the caller to hosts that have one of them; none is the whole fleet.
+	Tags scope.Tags
 	// Session is set for a person who signed in, and zero for an API token.
 	Session Session
 }
@@ -41,6 +44,10 @@ type Session struct {
 	Version uint64
 	// Ends is when it is over, Unix milliseconds.
 	Ends int64
+	// Proved is when the person last proved to be that, with a password, a passkey or a provider: Unix seconds.
+	Proved int64
+	// MustEnrol: the organisation asks for a second factor, the person has none, and holds nothing but PERMISSION_SELF.
+	MustEnrol bool
 }
 
 // May reports whether the caller holds p.

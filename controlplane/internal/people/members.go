@@ -13,6 +13,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -41,6 +42,8 @@ type Member struct {
 	Person string
 	Email  string
 	Role   Role
+	// Tags restrict an operator or viewer to hosts that have one of them; none is the whole fleet.
+	Tags scope.Tags
 	// Version grows with each change of the role: access tokens of an older one are refused.
 	Version uint64
 	Since   int64 // Unix milliseconds
