@@ -83,6 +83,16 @@ func (a *API) DeleteHost(ctx context.Context, req *connect.Request[operatorv1.De
 	return connect.NewResponse(&operatorv1.DeleteHostResponse{}), nil
 }
 
+// DisableHost implements HostService.
+func (a *API) DisableHost(ctx context.Context, req *connect.Request[operatorv1.DisableHostRequest]) (*connect.Response[operatorv1.DisableHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, nil)
+}
+
+// EnableHost implements HostService.
+func (a *API) EnableHost(ctx context.Context, req *connect.Request[operatorv1.EnableHostRequest]) (*connect.Response[operatorv1.EnableHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, nil)
+}
+
 // ReleaseHost implements HostService. Releasing a host that isn't quarantined changes nothing.
 func (a *API) ReleaseHost(ctx context.Context, req *connect.Request[operatorv1.ReleaseHostRequest]) (*connect.Response[operatorv1.ReleaseHostResponse], error) {
 	p, err := caller(ctx)

@@ -470,13 +470,15 @@ func (x Finding_Severity) Number() protoreflect.EnumNumber {
 }
 
 type EnrollRequest struct {
-	state                protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_JoinToken string                 `protobuf:"bytes,1,opt,name=join_token,json=joinToken"`
-	xxx_hidden_PublicKey []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey"`
-	xxx_hidden_Name      string                 `protobuf:"bytes,3,opt,name=name"`
-	xxx_hidden_Facts     *HostFacts             `protobuf:"bytes,4,opt,name=facts"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_JoinToken   string                 `protobuf:"bytes,1,opt,name=join_token,json=joinToken"`
+	xxx_hidden_PublicKey   []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey"`
+	xxx_hidden_Name        string                 `protobuf:"bytes,3,opt,name=name"`
+	xxx_hidden_Facts       *HostFacts             `protobuf:"bytes,4,opt,name=facts"`
+	xxx_hidden_FormerKey   []byte                 `protobuf:"bytes,5,opt,name=former_key,json=formerKey"`
+	xxx_hidden_FormerProof []byte                 `protobuf:"bytes,6,opt,name=former_proof,json=formerProof"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *EnrollRequest) Reset() {
@@ -532,6 +534,20 @@ func (x *EnrollRequest) GetFacts() *HostFacts {
 	return nil
 }
 
+func (x *EnrollRequest) GetFormerKey() []byte {
+	if x != nil {
+		return x.xxx_hidden_FormerKey
+	}
+	return nil
+}
+
+func (x *EnrollRequest) GetFormerProof() []byte {
+	if x != nil {
+		return x.xxx_hidden_FormerProof
+	}
+	return nil
+}
+
 func (x *EnrollRequest) SetJoinToken(v string) {
 	x.xxx_hidden_JoinToken = v
 }
@@ -549,6 +565,20 @@ func (x *EnrollRequest) SetName(v string) {
 
 func (x *EnrollRequest) SetFacts(v *HostFacts) {
 	x.xxx_hidden_Facts = v
+}
+
+func (x *EnrollRequest) SetFormerKey(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_FormerKey = v
+}
+
+func (x *EnrollRequest) SetFormerProof(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_FormerProof = v
 }
 
 func (x *EnrollRequest) HasFacts() bool {
@@ -571,6 +601,10 @@ type EnrollRequest_builder struct {
 	// The name people see; made unique by the control plane if it is taken.
 	Name  string
 	Facts *HostFacts
+	// The key that this machine had here before, and its signature over what proto/wire/hostauth says: the same host is then
+	// given the new key, and no second one is made. One that isn't known or doesn't fit is ignored.
+	FormerKey   []byte
+	FormerProof []byte
 }
 
 func (b0 EnrollRequest_builder) Build() *EnrollRequest {
@@ -581,6 +615,145 @@ func (b0 EnrollRequest_builder) Build() *EnrollRequest {
 	x.xxx_hidden_PublicKey = b.PublicKey
 	x.xxx_hidden_Name = b.Name
 	x.xxx_hidden_Facts = b.Facts
+	x.xxx_hidden_FormerKey = b.FormerKey
+	x.xxx_hidden_FormerProof = b.FormerProof
+	return m0
+}
+
+type RotateKeyRequest struct {
+	state                protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_PublicKey []byte                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey"`
+	xxx_hidden_Proof     []byte                 `protobuf:"bytes,2,opt,name=proof"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_fleetban_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *RotateKeyRequest) GetPublicKey() []byte {
+	if x != nil {
+		return x.xxx_hidden_PublicKey
+	}
+	return nil
+}
+
+func (x *RotateKeyRequest) GetProof() []byte {
+	if x != nil {
+		return x.xxx_hidden_Proof
+	}
+	return nil
+}
+
+func (x *RotateKeyRequest) SetPublicKey(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_PublicKey = v
+}
+
+func (x *RotateKeyRequest) SetProof(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_Proof = v
+}
+
+type RotateKeyRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Ed25519, 32 bytes.
+	PublicKey []byte
+	// The new key's signature over what proto/wire/hostauth says.
+	Proof []byte
+}
+
+func (b0 RotateKeyRequest_builder) Build() *RotateKeyRequest {
+	m0 := &RotateKeyRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_PublicKey = b.PublicKey
+	x.xxx_hidden_Proof = b.Proof
+	return m0
+}
+
+type RotateKeyResponse struct {
+	state            protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Grant string                 `protobuf:"bytes,1,opt,name=grant"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *RotateKeyResponse) Reset() {
+	*x = RotateKeyResponse{}
+	mi := &file_fleetban_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyResponse) ProtoMessage() {}
+
+func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *RotateKeyResponse) GetGrant() string {
+	if x != nil {
+		return x.xxx_hidden_Grant
+	}
+	return ""
+}
+
+func (x *RotateKeyResponse) SetGrant(v string) {
+	x.xxx_hidden_Grant = v
+}
+
+type RotateKeyResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// In place of the one that enrolment gave.
+	Grant string
+}
+
+func (b0 RotateKeyResponse_builder) Build() *RotateKeyResponse {
+	m0 := &RotateKeyResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Grant = b.Grant
 	return m0
 }
 
@@ -600,7 +773,7 @@ type EnrollResponse struct {
 
 func (x *EnrollResponse) Reset() {
 	*x = EnrollResponse{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[1]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +785,7 @@ func (x *EnrollResponse) String() string {
 func (*EnrollResponse) ProtoMessage() {}
 
 func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[1]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +934,7 @@ type HostFacts struct {
 
 func (x *HostFacts) Reset() {
 	*x = HostFacts{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[2]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +946,7 @@ func (x *HostFacts) String() string {
 func (*HostFacts) ProtoMessage() {}
 
 func (x *HostFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[2]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1084,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[3]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1096,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[3]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1413,7 @@ func (b0 ConnectRequest_builder) Build() *ConnectRequest {
 type case_ConnectRequest_Message protoreflect.FieldNumber
 
 func (x case_ConnectRequest_Message) String() string {
-	md := file_fleetban_v1_agent_proto_msgTypes[3].Descriptor()
+	md := file_fleetban_v1_agent_proto_msgTypes[5].Descriptor()
 	if x == 0 {
 		return "not set"
 	}
@@ -1302,7 +1475,7 @@ type ConnectResponse struct {
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[4]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1487,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[4]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1918,7 @@ func (b0 ConnectResponse_builder) Build() *ConnectResponse {
 type case_ConnectResponse_Message protoreflect.FieldNumber
 
 func (x case_ConnectResponse_Message) String() string {
-	md := file_fleetban_v1_agent_proto_msgTypes[4].Descriptor()
+	md := file_fleetban_v1_agent_proto_msgTypes[6].Descriptor()
 	if x == 0 {
 		return "not set"
 	}
@@ -1831,7 +2004,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[5]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +2016,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[5]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2178,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[6]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2190,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[6]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2385,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[7]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2397,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[7]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2473,7 @@ type SetSync struct {
 
 func (x *SetSync) Reset() {
 	*x = SetSync{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[8]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2312,7 +2485,7 @@ func (x *SetSync) String() string {
 func (*SetSync) ProtoMessage() {}
 
 func (x *SetSync) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[8]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2558,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[9]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2570,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[9]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2678,7 @@ type SetException struct {
 
 func (x *SetException) Reset() {
 	*x = SetException{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[10]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2690,7 @@ func (x *SetException) String() string {
 func (*SetException) ProtoMessage() {}
 
 func (x *SetException) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[10]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2765,7 @@ type EventBatch struct {
 
 func (x *EventBatch) Reset() {
 	*x = EventBatch{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[11]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2777,7 @@ func (x *EventBatch) String() string {
 func (*EventBatch) ProtoMessage() {}
 
 func (x *EventBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[11]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2842,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[12]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2854,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[12]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3077,7 @@ func (b0 Event_builder) Build() *Event {
 type case_Event_Change protoreflect.FieldNumber
 
 func (x case_Event_Change) String() string {
-	md := file_fleetban_v1_agent_proto_msgTypes[12].Descriptor()
+	md := file_fleetban_v1_agent_proto_msgTypes[14].Descriptor()
 	if x == 0 {
 		return "not set"
 	}
@@ -2946,7 +3119,7 @@ type ObservedBan struct {
 
 func (x *ObservedBan) Reset() {
 	*x = ObservedBan{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[13]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3131,7 @@ func (x *ObservedBan) String() string {
 func (*ObservedBan) ProtoMessage() {}
 
 func (x *ObservedBan) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[13]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3232,7 @@ type ObservedExtension struct {
 
 func (x *ObservedExtension) Reset() {
 	*x = ObservedExtension{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[14]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3244,7 @@ func (x *ObservedExtension) String() string {
 func (*ObservedExtension) ProtoMessage() {}
 
 func (x *ObservedExtension) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[14]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3291,7 @@ type ObservedUnban struct {
 
 func (x *ObservedUnban) Reset() {
 	*x = ObservedUnban{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[15]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3303,7 @@ func (x *ObservedUnban) String() string {
 func (*ObservedUnban) ProtoMessage() {}
 
 func (x *ObservedUnban) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[15]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3362,7 @@ type EventAck struct {
 
 func (x *EventAck) Reset() {
 	*x = EventAck{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[16]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3201,7 +3374,7 @@ func (x *EventAck) String() string {
 func (*EventAck) ProtoMessage() {}
 
 func (x *EventAck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[16]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +3433,7 @@ type AgentHeartbeat struct {
 
 func (x *AgentHeartbeat) Reset() {
 	*x = AgentHeartbeat{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[17]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3445,7 @@ func (x *AgentHeartbeat) String() string {
 func (*AgentHeartbeat) ProtoMessage() {}
 
 func (x *AgentHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[17]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +3508,7 @@ type ServerHeartbeat struct {
 
 func (x *ServerHeartbeat) Reset() {
 	*x = ServerHeartbeat{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[18]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +3520,7 @@ func (x *ServerHeartbeat) String() string {
 func (*ServerHeartbeat) ProtoMessage() {}
 
 func (x *ServerHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[18]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3580,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[19]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3592,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[19]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3466,7 +3639,7 @@ type OfferRequest struct {
 
 func (x *OfferRequest) Reset() {
 	*x = OfferRequest{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[20]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3651,7 @@ func (x *OfferRequest) String() string {
 func (*OfferRequest) ProtoMessage() {}
 
 func (x *OfferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[20]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +3712,7 @@ type RecordOffer struct {
 
 func (x *RecordOffer) Reset() {
 	*x = RecordOffer{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[21]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3551,7 +3724,7 @@ func (x *RecordOffer) String() string {
 func (*RecordOffer) ProtoMessage() {}
 
 func (x *RecordOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[21]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3629,7 +3802,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[22]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +3814,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[22]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3779,7 +3952,7 @@ type Fail2BanHealth struct {
 
 func (x *Fail2BanHealth) Reset() {
 	*x = Fail2BanHealth{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[23]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3791,7 +3964,7 @@ func (x *Fail2BanHealth) String() string {
 func (*Fail2BanHealth) ProtoMessage() {}
 
 func (x *Fail2BanHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[23]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3913,7 +4086,7 @@ type JailHealth struct {
 
 func (x *JailHealth) Reset() {
 	*x = JailHealth{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[24]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3925,7 +4098,7 @@ func (x *JailHealth) String() string {
 func (*JailHealth) ProtoMessage() {}
 
 func (x *JailHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[24]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4069,7 +4242,7 @@ type EnforcerHealth struct {
 
 func (x *EnforcerHealth) Reset() {
 	*x = EnforcerHealth{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[25]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4081,7 +4254,7 @@ func (x *EnforcerHealth) String() string {
 func (*EnforcerHealth) ProtoMessage() {}
 
 func (x *EnforcerHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[25]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4222,7 +4395,7 @@ type SpoolHealth struct {
 
 func (x *SpoolHealth) Reset() {
 	*x = SpoolHealth{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[26]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4234,7 +4407,7 @@ func (x *SpoolHealth) String() string {
 func (*SpoolHealth) ProtoMessage() {}
 
 func (x *SpoolHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[26]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4323,7 +4496,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[27]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4335,7 +4508,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[27]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4423,7 +4596,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[28]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +4608,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[28]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4591,7 +4764,7 @@ func (b0 Command_builder) Build() *Command {
 type case_Command_Order protoreflect.FieldNumber
 
 func (x case_Command_Order) String() string {
-	md := file_fleetban_v1_agent_proto_msgTypes[28].Descriptor()
+	md := file_fleetban_v1_agent_proto_msgTypes[30].Descriptor()
 	if x == 0 {
 		return "not set"
 	}
@@ -4624,7 +4797,7 @@ type UnbanInJails struct {
 
 func (x *UnbanInJails) Reset() {
 	*x = UnbanInJails{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[29]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4636,7 +4809,7 @@ func (x *UnbanInJails) String() string {
 func (*UnbanInJails) ProtoMessage() {}
 
 func (x *UnbanInJails) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[29]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4683,7 +4856,7 @@ type BanInJail struct {
 
 func (x *BanInJail) Reset() {
 	*x = BanInJail{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[30]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4695,7 +4868,7 @@ func (x *BanInJail) String() string {
 func (*BanInJail) ProtoMessage() {}
 
 func (x *BanInJail) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[30]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4755,7 +4928,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_fleetban_v1_agent_proto_msgTypes[31]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4767,7 +4940,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_v1_agent_proto_msgTypes[31]
+	mi := &file_fleetban_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4834,7 +5007,7 @@ var File_fleetban_v1_agent_proto protoreflect.FileDescriptor
 
 const file_fleetban_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17fleetban/v1/agent.proto\x12\vfleetban.v1\x1a\x15fleetban/v1/set.proto\"\xdc\x01\n" +
+	"\x17fleetban/v1/agent.proto\x12\vfleetban.v1\x1a\x15fleetban/v1/set.proto\"\xb0\x02\n" +
 	"\rEnrollRequest\x12)\n" +
 	"\n" +
 	"join_token\x18\x01 \x01(\tB\n" +
@@ -4842,7 +5015,16 @@ const file_fleetban_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"public_key\x18\x02 \x01(\fB\a\xbaH\x04z\x02h R\tpublicKey\x12J\n" +
 	"\x04name\x18\x03 \x01(\tB6\xbaH3r1\x10\x01\x18\xfd\x012*^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$R\x04name\x12,\n" +
-	"\x05facts\x18\x04 \x01(\v2\x16.fleetban.v1.HostFactsR\x05facts\"\x92\x02\n" +
+	"\x05facts\x18\x04 \x01(\v2\x16.fleetban.v1.HostFactsR\x05facts\x12&\n" +
+	"\n" +
+	"former_key\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\tformerKey\x12*\n" +
+	"\fformer_proof\x18\x06 \x01(\fB\a\xbaH\x04z\x02\x18@R\vformerProof\"Y\n" +
+	"\x10RotateKeyRequest\x12&\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\tpublicKey\x12\x1d\n" +
+	"\x05proof\x18\x02 \x01(\fB\a\xbaH\x04z\x02h@R\x05proof\")\n" +
+	"\x11RotateKeyResponse\x12\x14\n" +
+	"\x05grant\x18\x01 \x01(\tR\x05grant\"\x92\x02\n" +
 	"\x0eEnrollResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
@@ -5094,13 +5276,14 @@ const file_fleetban_v1_agent_proto_rawDesc = "" +
 	"\x17COMMAND_OUTCOME_REFUSED\x10\x03\x12\x1b\n" +
 	"\x17COMMAND_OUTCOME_EXPIRED\x10\x04\x12\x1b\n" +
 	"\x17COMMAND_OUTCOME_UNKNOWN\x10\x05\x12\x1f\n" +
-	"\x1bCOMMAND_OUTCOME_UNSUPPORTED\x10\x062\xa7\x01\n" +
+	"\x1bCOMMAND_OUTCOME_UNSUPPORTED\x10\x062\xf9\x01\n" +
 	"\fAgentService\x12G\n" +
-	"\x06Enroll\x12\x1a.fleetban.v1.EnrollRequest\x1a\x1b.fleetban.v1.EnrollResponse\"\x04\xc8\xc1\x18\x01\x12N\n" +
+	"\x06Enroll\x12\x1a.fleetban.v1.EnrollRequest\x1a\x1b.fleetban.v1.EnrollResponse\"\x04\xc8\xc1\x18\x01\x12P\n" +
+	"\tRotateKey\x12\x1d.fleetban.v1.RotateKeyRequest\x1a\x1e.fleetban.v1.RotateKeyResponse\"\x04\xc8\xc1\x18\x02\x12N\n" +
 	"\aConnect\x12\x1b.fleetban.v1.ConnectRequest\x1a\x1c.fleetban.v1.ConnectResponse\"\x04\xc8\xc1\x18\x02(\x010\x01BGZ@github.com/fleetban/fleetban/proto/gen/go/fleetban/v1;fleetbanv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_fleetban_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_fleetban_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_fleetban_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                 // 0: fleetban.v1.Mode
 	(Inert)(0),                // 1: fleetban.v1.Inert
@@ -5111,101 +5294,105 @@ var file_fleetban_v1_agent_proto_goTypes = []any{
 	(Fail2BanHealth_State)(0), // 6: fleetban.v1.Fail2banHealth.State
 	(Finding_Severity)(0),     // 7: fleetban.v1.Finding.Severity
 	(*EnrollRequest)(nil),     // 8: fleetban.v1.EnrollRequest
-	(*EnrollResponse)(nil),    // 9: fleetban.v1.EnrollResponse
-	(*HostFacts)(nil),         // 10: fleetban.v1.HostFacts
-	(*ConnectRequest)(nil),    // 11: fleetban.v1.ConnectRequest
-	(*ConnectResponse)(nil),   // 12: fleetban.v1.ConnectResponse
-	(*Hello)(nil),             // 13: fleetban.v1.Hello
-	(*Welcome)(nil),           // 14: fleetban.v1.Welcome
-	(*Settings)(nil),          // 15: fleetban.v1.Settings
-	(*SetSync)(nil),           // 16: fleetban.v1.SetSync
-	(*Ack)(nil),               // 17: fleetban.v1.Ack
-	(*SetException)(nil),      // 18: fleetban.v1.SetException
-	(*EventBatch)(nil),        // 19: fleetban.v1.EventBatch
-	(*Event)(nil),             // 20: fleetban.v1.Event
-	(*ObservedBan)(nil),       // 21: fleetban.v1.ObservedBan
-	(*ObservedExtension)(nil), // 22: fleetban.v1.ObservedExtension
-	(*ObservedUnban)(nil),     // 23: fleetban.v1.ObservedUnban
-	(*EventAck)(nil),          // 24: fleetban.v1.EventAck
-	(*AgentHeartbeat)(nil),    // 25: fleetban.v1.AgentHeartbeat
-	(*ServerHeartbeat)(nil),   // 26: fleetban.v1.ServerHeartbeat
-	(*Drain)(nil),             // 27: fleetban.v1.Drain
-	(*OfferRequest)(nil),      // 28: fleetban.v1.OfferRequest
-	(*RecordOffer)(nil),       // 29: fleetban.v1.RecordOffer
-	(*Health)(nil),            // 30: fleetban.v1.Health
-	(*Fail2BanHealth)(nil),    // 31: fleetban.v1.Fail2banHealth
-	(*JailHealth)(nil),        // 32: fleetban.v1.JailHealth
-	(*EnforcerHealth)(nil),    // 33: fleetban.v1.EnforcerHealth
-	(*SpoolHealth)(nil),       // 34: fleetban.v1.SpoolHealth
-	(*Finding)(nil),           // 35: fleetban.v1.Finding
-	(*Command)(nil),           // 36: fleetban.v1.Command
-	(*UnbanInJails)(nil),      // 37: fleetban.v1.UnbanInJails
-	(*BanInJail)(nil),         // 38: fleetban.v1.BanInJail
-	(*CommandResult)(nil),     // 39: fleetban.v1.CommandResult
-	(*SnapshotPage)(nil),      // 40: fleetban.v1.SnapshotPage
-	(*Delta)(nil),             // 41: fleetban.v1.Delta
-	(*SetCursor)(nil),         // 42: fleetban.v1.SetCursor
-	(*SetInfo)(nil),           // 43: fleetban.v1.SetInfo
-	(SetKind)(0),              // 44: fleetban.v1.SetKind
-	(*Record)(nil),            // 45: fleetban.v1.Record
+	(*RotateKeyRequest)(nil),  // 9: fleetban.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil), // 10: fleetban.v1.RotateKeyResponse
+	(*EnrollResponse)(nil),    // 11: fleetban.v1.EnrollResponse
+	(*HostFacts)(nil),         // 12: fleetban.v1.HostFacts
+	(*ConnectRequest)(nil),    // 13: fleetban.v1.ConnectRequest
+	(*ConnectResponse)(nil),   // 14: fleetban.v1.ConnectResponse
+	(*Hello)(nil),             // 15: fleetban.v1.Hello
+	(*Welcome)(nil),           // 16: fleetban.v1.Welcome
+	(*Settings)(nil),          // 17: fleetban.v1.Settings
+	(*SetSync)(nil),           // 18: fleetban.v1.SetSync
+	(*Ack)(nil),               // 19: fleetban.v1.Ack
+	(*SetException)(nil),      // 20: fleetban.v1.SetException
+	(*EventBatch)(nil),        // 21: fleetban.v1.EventBatch
+	(*Event)(nil),             // 22: fleetban.v1.Event
+	(*ObservedBan)(nil),       // 23: fleetban.v1.ObservedBan
+	(*ObservedExtension)(nil), // 24: fleetban.v1.ObservedExtension
+	(*ObservedUnban)(nil),     // 25: fleetban.v1.ObservedUnban
+	(*EventAck)(nil),          // 26: fleetban.v1.EventAck
+	(*AgentHeartbeat)(nil),    // 27: fleetban.v1.AgentHeartbeat
+	(*ServerHeartbeat)(nil),   // 28: fleetban.v1.ServerHeartbeat
+	(*Drain)(nil),             // 29: fleetban.v1.Drain
+	(*OfferRequest)(nil),      // 30: fleetban.v1.OfferRequest
+	(*RecordOffer)(nil),       // 31: fleetban.v1.RecordOffer
+	(*Health)(nil),            // 32: fleetban.v1.Health
+	(*Fail2BanHealth)(nil),    // 33: fleetban.v1.Fail2banHealth
+	(*JailHealth)(nil),        // 34: fleetban.v1.JailHealth
+	(*EnforcerHealth)(nil),    // 35: fleetban.v1.EnforcerHealth
+	(*SpoolHealth)(nil),       // 36: fleetban.v1.SpoolHealth
+	(*Finding)(nil),           // 37: fleetban.v1.Finding
+	(*Command)(nil),           // 38: fleetban.v1.Command
+	(*UnbanInJails)(nil),      // 39: fleetban.v1.UnbanInJails
+	(*BanInJail)(nil),         // 40: fleetban.v1.BanInJail
+	(*CommandResult)(nil),     // 41: fleetban.v1.CommandResult
+	(*SnapshotPage)(nil),      // 42: fleetban.v1.SnapshotPage
+	(*Delta)(nil),             // 43: fleetban.v1.Delta
+	(*SetCursor)(nil),         // 44: fleetban.v1.SetCursor
+	(*SetInfo)(nil),           // 45: fleetban.v1.SetInfo
+	(SetKind)(0),              // 46: fleetban.v1.SetKind
+	(*Record)(nil),            // 47: fleetban.v1.Record
 }
 var file_fleetban_v1_agent_proto_depIdxs = []int32{
-	10, // 0: fleetban.v1.EnrollRequest.facts:type_name -> fleetban.v1.HostFacts
+	12, // 0: fleetban.v1.EnrollRequest.facts:type_name -> fleetban.v1.HostFacts
 	0,  // 1: fleetban.v1.EnrollResponse.mode:type_name -> fleetban.v1.Mode
-	13, // 2: fleetban.v1.ConnectRequest.hello:type_name -> fleetban.v1.Hello
-	17, // 3: fleetban.v1.ConnectRequest.ack:type_name -> fleetban.v1.Ack
-	19, // 4: fleetban.v1.ConnectRequest.events:type_name -> fleetban.v1.EventBatch
-	30, // 5: fleetban.v1.ConnectRequest.health:type_name -> fleetban.v1.Health
-	25, // 6: fleetban.v1.ConnectRequest.heartbeat:type_name -> fleetban.v1.AgentHeartbeat
-	29, // 7: fleetban.v1.ConnectRequest.offer:type_name -> fleetban.v1.RecordOffer
-	39, // 8: fleetban.v1.ConnectRequest.command_result:type_name -> fleetban.v1.CommandResult
-	14, // 9: fleetban.v1.ConnectResponse.welcome:type_name -> fleetban.v1.Welcome
-	40, // 10: fleetban.v1.ConnectResponse.snapshot:type_name -> fleetban.v1.SnapshotPage
-	41, // 11: fleetban.v1.ConnectResponse.delta:type_name -> fleetban.v1.Delta
-	24, // 12: fleetban.v1.ConnectResponse.event_ack:type_name -> fleetban.v1.EventAck
-	26, // 13: fleetban.v1.ConnectResponse.heartbeat:type_name -> fleetban.v1.ServerHeartbeat
-	27, // 14: fleetban.v1.ConnectResponse.drain:type_name -> fleetban.v1.Drain
-	36, // 15: fleetban.v1.ConnectResponse.command:type_name -> fleetban.v1.Command
-	28, // 16: fleetban.v1.ConnectResponse.offer_request:type_name -> fleetban.v1.OfferRequest
-	15, // 17: fleetban.v1.ConnectResponse.settings:type_name -> fleetban.v1.Settings
-	16, // 18: fleetban.v1.ConnectResponse.set_sync:type_name -> fleetban.v1.SetSync
-	10, // 19: fleetban.v1.Hello.facts:type_name -> fleetban.v1.HostFacts
-	42, // 20: fleetban.v1.Hello.cursors:type_name -> fleetban.v1.SetCursor
-	30, // 21: fleetban.v1.Hello.health:type_name -> fleetban.v1.Health
-	43, // 22: fleetban.v1.Welcome.sets:type_name -> fleetban.v1.SetInfo
-	15, // 23: fleetban.v1.Welcome.settings:type_name -> fleetban.v1.Settings
+	15, // 2: fleetban.v1.ConnectRequest.hello:type_name -> fleetban.v1.Hello
+	19, // 3: fleetban.v1.ConnectRequest.ack:type_name -> fleetban.v1.Ack
+	21, // 4: fleetban.v1.ConnectRequest.events:type_name -> fleetban.v1.EventBatch
+	32, // 5: fleetban.v1.ConnectRequest.health:type_name -> fleetban.v1.Health
+	27, // 6: fleetban.v1.ConnectRequest.heartbeat:type_name -> fleetban.v1.AgentHeartbeat
+	31, // 7: fleetban.v1.ConnectRequest.offer:type_name -> fleetban.v1.RecordOffer
+	41, // 8: fleetban.v1.ConnectRequest.command_result:type_name -> fleetban.v1.CommandResult
+	16, // 9: fleetban.v1.ConnectResponse.welcome:type_name -> fleetban.v1.Welcome
+	42, // 10: fleetban.v1.ConnectResponse.snapshot:type_name -> fleetban.v1.SnapshotPage
+	43, // 11: fleetban.v1.ConnectResponse.delta:type_name -> fleetban.v1.Delta
+	26, // 12: fleetban.v1.ConnectResponse.event_ack:type_name -> fleetban.v1.EventAck
+	28, // 13: fleetban.v1.ConnectResponse.heartbeat:type_name -> fleetban.v1.ServerHeartbeat
+	29, // 14: fleetban.v1.ConnectResponse.drain:type_name -> fleetban.v1.Drain
+	38, // 15: fleetban.v1.ConnectResponse.command:type_name -> fleetban.v1.Command
+	30, // 16: fleetban.v1.ConnectResponse.offer_request:type_name -> fleetban.v1.OfferRequest
+	17, // 17: fleetban.v1.ConnectResponse.settings:type_name -> fleetban.v1.Settings
+	18, // 18: fleetban.v1.ConnectResponse.set_sync:type_name -> fleetban.v1.SetSync
+	12, // 19: fleetban.v1.Hello.facts:type_name -> fleetban.v1.HostFacts
+	44, // 20: fleetban.v1.Hello.cursors:type_name -> fleetban.v1.SetCursor
+	32, // 21: fleetban.v1.Hello.health:type_name -> fleetban.v1.Health
+	45, // 22: fleetban.v1.Welcome.sets:type_name -> fleetban.v1.SetInfo
+	17, // 23: fleetban.v1.Welcome.settings:type_name -> fleetban.v1.Settings
 	0,  // 24: fleetban.v1.Settings.mode:type_name -> fleetban.v1.Mode
-	42, // 25: fleetban.v1.SetSync.cursor:type_name -> fleetban.v1.SetCursor
-	44, // 26: fleetban.v1.SetSync.kind:type_name -> fleetban.v1.SetKind
-	42, // 27: fleetban.v1.Ack.cursors:type_name -> fleetban.v1.SetCursor
-	18, // 28: fleetban.v1.Ack.exceptions:type_name -> fleetban.v1.SetException
+	44, // 25: fleetban.v1.SetSync.cursor:type_name -> fleetban.v1.SetCursor
+	46, // 26: fleetban.v1.SetSync.kind:type_name -> fleetban.v1.SetKind
+	44, // 27: fleetban.v1.Ack.cursors:type_name -> fleetban.v1.SetCursor
+	20, // 28: fleetban.v1.Ack.exceptions:type_name -> fleetban.v1.SetException
 	1,  // 29: fleetban.v1.Ack.inert:type_name -> fleetban.v1.Inert
 	2,  // 30: fleetban.v1.SetException.refusal:type_name -> fleetban.v1.Refusal
-	20, // 31: fleetban.v1.EventBatch.events:type_name -> fleetban.v1.Event
-	21, // 32: fleetban.v1.Event.ban:type_name -> fleetban.v1.ObservedBan
-	22, // 33: fleetban.v1.Event.extension:type_name -> fleetban.v1.ObservedExtension
-	23, // 34: fleetban.v1.Event.unban:type_name -> fleetban.v1.ObservedUnban
+	22, // 31: fleetban.v1.EventBatch.events:type_name -> fleetban.v1.Event
+	23, // 32: fleetban.v1.Event.ban:type_name -> fleetban.v1.ObservedBan
+	24, // 33: fleetban.v1.Event.extension:type_name -> fleetban.v1.ObservedExtension
+	25, // 34: fleetban.v1.Event.unban:type_name -> fleetban.v1.ObservedUnban
 	3,  // 35: fleetban.v1.ObservedUnban.cause:type_name -> fleetban.v1.UnbanCause
-	42, // 36: fleetban.v1.AgentHeartbeat.cursors:type_name -> fleetban.v1.SetCursor
-	45, // 37: fleetban.v1.RecordOffer.records:type_name -> fleetban.v1.Record
-	31, // 38: fleetban.v1.Health.fail2ban:type_name -> fleetban.v1.Fail2banHealth
-	33, // 39: fleetban.v1.Health.enforcer:type_name -> fleetban.v1.EnforcerHealth
-	34, // 40: fleetban.v1.Health.spool:type_name -> fleetban.v1.SpoolHealth
-	35, // 41: fleetban.v1.Health.findings:type_name -> fleetban.v1.Finding
+	44, // 36: fleetban.v1.AgentHeartbeat.cursors:type_name -> fleetban.v1.SetCursor
+	47, // 37: fleetban.v1.RecordOffer.records:type_name -> fleetban.v1.Record
+	33, // 38: fleetban.v1.Health.fail2ban:type_name -> fleetban.v1.Fail2banHealth
+	35, // 39: fleetban.v1.Health.enforcer:type_name -> fleetban.v1.EnforcerHealth
+	36, // 40: fleetban.v1.Health.spool:type_name -> fleetban.v1.SpoolHealth
+	37, // 41: fleetban.v1.Health.findings:type_name -> fleetban.v1.Finding
 	6,  // 42: fleetban.v1.Fail2banHealth.state:type_name -> fleetban.v1.Fail2banHealth.State
-	32, // 43: fleetban.v1.Fail2banHealth.jails:type_name -> fleetban.v1.JailHealth
+	34, // 43: fleetban.v1.Fail2banHealth.jails:type_name -> fleetban.v1.JailHealth
 	4,  // 44: fleetban.v1.Fail2banHealth.source:type_name -> fleetban.v1.EventSource
 	1,  // 45: fleetban.v1.EnforcerHealth.inert:type_name -> fleetban.v1.Inert
 	7,  // 46: fleetban.v1.Finding.severity:type_name -> fleetban.v1.Finding.Severity
-	37, // 47: fleetban.v1.Command.unban_in_jails:type_name -> fleetban.v1.UnbanInJails
-	38, // 48: fleetban.v1.Command.ban_in_jail:type_name -> fleetban.v1.BanInJail
+	39, // 47: fleetban.v1.Command.unban_in_jails:type_name -> fleetban.v1.UnbanInJails
+	40, // 48: fleetban.v1.Command.ban_in_jail:type_name -> fleetban.v1.BanInJail
 	5,  // 49: fleetban.v1.CommandResult.outcome:type_name -> fleetban.v1.CommandOutcome
 	8,  // 50: fleetban.v1.AgentService.Enroll:input_type -> fleetban.v1.EnrollRequest
-	11, // 51: fleetban.v1.AgentService.Connect:input_type -> fleetban.v1.ConnectRequest
-	9,  // 52: fleetban.v1.AgentService.Enroll:output_type -> fleetban.v1.EnrollResponse
-	12, // 53: fleetban.v1.AgentService.Connect:output_type -> fleetban.v1.ConnectResponse
-	52, // [52:54] is the sub-list for method output_type
-	50, // [50:52] is the sub-list for method input_type
+	9,  // 51: fleetban.v1.AgentService.RotateKey:input_type -> fleetban.v1.RotateKeyRequest
+	13, // 52: fleetban.v1.AgentService.Connect:input_type -> fleetban.v1.ConnectRequest
+	11, // 53: fleetban.v1.AgentService.Enroll:output_type -> fleetban.v1.EnrollResponse
+	10, // 54: fleetban.v1.AgentService.RotateKey:output_type -> fleetban.v1.RotateKeyResponse
+	14, // 55: fleetban.v1.AgentService.Connect:output_type -> fleetban.v1.ConnectResponse
+	53, // [53:56] is the sub-list for method output_type
+	50, // [50:53] is the sub-list for method input_type
 	50, // [50:50] is the sub-list for extension type_name
 	50, // [50:50] is the sub-list for extension extendee
 	0,  // [0:50] is the sub-list for field type_name
@@ -5217,7 +5404,7 @@ func file_fleetban_v1_agent_proto_init() {
 		return
 	}
 	file_fleetban_v1_set_proto_init()
-	file_fleetban_v1_agent_proto_msgTypes[3].OneofWrappers = []any{
+	file_fleetban_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
 		(*connectRequest_Hello)(nil),
 		(*connectRequest_Ack)(nil),
 		(*connectRequest_Events)(nil),
@@ -5226,7 +5413,7 @@ func file_fleetban_v1_agent_proto_init() {
 		(*connectRequest_Offer)(nil),
 		(*connectRequest_CommandResult)(nil),
 	}
-	file_fleetban_v1_agent_proto_msgTypes[4].OneofWrappers = []any{
+	file_fleetban_v1_agent_proto_msgTypes[6].OneofWrappers = []any{
 		(*connectResponse_Welcome)(nil),
 		(*connectResponse_Snapshot)(nil),
 		(*connectResponse_Delta)(nil),
@@ -5238,12 +5425,12 @@ func file_fleetban_v1_agent_proto_init() {
 		(*connectResponse_Settings)(nil),
 		(*connectResponse_SetSync)(nil),
 	}
-	file_fleetban_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
+	file_fleetban_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
 		(*event_Ban)(nil),
 		(*event_Extension)(nil),
 		(*event_Unban)(nil),
 	}
-	file_fleetban_v1_agent_proto_msgTypes[28].OneofWrappers = []any{
+	file_fleetban_v1_agent_proto_msgTypes[30].OneofWrappers = []any{
 		(*command_UnbanInJails)(nil),
 		(*command_BanInJail)(nil),
 	}
@@ -5253,7 +5440,7 @@ func file_fleetban_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_v1_agent_proto_rawDesc), len(file_fleetban_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -193,6 +193,8 @@ const (
 	AuditActorKind_AUDIT_ACTOR_KIND_OPERATOR_COMMAND AuditActorKind = 3
 	// The control plane itself, or Redis.
 	AuditActorKind_AUDIT_ACTOR_KIND_SYSTEM AuditActorKind = 4
+	// A host of the fleet, or a machine that became one.
+	AuditActorKind_AUDIT_ACTOR_KIND_HOST AuditActorKind = 5
 )
 
 // Enum value maps for AuditActorKind.
@@ -203,6 +205,7 @@ var (
 		2: "AUDIT_ACTOR_KIND_PERSON",
 		3: "AUDIT_ACTOR_KIND_OPERATOR_COMMAND",
 		4: "AUDIT_ACTOR_KIND_SYSTEM",
+		5: "AUDIT_ACTOR_KIND_HOST",
 	}
 	AuditActorKind_value = map[string]int32{
 		"AUDIT_ACTOR_KIND_UNSPECIFIED":      0,
@@ -210,6 +213,7 @@ var (
 		"AUDIT_ACTOR_KIND_PERSON":           2,
 		"AUDIT_ACTOR_KIND_OPERATOR_COMMAND": 3,
 		"AUDIT_ACTOR_KIND_SYSTEM":           4,
+		"AUDIT_ACTOR_KIND_HOST":             5,
 	}
 )
 
@@ -1610,13 +1614,14 @@ const file_fleetban_operator_v1_audit_proto_rawDesc = "" +
 	"\x10AUDIT_OUTCOME_OK\x10\x01\x12\x19\n" +
 	"\x15AUDIT_OUTCOME_REFUSED\x10\x02\x12\x19\n" +
 	"\x15AUDIT_OUTCOME_UNKNOWN\x10\x03\x12\x1b\n" +
-	"\x17AUDIT_OUTCOME_UNDER_WAY\x10\x04*\xaf\x01\n" +
+	"\x17AUDIT_OUTCOME_UNDER_WAY\x10\x04*\xca\x01\n" +
 	"\x0eAuditActorKind\x12 \n" +
 	"\x1cAUDIT_ACTOR_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16AUDIT_ACTOR_KIND_TOKEN\x10\x01\x12\x1b\n" +
 	"\x17AUDIT_ACTOR_KIND_PERSON\x10\x02\x12%\n" +
 	"!AUDIT_ACTOR_KIND_OPERATOR_COMMAND\x10\x03\x12\x1b\n" +
-	"\x17AUDIT_ACTOR_KIND_SYSTEM\x10\x042\xc8\x02\n" +
+	"\x17AUDIT_ACTOR_KIND_SYSTEM\x10\x04\x12\x19\n" +
+	"\x15AUDIT_ACTOR_KIND_HOST\x10\x052\xc8\x02\n" +
 	"\fAuditService\x12b\n" +
 	"\tListAudit\x12&.fleetban.operator.v1.ListAuditRequest\x1a'.fleetban.operator.v1.ListAuditResponse\"\x04\xc8\xc1\x18\x0f\x12j\n" +
 	"\vExportAudit\x12(.fleetban.operator.v1.ExportAuditRequest\x1a).fleetban.operator.v1.ExportAuditResponse\"\x04\xc8\xc1\x18\x0f0\x01\x12h\n" +

@@ -313,6 +313,8 @@ const (
 	Presence_PRESENCE_NEW Presence = 3
 	// Its identity is used by two machines.
 	Presence_PRESENCE_QUARANTINED Presence = 4
+	// A person disabled it.
+	Presence_PRESENCE_DISABLED Presence = 5
 )
 
 // Enum value maps for Presence.
@@ -323,6 +325,7 @@ var (
 		2: "PRESENCE_OFFLINE",
 		3: "PRESENCE_NEW",
 		4: "PRESENCE_QUARANTINED",
+		5: "PRESENCE_DISABLED",
 	}
 	Presence_value = map[string]int32{
 		"PRESENCE_UNSPECIFIED": 0,
@@ -330,6 +333,7 @@ var (
 		"PRESENCE_OFFLINE":     2,
 		"PRESENCE_NEW":         3,
 		"PRESENCE_QUARANTINED": 4,
+		"PRESENCE_DISABLED":    5,
 	}
 )
 
@@ -4092,6 +4096,9 @@ type Host struct {
 	xxx_hidden_Exceptions      *[]*v1.SetException    `protobuf:"bytes,13,rep,name=exceptions"`
 	xxx_hidden_ExceptionsTotal uint32                 `protobuf:"varint,14,opt,name=exceptions_total,json=exceptionsTotal"`
 	xxx_hidden_Inert           v1.Inert               `protobuf:"varint,15,opt,name=inert,enum=fleetban.v1.Inert"`
+	xxx_hidden_EphemeralS      int64                  `protobuf:"varint,16,opt,name=ephemeral_s,json=ephemeralS"`
+	xxx_hidden_ClockOffsetMs   int64                  `protobuf:"varint,17,opt,name=clock_offset_ms,json=clockOffsetMs"`
+	xxx_hidden_KeySinceUnixMs  int64                  `protobuf:"varint,18,opt,name=key_since_unix_ms,json=keySinceUnixMs"`
 	unknownFields              protoimpl.UnknownFields
 	sizeCache                  protoimpl.SizeCache
 }
@@ -4230,6 +4237,27 @@ func (x *Host) GetInert() v1.Inert {
 	return v1.Inert(0)
 }
 
+func (x *Host) GetEphemeralS() int64 {
+	if x != nil {
+		return x.xxx_hidden_EphemeralS
+	}
+	return 0
+}
+
+func (x *Host) GetClockOffsetMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_ClockOffsetMs
+	}
+	return 0
+}
+
+func (x *Host) GetKeySinceUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_KeySinceUnixMs
+	}
+	return 0
+}
+
 func (x *Host) SetHostId(v string) {
 	x.xxx_hidden_HostId = v
 }
@@ -4290,6 +4318,18 @@ func (x *Host) SetInert(v v1.Inert) {
 	x.xxx_hidden_Inert = v
 }
 
+func (x *Host) SetEphemeralS(v int64) {
+	x.xxx_hidden_EphemeralS = v
+}
+
+func (x *Host) SetClockOffsetMs(v int64) {
+	x.xxx_hidden_ClockOffsetMs = v
+}
+
+func (x *Host) SetKeySinceUnixMs(v int64) {
+	x.xxx_hidden_KeySinceUnixMs = v
+}
+
 func (x *Host) HasFacts() bool {
 	if x == nil {
 		return false
@@ -4333,6 +4373,12 @@ type Host_builder struct {
 	Exceptions      []*v1.SetException
 	ExceptionsTotal uint32
 	Inert           v1.Inert
+	// Seconds offline after which it is deleted; 0: it stays.
+	EphemeralS int64
+	// The host's clock less the control plane's, as it was last heard; 0 below a second.
+	ClockOffsetMs int64
+	// Since when it has its key.
+	KeySinceUnixMs int64
 }
 
 func (b0 Host_builder) Build() *Host {
@@ -4354,6 +4400,9 @@ func (b0 Host_builder) Build() *Host {
 	x.xxx_hidden_Exceptions = &b.Exceptions
 	x.xxx_hidden_ExceptionsTotal = b.ExceptionsTotal
 	x.xxx_hidden_Inert = b.Inert
+	x.xxx_hidden_EphemeralS = b.EphemeralS
+	x.xxx_hidden_ClockOffsetMs = b.ClockOffsetMs
+	x.xxx_hidden_KeySinceUnixMs = b.KeySinceUnixMs
 	return m0
 }
 
@@ -4442,16 +4491,261 @@ func (b0 SetProgress_builder) Build() *SetProgress {
 	return m0
 }
 
-type DeleteHostRequest struct {
+type DisableHostRequest struct {
+	state                    protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Host          string                 `protobuf:"bytes,1,opt,name=host"`
+	xxx_hidden_RetractClaims bool                   `protobuf:"varint,2,opt,name=retract_claims,json=retractClaims"`
+	xxx_hidden_Reason        string                 `protobuf:"bytes,3,opt,name=reason"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *DisableHostRequest) Reset() {
+	*x = DisableHostRequest{}
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableHostRequest) ProtoMessage() {}
+
+func (x *DisableHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *DisableHostRequest) GetHost() string {
+	if x != nil {
+		return x.xxx_hidden_Host
+	}
+	return ""
+}
+
+func (x *DisableHostRequest) GetRetractClaims() bool {
+	if x != nil {
+		return x.xxx_hidden_RetractClaims
+	}
+	return false
+}
+
+func (x *DisableHostRequest) GetReason() string {
+	if x != nil {
+		return x.xxx_hidden_Reason
+	}
+	return ""
+}
+
+func (x *DisableHostRequest) SetHost(v string) {
+	x.xxx_hidden_Host = v
+}
+
+func (x *DisableHostRequest) SetRetractClaims(v bool) {
+	x.xxx_hidden_RetractClaims = v
+}
+
+func (x *DisableHostRequest) SetReason(v string) {
+	x.xxx_hidden_Reason = v
+}
+
+type DisableHostRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Host string
+	// Also retract what its jails claim: bans that nothing else claims end.
+	RetractClaims bool
+	Reason        string
+}
+
+func (b0 DisableHostRequest_builder) Build() *DisableHostRequest {
+	m0 := &DisableHostRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Host = b.Host
+	x.xxx_hidden_RetractClaims = b.RetractClaims
+	x.xxx_hidden_Reason = b.Reason
+	return m0
+}
+
+type DisableHostResponse struct {
+	state                protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Retracted uint32                 `protobuf:"varint,1,opt,name=retracted"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *DisableHostResponse) Reset() {
+	*x = DisableHostResponse{}
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableHostResponse) ProtoMessage() {}
+
+func (x *DisableHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *DisableHostResponse) GetRetracted() uint32 {
+	if x != nil {
+		return x.xxx_hidden_Retracted
+	}
+	return 0
+}
+
+func (x *DisableHostResponse) SetRetracted(v uint32) {
+	x.xxx_hidden_Retracted = v
+}
+
+type DisableHostResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Claims that were retracted.
+	Retracted uint32
+}
+
+func (b0 DisableHostResponse_builder) Build() *DisableHostResponse {
+	m0 := &DisableHostResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Retracted = b.Retracted
+	return m0
+}
+
+type EnableHostRequest struct {
 	state           protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Host string                 `protobuf:"bytes,1,opt,name=host"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
+func (x *EnableHostRequest) Reset() {
+	*x = EnableHostRequest{}
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableHostRequest) ProtoMessage() {}
+
+func (x *EnableHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *EnableHostRequest) GetHost() string {
+	if x != nil {
+		return x.xxx_hidden_Host
+	}
+	return ""
+}
+
+func (x *EnableHostRequest) SetHost(v string) {
+	x.xxx_hidden_Host = v
+}
+
+type EnableHostRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Host string
+}
+
+func (b0 EnableHostRequest_builder) Build() *EnableHostRequest {
+	m0 := &EnableHostRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Host = b.Host
+	return m0
+}
+
+type EnableHostResponse struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnableHostResponse) Reset() {
+	*x = EnableHostResponse{}
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableHostResponse) ProtoMessage() {}
+
+func (x *EnableHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+type EnableHostResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+}
+
+func (b0 EnableHostResponse_builder) Build() *EnableHostResponse {
+	m0 := &EnableHostResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	return m0
+}
+
+type DeleteHostRequest struct {
+	state                    protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Host          string                 `protobuf:"bytes,1,opt,name=host"`
+	xxx_hidden_RetractClaims bool                   `protobuf:"varint,2,opt,name=retract_claims,json=retractClaims"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
 func (x *DeleteHostRequest) Reset() {
 	*x = DeleteHostRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4463,7 +4757,7 @@ func (x *DeleteHostRequest) String() string {
 func (*DeleteHostRequest) ProtoMessage() {}
 
 func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4481,14 +4775,27 @@ func (x *DeleteHostRequest) GetHost() string {
 	return ""
 }
 
+func (x *DeleteHostRequest) GetRetractClaims() bool {
+	if x != nil {
+		return x.xxx_hidden_RetractClaims
+	}
+	return false
+}
+
 func (x *DeleteHostRequest) SetHost(v string) {
 	x.xxx_hidden_Host = v
+}
+
+func (x *DeleteHostRequest) SetRetractClaims(v bool) {
+	x.xxx_hidden_RetractClaims = v
 }
 
 type DeleteHostRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	Host string
+	// Also retract what its jails claim: bans that nothing else claims end.
+	RetractClaims bool
 }
 
 func (b0 DeleteHostRequest_builder) Build() *DeleteHostRequest {
@@ -4496,18 +4803,20 @@ func (b0 DeleteHostRequest_builder) Build() *DeleteHostRequest {
 	b, x := &b0, m0
 	_, _ = b, x
 	x.xxx_hidden_Host = b.Host
+	x.xxx_hidden_RetractClaims = b.RetractClaims
 	return m0
 }
 
 type DeleteHostResponse struct {
-	state         protoimpl.MessageState `protogen:"opaque.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Retracted uint32                 `protobuf:"varint,1,opt,name=retracted"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *DeleteHostResponse) Reset() {
 	*x = DeleteHostResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4519,7 +4828,7 @@ func (x *DeleteHostResponse) String() string {
 func (*DeleteHostResponse) ProtoMessage() {}
 
 func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4530,15 +4839,29 @@ func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
+func (x *DeleteHostResponse) GetRetracted() uint32 {
+	if x != nil {
+		return x.xxx_hidden_Retracted
+	}
+	return 0
+}
+
+func (x *DeleteHostResponse) SetRetracted(v uint32) {
+	x.xxx_hidden_Retracted = v
+}
+
 type DeleteHostResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
+	// Claims that were retracted.
+	Retracted uint32
 }
 
 func (b0 DeleteHostResponse_builder) Build() *DeleteHostResponse {
 	m0 := &DeleteHostResponse{}
 	b, x := &b0, m0
 	_, _ = b, x
+	x.xxx_hidden_Retracted = b.Retracted
 	return m0
 }
 
@@ -4551,7 +4874,7 @@ type ReleaseHostRequest struct {
 
 func (x *ReleaseHostRequest) Reset() {
 	*x = ReleaseHostRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4563,7 +4886,7 @@ func (x *ReleaseHostRequest) String() string {
 func (*ReleaseHostRequest) ProtoMessage() {}
 
 func (x *ReleaseHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4607,7 +4930,7 @@ type ReleaseHostResponse struct {
 
 func (x *ReleaseHostResponse) Reset() {
 	*x = ReleaseHostResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4619,7 +4942,7 @@ func (x *ReleaseHostResponse) String() string {
 func (*ReleaseHostResponse) ProtoMessage() {}
 
 func (x *ReleaseHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4651,7 +4974,7 @@ type ListCommandsRequest struct {
 
 func (x *ListCommandsRequest) Reset() {
 	*x = ListCommandsRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4663,7 +4986,7 @@ func (x *ListCommandsRequest) String() string {
 func (*ListCommandsRequest) ProtoMessage() {}
 
 func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4708,7 +5031,7 @@ type ListCommandsResponse struct {
 
 func (x *ListCommandsResponse) Reset() {
 	*x = ListCommandsResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4720,7 +5043,7 @@ func (x *ListCommandsResponse) String() string {
 func (*ListCommandsResponse) ProtoMessage() {}
 
 func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4770,7 +5093,7 @@ type HostCommand struct {
 
 func (x *HostCommand) Reset() {
 	*x = HostCommand{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4782,7 +5105,7 @@ func (x *HostCommand) String() string {
 func (*HostCommand) ProtoMessage() {}
 
 func (x *HostCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4881,18 +5204,20 @@ func (b0 HostCommand_builder) Build() *HostCommand {
 }
 
 type CreateJoinTokenRequest struct {
-	state                protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_DurationS int64                  `protobuf:"varint,1,opt,name=duration_s,json=durationS"`
-	xxx_hidden_Uses      uint32                 `protobuf:"varint,2,opt,name=uses"`
-	xxx_hidden_Tags      map[string]string      `protobuf:"bytes,3,rep,name=tags" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	xxx_hidden_Note      string                 `protobuf:"bytes,4,opt,name=note"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	state                 protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_DurationS  int64                  `protobuf:"varint,1,opt,name=duration_s,json=durationS"`
+	xxx_hidden_Uses       uint32                 `protobuf:"varint,2,opt,name=uses"`
+	xxx_hidden_Tags       map[string]string      `protobuf:"bytes,3,rep,name=tags" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	xxx_hidden_Note       string                 `protobuf:"bytes,4,opt,name=note"`
+	xxx_hidden_EphemeralS int64                  `protobuf:"varint,5,opt,name=ephemeral_s,json=ephemeralS"`
+	xxx_hidden_Host       string                 `protobuf:"bytes,6,opt,name=host"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4904,7 +5229,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4943,6 +5268,20 @@ func (x *CreateJoinTokenRequest) GetNote() string {
 	return ""
 }
 
+func (x *CreateJoinTokenRequest) GetEphemeralS() int64 {
+	if x != nil {
+		return x.xxx_hidden_EphemeralS
+	}
+	return 0
+}
+
+func (x *CreateJoinTokenRequest) GetHost() string {
+	if x != nil {
+		return x.xxx_hidden_Host
+	}
+	return ""
+}
+
 func (x *CreateJoinTokenRequest) SetDurationS(v int64) {
 	x.xxx_hidden_DurationS = v
 }
@@ -4959,6 +5298,14 @@ func (x *CreateJoinTokenRequest) SetNote(v string) {
 	x.xxx_hidden_Note = v
 }
 
+func (x *CreateJoinTokenRequest) SetEphemeralS(v int64) {
+	x.xxx_hidden_EphemeralS = v
+}
+
+func (x *CreateJoinTokenRequest) SetHost(v string) {
+	x.xxx_hidden_Host = v
+}
+
 type CreateJoinTokenRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -4968,6 +5315,10 @@ type CreateJoinTokenRequest_builder struct {
 	Uses uint32
 	Tags map[string]string
 	Note string
+	// Hosts that it enrols are deleted when they were offline that many seconds; 60 to 2,592,000. 0: they stay.
+	EphemeralS int64
+	// Name or id: enrols this host again, once, with a new key, whatever became of the former one. It keeps its name and tags.
+	Host string
 }
 
 func (b0 CreateJoinTokenRequest_builder) Build() *CreateJoinTokenRequest {
@@ -4978,6 +5329,8 @@ func (b0 CreateJoinTokenRequest_builder) Build() *CreateJoinTokenRequest {
 	x.xxx_hidden_Uses = b.Uses
 	x.xxx_hidden_Tags = b.Tags
 	x.xxx_hidden_Note = b.Note
+	x.xxx_hidden_EphemeralS = b.EphemeralS
+	x.xxx_hidden_Host = b.Host
 	return m0
 }
 
@@ -4992,7 +5345,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5004,7 +5357,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5087,7 +5440,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5099,7 +5452,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5131,7 +5484,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5143,7 +5496,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5191,13 +5544,15 @@ type JoinToken struct {
 	xxx_hidden_Tags          map[string]string      `protobuf:"bytes,6,rep,name=tags" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	xxx_hidden_Note          string                 `protobuf:"bytes,7,opt,name=note"`
 	xxx_hidden_Actor         string                 `protobuf:"bytes,8,opt,name=actor"`
+	xxx_hidden_EphemeralS    int64                  `protobuf:"varint,9,opt,name=ephemeral_s,json=ephemeralS"`
+	xxx_hidden_HostId        string                 `protobuf:"bytes,10,opt,name=host_id,json=hostId"`
 	unknownFields            protoimpl.UnknownFields
 	sizeCache                protoimpl.SizeCache
 }
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5209,7 +5564,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5276,6 +5631,20 @@ func (x *JoinToken) GetActor() string {
 	return ""
 }
 
+func (x *JoinToken) GetEphemeralS() int64 {
+	if x != nil {
+		return x.xxx_hidden_EphemeralS
+	}
+	return 0
+}
+
+func (x *JoinToken) GetHostId() string {
+	if x != nil {
+		return x.xxx_hidden_HostId
+	}
+	return ""
+}
+
 func (x *JoinToken) SetId(v string) {
 	x.xxx_hidden_Id = v
 }
@@ -5308,6 +5677,14 @@ func (x *JoinToken) SetActor(v string) {
 	x.xxx_hidden_Actor = v
 }
 
+func (x *JoinToken) SetEphemeralS(v int64) {
+	x.xxx_hidden_EphemeralS = v
+}
+
+func (x *JoinToken) SetHostId(v string) {
+	x.xxx_hidden_HostId = v
+}
+
 type JoinToken_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -5320,6 +5697,9 @@ type JoinToken_builder struct {
 	Tags          map[string]string
 	Note          string
 	Actor         string
+	EphemeralS    int64
+	// The host that it enrols again; empty: new ones.
+	HostId string
 }
 
 func (b0 JoinToken_builder) Build() *JoinToken {
@@ -5334,6 +5714,8 @@ func (b0 JoinToken_builder) Build() *JoinToken {
 	x.xxx_hidden_Tags = b.Tags
 	x.xxx_hidden_Note = b.Note
 	x.xxx_hidden_Actor = b.Actor
+	x.xxx_hidden_EphemeralS = b.EphemeralS
+	x.xxx_hidden_HostId = b.HostId
 	return m0
 }
 
@@ -5346,7 +5728,7 @@ type RevokeJoinTokenRequest struct {
 
 func (x *RevokeJoinTokenRequest) Reset() {
 	*x = RevokeJoinTokenRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5358,7 +5740,7 @@ func (x *RevokeJoinTokenRequest) String() string {
 func (*RevokeJoinTokenRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5784,7 @@ type RevokeJoinTokenResponse struct {
 
 func (x *RevokeJoinTokenResponse) Reset() {
 	*x = RevokeJoinTokenResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5414,7 +5796,7 @@ func (x *RevokeJoinTokenResponse) String() string {
 func (*RevokeJoinTokenResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5644,7 +6026,7 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x04host\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04host\"A\n" +
 	"\x0fGetHostResponse\x12.\n" +
-	"\x04host\x18\x01 \x01(\v2\x1a.fleetban.operator.v1.HostR\x04host\"\xa4\x05\n" +
+	"\x04host\x18\x01 \x01(\v2\x1a.fleetban.operator.v1.HostR\x04host\"\x98\x06\n" +
 	"\x04Host\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
@@ -5664,18 +6046,35 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"exceptions\x18\r \x03(\v2\x19.fleetban.v1.SetExceptionR\n" +
 	"exceptions\x12)\n" +
 	"\x10exceptions_total\x18\x0e \x01(\rR\x0fexceptionsTotal\x12(\n" +
-	"\x05inert\x18\x0f \x01(\x0e2\x12.fleetban.v1.InertR\x05inert\x1a7\n" +
+	"\x05inert\x18\x0f \x01(\x0e2\x12.fleetban.v1.InertR\x05inert\x12\x1f\n" +
+	"\vephemeral_s\x18\x10 \x01(\x03R\n" +
+	"ephemeralS\x12&\n" +
+	"\x0fclock_offset_ms\x18\x11 \x01(\x03R\rclockOffsetMs\x12)\n" +
+	"\x11key_since_unix_ms\x18\x12 \x01(\x03R\x0ekeySinceUnixMs\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
 	"\vSetProgress\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\tR\x03set\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\x12\x18\n" +
-	"\acurrent\x18\x03 \x01(\x04R\acurrent\"3\n" +
-	"\x11DeleteHostRequest\x12\x1e\n" +
+	"\acurrent\x18\x03 \x01(\x04R\acurrent\"}\n" +
+	"\x12DisableHostRequest\x12\x1e\n" +
+	"\x04host\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04host\x12%\n" +
+	"\x0eretract_claims\x18\x02 \x01(\bR\rretractClaims\x12 \n" +
+	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x06reason\"3\n" +
+	"\x13DisableHostResponse\x12\x1c\n" +
+	"\tretracted\x18\x01 \x01(\rR\tretracted\"3\n" +
+	"\x11EnableHostRequest\x12\x1e\n" +
 	"\x04host\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04host\"\x14\n" +
-	"\x12DeleteHostResponse\"4\n" +
+	"\x12EnableHostResponse\"Z\n" +
+	"\x11DeleteHostRequest\x12\x1e\n" +
+	"\x04host\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04host\x12%\n" +
+	"\x0eretract_claims\x18\x02 \x01(\bR\rretractClaims\"2\n" +
+	"\x12DeleteHostResponse\x12\x1c\n" +
+	"\tretracted\x18\x01 \x01(\rR\tretracted\"4\n" +
 	"\x12ReleaseHostRequest\x12\x1e\n" +
 	"\x04host\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04host\"\x15\n" +
@@ -5689,13 +6088,16 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\acommand\x18\x01 \x01(\v2\x14.fleetban.v1.CommandR\acommand\x12\x14\n" +
 	"\x05actor\x18\x02 \x01(\tR\x05actor\x12$\n" +
 	"\x0eissued_unix_ms\x18\x03 \x01(\x03R\fissuedUnixMs\x122\n" +
-	"\x06result\x18\x04 \x01(\v2\x1a.fleetban.v1.CommandResultR\x06result\"\xd8\x02\n" +
+	"\x06result\x18\x04 \x01(\v2\x1a.fleetban.v1.CommandResultR\x06result\"\xa5\x03\n" +
 	"\x16CreateJoinTokenRequest\x12+\n" +
 	"\n" +
 	"duration_s\x18\x01 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x8a\x8a\x0f(\x00R\tdurationS\x12\x1d\n" +
 	"\x04uses\x18\x02 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\x04uses\x12\x9a\x01\n" +
 	"\x04tags\x18\x03 \x03(\v26.fleetban.operator.v1.CreateJoinTokenRequest.TagsEntryBN\xbaHK\x9a\x01H\x10\x10\"\x1er\x1c\x10\x01\x18<2\x16^[a-z0-9][a-z0-9._-]*$*$r\"\x10\x01\x18<2\x1c^[A-Za-z0-9][A-Za-z0-9._-]*$R\x04tags\x12\x1c\n" +
-	"\x04note\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x04note\x1a7\n" +
+	"\x04note\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x04note\x12-\n" +
+	"\vephemeral_s\x18\x05 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x9a\x9e\x01(\x00R\n" +
+	"ephemeralS\x12\x1c\n" +
+	"\x04host\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\x04host\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
@@ -5707,7 +6109,7 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x15ListJoinTokensRequest\"Z\n" +
 	"\x16ListJoinTokensResponse\x12@\n" +
 	"\vjoin_tokens\x18\x01 \x03(\v2\x1f.fleetban.operator.v1.JoinTokenR\n" +
-	"joinTokens\"\xbe\x02\n" +
+	"joinTokens\"\xf8\x02\n" +
 	"\tJoinToken\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x0fcreated_unix_ms\x18\x02 \x01(\x03R\rcreatedUnixMs\x12&\n" +
@@ -5716,7 +6118,11 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x04uses\x18\x05 \x01(\rR\x04uses\x12=\n" +
 	"\x04tags\x18\x06 \x03(\v2).fleetban.operator.v1.JoinToken.TagsEntryR\x04tags\x12\x12\n" +
 	"\x04note\x18\a \x01(\tR\x04note\x12\x14\n" +
-	"\x05actor\x18\b \x01(\tR\x05actor\x1a7\n" +
+	"\x05actor\x18\b \x01(\tR\x05actor\x12\x1f\n" +
+	"\vephemeral_s\x18\t \x01(\x03R\n" +
+	"ephemeralS\x12\x17\n" +
+	"\ahost_id\x18\n" +
+	" \x01(\tR\x06hostId\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"3\n" +
@@ -5771,69 +6177,75 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x1dFLEET_EVENT_KIND_HOST_OFFLINE\x10\r\x12!\n" +
 	"\x1dFLEET_EVENT_KIND_HOST_DELETED\x10\x0e\x12 \n" +
 	"\x1cFLEET_EVENT_KIND_HOST_CLONED\x10\x0f\x12\x1b\n" +
-	"\x17FLEET_EVENT_KIND_NOTICE\x10\x10*{\n" +
+	"\x17FLEET_EVENT_KIND_NOTICE\x10\x10*\x92\x01\n" +
 	"\bPresence\x12\x18\n" +
 	"\x14PRESENCE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPRESENCE_ONLINE\x10\x01\x12\x14\n" +
 	"\x10PRESENCE_OFFLINE\x10\x02\x12\x10\n" +
 	"\fPRESENCE_NEW\x10\x03\x12\x18\n" +
-	"\x14PRESENCE_QUARANTINED\x10\x042\xb4\x04\n" +
+	"\x14PRESENCE_QUARANTINED\x10\x04\x12\x15\n" +
+	"\x11PRESENCE_DISABLED\x10\x052\xcd\x04\n" +
 	"\n" +
-	"BanService\x12~\n" +
-	"\x03Ban\x12 .fleetban.operator.v1.BanRequest\x1a!.fleetban.operator.v1.BanResponse\"2\xc8\xc1\x18\v\xd2\xc1\x18*\n" +
+	"BanService\x12\x86\x01\n" +
+	"\x03Ban\x12 .fleetban.operator.v1.BanRequest\x1a!.fleetban.operator.v1.BanResponse\":\xc8\xc1\x18\v\xd2\xc1\x18*\n" +
 	"\x03ban\x12\bprefixes\x1a\n" +
-	"duration_s\x1a\x06reason\x1a\x03tag \x01\x12u\n" +
-	"\x05Unban\x12\".fleetban.operator.v1.UnbanRequest\x1a#.fleetban.operator.v1.UnbanResponse\"#\xc8\xc1\x18\v\xd2\xc1\x18\x1b\n" +
-	"\x05unban\x12\bprefixes\x1a\x06reason \x01\x12_\n" +
-	"\bListBans\x12%.fleetban.operator.v1.ListBansRequest\x1a&.fleetban.operator.v1.ListBansResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12\\\n" +
-	"\aExplain\x12$.fleetban.operator.v1.ExplainRequest\x1a%.fleetban.operator.v1.ExplainResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12p\n" +
-	"\rWatchReceipts\x12*.fleetban.operator.v1.WatchReceiptsRequest\x1a+.fleetban.operator.v1.WatchReceiptsResponse\"\x04\xc8\xc1\x18\n" +
-	"0\x012\xfb\x02\n" +
-	"\x10AllowlistService\x12\x81\x01\n" +
-	"\x05Allow\x12\".fleetban.operator.v1.AllowRequest\x1a#.fleetban.operator.v1.AllowResponse\"/\xc8\xc1\x18\f\xd2\xc1\x18'\n" +
+	"duration_s\x1a\x06reason\x1a\x03tag \x01\xd8\xc1\x18\x02\x90\xc2\x18\x01\x12y\n" +
+	"\x05Unban\x12\".fleetban.operator.v1.UnbanRequest\x1a#.fleetban.operator.v1.UnbanResponse\"'\xc8\xc1\x18\v\xd2\xc1\x18\x1b\n" +
+	"\x05unban\x12\bprefixes\x1a\x06reason \x01\x90\xc2\x18\x01\x12c\n" +
+	"\bListBans\x12%.fleetban.operator.v1.ListBansRequest\x1a&.fleetban.operator.v1.ListBansResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01\x12`\n" +
+	"\aExplain\x12$.fleetban.operator.v1.ExplainRequest\x1a%.fleetban.operator.v1.ExplainResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01\x12t\n" +
+	"\rWatchReceipts\x12*.fleetban.operator.v1.WatchReceiptsRequest\x1a+.fleetban.operator.v1.WatchReceiptsResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x010\x012\x87\x03\n" +
+	"\x10AllowlistService\x12\x85\x01\n" +
+	"\x05Allow\x12\".fleetban.operator.v1.AllowRequest\x1a#.fleetban.operator.v1.AllowResponse\"3\xc8\xc1\x18\f\xd2\xc1\x18'\n" +
 	"\x05allow\x12\bprefixes\x1a\n" +
-	"duration_s\x1a\x06reason \x01\x12y\n" +
-	"\bDisallow\x12%.fleetban.operator.v1.DisallowRequest\x1a&.fleetban.operator.v1.DisallowResponse\"\x1e\xc8\xc1\x18\f\xd2\xc1\x18\x16\n" +
-	"\bdisallow\x12\bprefixes \x01\x12h\n" +
-	"\vListAllowed\x12(.fleetban.operator.v1.ListAllowedRequest\x1a).fleetban.operator.v1.ListAllowedResponse\"\x04\xc8\xc1\x18\n" +
-	"2\x9b\x04\n" +
-	"\fFleetService\x12_\n" +
-	"\bGetFleet\x12%.fleetban.operator.v1.GetFleetRequest\x1a&.fleetban.operator.v1.GetFleetResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12w\n" +
-	"\x05Pause\x12\".fleetban.operator.v1.PauseRequest\x1a#.fleetban.operator.v1.PauseResponse\"%\xc8\xc1\x18\r\xd2\xc1\x18\x1d\n" +
+	"duration_s\x1a\x06reason \x01\xd8\xc1\x18\x01\x12}\n" +
+	"\bDisallow\x12%.fleetban.operator.v1.DisallowRequest\x1a&.fleetban.operator.v1.DisallowResponse\"\"\xc8\xc1\x18\f\xd2\xc1\x18\x16\n" +
+	"\bdisallow\x12\bprefixes \x01\xd8\xc1\x18\x01\x12l\n" +
+	"\vListAllowed\x12(.fleetban.operator.v1.ListAllowedRequest\x1a).fleetban.operator.v1.ListAllowedResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x012\xab\x04\n" +
+	"\fFleetService\x12c\n" +
+	"\bGetFleet\x12%.fleetban.operator.v1.GetFleetRequest\x1a&.fleetban.operator.v1.GetFleetResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01\x12{\n" +
+	"\x05Pause\x12\".fleetban.operator.v1.PauseRequest\x1a#.fleetban.operator.v1.PauseResponse\")\xc8\xc1\x18\r\xd2\xc1\x18\x1d\n" +
 	"\x05pause\x1a\n" +
-	"duration_s\x1a\x06reason \x01\x12g\n" +
+	"duration_s\x1a\x06reason \x01\xd8\xc1\x18\x01\x12g\n" +
 	"\x06Resume\x12#.fleetban.operator.v1.ResumeRequest\x1a$.fleetban.operator.v1.ResumeResponse\"\x12\xc8\xc1\x18\r\xd2\xc1\x18\n" +
 	"\n" +
-	"\x06resume \x01\x12n\n" +
-	"\aSetMode\x12$.fleetban.operator.v1.SetModeRequest\x1a%.fleetban.operator.v1.SetModeResponse\"\x16\xc8\xc1\x18\r\xd2\xc1\x18\x0e\n" +
-	"\x04mode\x1a\x04mode \x01\x12X\n" +
-	"\x05Watch\x12\".fleetban.operator.v1.WatchRequest\x1a#.fleetban.operator.v1.WatchResponse\"\x04\xc8\xc1\x18\n" +
-	"0\x012\xc1\x04\n" +
-	"\vHostService\x12b\n" +
-	"\tListHosts\x12&.fleetban.operator.v1.ListHostsRequest\x1a'.fleetban.operator.v1.ListHostsResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12\\\n" +
-	"\aGetHost\x12$.fleetban.operator.v1.GetHostRequest\x1a%.fleetban.operator.v1.GetHostResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12~\n" +
+	"\x06resume \x01\x12r\n" +
+	"\aSetMode\x12$.fleetban.operator.v1.SetModeRequest\x1a%.fleetban.operator.v1.SetModeResponse\"\x1a\xc8\xc1\x18\r\xd2\xc1\x18\x0e\n" +
+	"\x04mode\x1a\x04mode \x01\xd8\xc1\x18\x01\x12\\\n" +
+	"\x05Watch\x12\".fleetban.operator.v1.WatchRequest\x1a#.fleetban.operator.v1.WatchResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x010\x012\x83\a\n" +
+	"\vHostService\x12f\n" +
+	"\tListHosts\x12&.fleetban.operator.v1.ListHostsRequest\x1a'.fleetban.operator.v1.ListHostsResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01\x12`\n" +
+	"\aGetHost\x12$.fleetban.operator.v1.GetHostRequest\x1a%.fleetban.operator.v1.GetHostResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01\x12\x9a\x01\n" +
+	"\vDisableHost\x12(.fleetban.operator.v1.DisableHostRequest\x1a).fleetban.operator.v1.DisableHostResponse\"6\xc8\xc1\x18\x0e\xd2\xc1\x18.\n" +
+	"\fhost.disable\x12\x04host\x1a\x06reason\x1a\x0eretract_claims \x01\x12~\n" +
 	"\n" +
-	"DeleteHost\x12'.fleetban.operator.v1.DeleteHostRequest\x1a(.fleetban.operator.v1.DeleteHostResponse\"\x1d\xc8\xc1\x18\x0e\xd2\xc1\x18\x15\n" +
-	"\vhost.delete\x12\x04host \x01\x12\x82\x01\n" +
-	"\vReleaseHost\x12(.fleetban.operator.v1.ReleaseHostRequest\x1a).fleetban.operator.v1.ReleaseHostResponse\"\x1e\xc8\xc1\x18\x0e\xd2\xc1\x18\x16\n" +
-	"\fhost.release\x12\x04host \x01\x12k\n" +
-	"\fListCommands\x12).fleetban.operator.v1.ListCommandsRequest\x1a*.fleetban.operator.v1.ListCommandsResponse\"\x04\xc8\xc1\x18\n" +
-	"2\xc3\x03\n" +
-	"\x10JoinTokenService\x12\xa9\x01\n" +
-	"\x0fCreateJoinToken\x12,.fleetban.operator.v1.CreateJoinTokenRequest\x1a-.fleetban.operator.v1.CreateJoinTokenResponse\"9\xc8\xc1\x18\x0e\xd2\xc1\x181\n" +
+	"EnableHost\x12'.fleetban.operator.v1.EnableHostRequest\x1a(.fleetban.operator.v1.EnableHostResponse\"\x1d\xc8\xc1\x18\x0e\xd2\xc1\x18\x15\n" +
+	"\vhost.enable\x12\x04host \x01\x12\x92\x01\n" +
+	"\n" +
+	"DeleteHost\x12'.fleetban.operator.v1.DeleteHostRequest\x1a(.fleetban.operator.v1.DeleteHostResponse\"1\xc8\xc1\x18\x0e\xd2\xc1\x18%\n" +
+	"\vhost.delete\x12\x04host\x1a\x0eretract_claims \x01\x90\xc2\x18\x01\x12\x86\x01\n" +
+	"\vReleaseHost\x12(.fleetban.operator.v1.ReleaseHostRequest\x1a).fleetban.operator.v1.ReleaseHostResponse\"\"\xc8\xc1\x18\x0e\xd2\xc1\x18\x16\n" +
+	"\fhost.release\x12\x04host \x01\x90\xc2\x18\x01\x12o\n" +
+	"\fListCommands\x12).fleetban.operator.v1.ListCommandsRequest\x1a*.fleetban.operator.v1.ListCommandsResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x012\xe2\x03\n" +
+	"\x10JoinTokenService\x12\xc0\x01\n" +
+	"\x0fCreateJoinToken\x12,.fleetban.operator.v1.CreateJoinTokenRequest\x1a-.fleetban.operator.v1.CreateJoinTokenResponse\"P\xc8\xc1\x18\x0e\xd2\xc1\x18D\n" +
 	"\x11join-token.create\x1a\n" +
-	"duration_s\x1a\x04uses\x1a\x04tags\x1a\x04note\x12q\n" +
-	"\x0eListJoinTokens\x12+.fleetban.operator.v1.ListJoinTokensRequest\x1a,.fleetban.operator.v1.ListJoinTokensResponse\"\x04\xc8\xc1\x18\x0e\x12\x8f\x01\n" +
-	"\x0fRevokeJoinToken\x12,.fleetban.operator.v1.RevokeJoinTokenRequest\x1a-.fleetban.operator.v1.RevokeJoinTokenResponse\"\x1f\xc8\xc1\x18\x0e\xd2\xc1\x18\x17\n" +
-	"\x11join-token.revoke\x12\x02idBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
+	"duration_s\x1a\x04uses\x1a\x04tags\x1a\x04note\x1a\vephemeral_s\x1a\x04host\x90\xc2\x18\x01\x12u\n" +
+	"\x0eListJoinTokens\x12+.fleetban.operator.v1.ListJoinTokensRequest\x1a,.fleetban.operator.v1.ListJoinTokensResponse\"\b\xc8\xc1\x18\x0e\x90\xc2\x18\x01\x12\x93\x01\n" +
+	"\x0fRevokeJoinToken\x12,.fleetban.operator.v1.RevokeJoinTokenRequest\x1a-.fleetban.operator.v1.RevokeJoinTokenResponse\"#\xc8\xc1\x18\x0e\xd2\xc1\x18\x17\n" +
+	"\x11join-token.revoke\x12\x02id\x90\xc2\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_fleetban_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_fleetban_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_fleetban_operator_v1_operator_proto_goTypes = []any{
 	(ClaimSource)(0),                // 0: fleetban.operator.v1.ClaimSource
 	(Unpromoted)(0),                 // 1: fleetban.operator.v1.Unpromoted
@@ -5883,39 +6295,43 @@ var file_fleetban_operator_v1_operator_proto_goTypes = []any{
 	(*GetHostResponse)(nil),         // 45: fleetban.operator.v1.GetHostResponse
 	(*Host)(nil),                    // 46: fleetban.operator.v1.Host
 	(*SetProgress)(nil),             // 47: fleetban.operator.v1.SetProgress
-	(*DeleteHostRequest)(nil),       // 48: fleetban.operator.v1.DeleteHostRequest
-	(*DeleteHostResponse)(nil),      // 49: fleetban.operator.v1.DeleteHostResponse
-	(*ReleaseHostRequest)(nil),      // 50: fleetban.operator.v1.ReleaseHostRequest
-	(*ReleaseHostResponse)(nil),     // 51: fleetban.operator.v1.ReleaseHostResponse
-	(*ListCommandsRequest)(nil),     // 52: fleetban.operator.v1.ListCommandsRequest
-	(*ListCommandsResponse)(nil),    // 53: fleetban.operator.v1.ListCommandsResponse
-	(*HostCommand)(nil),             // 54: fleetban.operator.v1.HostCommand
-	(*CreateJoinTokenRequest)(nil),  // 55: fleetban.operator.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 56: fleetban.operator.v1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),   // 57: fleetban.operator.v1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),  // 58: fleetban.operator.v1.ListJoinTokensResponse
-	(*JoinToken)(nil),               // 59: fleetban.operator.v1.JoinToken
-	(*RevokeJoinTokenRequest)(nil),  // 60: fleetban.operator.v1.RevokeJoinTokenRequest
-	(*RevokeJoinTokenResponse)(nil), // 61: fleetban.operator.v1.RevokeJoinTokenResponse
-	nil,                             // 62: fleetban.operator.v1.Host.TagsEntry
-	nil,                             // 63: fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
-	nil,                             // 64: fleetban.operator.v1.JoinToken.TagsEntry
-	(*v1.SetCursor)(nil),            // 65: fleetban.v1.SetCursor
-	(v1.Refusal)(0),                 // 66: fleetban.v1.Refusal
-	(v1.Inert)(0),                   // 67: fleetban.v1.Inert
-	(v1.Mode)(0),                    // 68: fleetban.v1.Mode
-	(v1.SetKind)(0),                 // 69: fleetban.v1.SetKind
-	(*v1.HostFacts)(nil),            // 70: fleetban.v1.HostFacts
-	(*v1.Health)(nil),               // 71: fleetban.v1.Health
-	(*v1.SetException)(nil),         // 72: fleetban.v1.SetException
-	(*v1.Command)(nil),              // 73: fleetban.v1.Command
-	(*v1.CommandResult)(nil),        // 74: fleetban.v1.CommandResult
+	(*DisableHostRequest)(nil),      // 48: fleetban.operator.v1.DisableHostRequest
+	(*DisableHostResponse)(nil),     // 49: fleetban.operator.v1.DisableHostResponse
+	(*EnableHostRequest)(nil),       // 50: fleetban.operator.v1.EnableHostRequest
+	(*EnableHostResponse)(nil),      // 51: fleetban.operator.v1.EnableHostResponse
+	(*DeleteHostRequest)(nil),       // 52: fleetban.operator.v1.DeleteHostRequest
+	(*DeleteHostResponse)(nil),      // 53: fleetban.operator.v1.DeleteHostResponse
+	(*ReleaseHostRequest)(nil),      // 54: fleetban.operator.v1.ReleaseHostRequest
+	(*ReleaseHostResponse)(nil),     // 55: fleetban.operator.v1.ReleaseHostResponse
+	(*ListCommandsRequest)(nil),     // 56: fleetban.operator.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),    // 57: fleetban.operator.v1.ListCommandsResponse
+	(*HostCommand)(nil),             // 58: fleetban.operator.v1.HostCommand
+	(*CreateJoinTokenRequest)(nil),  // 59: fleetban.operator.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 60: fleetban.operator.v1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),   // 61: fleetban.operator.v1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),  // 62: fleetban.operator.v1.ListJoinTokensResponse
+	(*JoinToken)(nil),               // 63: fleetban.operator.v1.JoinToken
+	(*RevokeJoinTokenRequest)(nil),  // 64: fleetban.operator.v1.RevokeJoinTokenRequest
+	(*RevokeJoinTokenResponse)(nil), // 65: fleetban.operator.v1.RevokeJoinTokenResponse
+	nil,                             // 66: fleetban.operator.v1.Host.TagsEntry
+	nil,                             // 67: fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
+	nil,                             // 68: fleetban.operator.v1.JoinToken.TagsEntry
+	(*v1.SetCursor)(nil),            // 69: fleetban.v1.SetCursor
+	(v1.Refusal)(0),                 // 70: fleetban.v1.Refusal
+	(v1.Inert)(0),                   // 71: fleetban.v1.Inert
+	(v1.Mode)(0),                    // 72: fleetban.v1.Mode
+	(v1.SetKind)(0),                 // 73: fleetban.v1.SetKind
+	(*v1.HostFacts)(nil),            // 74: fleetban.v1.HostFacts
+	(*v1.Health)(nil),               // 75: fleetban.v1.Health
+	(*v1.SetException)(nil),         // 76: fleetban.v1.SetException
+	(*v1.Command)(nil),              // 77: fleetban.v1.Command
+	(*v1.CommandResult)(nil),        // 78: fleetban.v1.CommandResult
 }
 var file_fleetban_operator_v1_operator_proto_depIdxs = []int32{
-	65, // 0: fleetban.operator.v1.BanResponse.cursor:type_name -> fleetban.v1.SetCursor
+	69, // 0: fleetban.operator.v1.BanResponse.cursor:type_name -> fleetban.v1.SetCursor
 	8,  // 1: fleetban.operator.v1.BanResponse.prefixes:type_name -> fleetban.operator.v1.BannedPrefix
 	5,  // 2: fleetban.operator.v1.BannedPrefix.effect:type_name -> fleetban.operator.v1.BannedPrefix.Effect
-	65, // 3: fleetban.operator.v1.UnbanResponse.cursors:type_name -> fleetban.v1.SetCursor
+	69, // 3: fleetban.operator.v1.UnbanResponse.cursors:type_name -> fleetban.v1.SetCursor
 	11, // 4: fleetban.operator.v1.UnbanResponse.prefixes:type_name -> fleetban.operator.v1.UnbannedPrefix
 	13, // 5: fleetban.operator.v1.UnbannedPrefix.retracted:type_name -> fleetban.operator.v1.Claim
 	12, // 6: fleetban.operator.v1.UnbannedPrefix.still_covered_by:type_name -> fleetban.operator.v1.Cover
@@ -5929,37 +6345,37 @@ var file_fleetban_operator_v1_operator_proto_depIdxs = []int32{
 	20, // 14: fleetban.operator.v1.ExplainResponse.hosts:type_name -> fleetban.operator.v1.HostEnforcement
 	41, // 15: fleetban.operator.v1.ExplainResponse.events:type_name -> fleetban.operator.v1.FleetEvent
 	2,  // 16: fleetban.operator.v1.HostEnforcement.state:type_name -> fleetban.operator.v1.EnforcementState
-	66, // 17: fleetban.operator.v1.HostEnforcement.refusal:type_name -> fleetban.v1.Refusal
-	67, // 18: fleetban.operator.v1.HostEnforcement.inert:type_name -> fleetban.v1.Inert
-	65, // 19: fleetban.operator.v1.WatchReceiptsRequest.cursor:type_name -> fleetban.v1.SetCursor
+	70, // 17: fleetban.operator.v1.HostEnforcement.refusal:type_name -> fleetban.v1.Refusal
+	71, // 18: fleetban.operator.v1.HostEnforcement.inert:type_name -> fleetban.v1.Inert
+	69, // 19: fleetban.operator.v1.WatchReceiptsRequest.cursor:type_name -> fleetban.v1.SetCursor
 	20, // 20: fleetban.operator.v1.WatchReceiptsResponse.missing:type_name -> fleetban.operator.v1.HostEnforcement
-	65, // 21: fleetban.operator.v1.AllowResponse.cursor:type_name -> fleetban.v1.SetCursor
-	65, // 22: fleetban.operator.v1.DisallowResponse.cursor:type_name -> fleetban.v1.SetCursor
+	69, // 21: fleetban.operator.v1.AllowResponse.cursor:type_name -> fleetban.v1.SetCursor
+	69, // 22: fleetban.operator.v1.DisallowResponse.cursor:type_name -> fleetban.v1.SetCursor
 	29, // 23: fleetban.operator.v1.ListAllowedResponse.allowed:type_name -> fleetban.operator.v1.AllowedPrefix
-	68, // 24: fleetban.operator.v1.GetFleetResponse.mode:type_name -> fleetban.v1.Mode
+	72, // 24: fleetban.operator.v1.GetFleetResponse.mode:type_name -> fleetban.v1.Mode
 	32, // 25: fleetban.operator.v1.GetFleetResponse.sets:type_name -> fleetban.operator.v1.SetState
-	65, // 26: fleetban.operator.v1.SetState.cursor:type_name -> fleetban.v1.SetCursor
-	69, // 27: fleetban.operator.v1.SetState.kind:type_name -> fleetban.v1.SetKind
-	68, // 28: fleetban.operator.v1.SetModeRequest.mode:type_name -> fleetban.v1.Mode
+	69, // 26: fleetban.operator.v1.SetState.cursor:type_name -> fleetban.v1.SetCursor
+	73, // 27: fleetban.operator.v1.SetState.kind:type_name -> fleetban.v1.SetKind
+	72, // 28: fleetban.operator.v1.SetModeRequest.mode:type_name -> fleetban.v1.Mode
 	41, // 29: fleetban.operator.v1.WatchResponse.event:type_name -> fleetban.operator.v1.FleetEvent
 	3,  // 30: fleetban.operator.v1.FleetEvent.kind:type_name -> fleetban.operator.v1.FleetEventKind
 	1,  // 31: fleetban.operator.v1.FleetEvent.unpromoted:type_name -> fleetban.operator.v1.Unpromoted
 	46, // 32: fleetban.operator.v1.ListHostsResponse.hosts:type_name -> fleetban.operator.v1.Host
 	46, // 33: fleetban.operator.v1.GetHostResponse.host:type_name -> fleetban.operator.v1.Host
-	62, // 34: fleetban.operator.v1.Host.tags:type_name -> fleetban.operator.v1.Host.TagsEntry
-	70, // 35: fleetban.operator.v1.Host.facts:type_name -> fleetban.v1.HostFacts
+	66, // 34: fleetban.operator.v1.Host.tags:type_name -> fleetban.operator.v1.Host.TagsEntry
+	74, // 35: fleetban.operator.v1.Host.facts:type_name -> fleetban.v1.HostFacts
 	4,  // 36: fleetban.operator.v1.Host.presence:type_name -> fleetban.operator.v1.Presence
-	71, // 37: fleetban.operator.v1.Host.health:type_name -> fleetban.v1.Health
+	75, // 37: fleetban.operator.v1.Host.health:type_name -> fleetban.v1.Health
 	47, // 38: fleetban.operator.v1.Host.sets:type_name -> fleetban.operator.v1.SetProgress
-	72, // 39: fleetban.operator.v1.Host.exceptions:type_name -> fleetban.v1.SetException
-	67, // 40: fleetban.operator.v1.Host.inert:type_name -> fleetban.v1.Inert
-	54, // 41: fleetban.operator.v1.ListCommandsResponse.commands:type_name -> fleetban.operator.v1.HostCommand
-	73, // 42: fleetban.operator.v1.HostCommand.command:type_name -> fleetban.v1.Command
-	74, // 43: fleetban.operator.v1.HostCommand.result:type_name -> fleetban.v1.CommandResult
-	63, // 44: fleetban.operator.v1.CreateJoinTokenRequest.tags:type_name -> fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
-	59, // 45: fleetban.operator.v1.CreateJoinTokenResponse.join_token:type_name -> fleetban.operator.v1.JoinToken
-	59, // 46: fleetban.operator.v1.ListJoinTokensResponse.join_tokens:type_name -> fleetban.operator.v1.JoinToken
-	64, // 47: fleetban.operator.v1.JoinToken.tags:type_name -> fleetban.operator.v1.JoinToken.TagsEntry
+	76, // 39: fleetban.operator.v1.Host.exceptions:type_name -> fleetban.v1.SetException
+	71, // 40: fleetban.operator.v1.Host.inert:type_name -> fleetban.v1.Inert
+	58, // 41: fleetban.operator.v1.ListCommandsResponse.commands:type_name -> fleetban.operator.v1.HostCommand
+	77, // 42: fleetban.operator.v1.HostCommand.command:type_name -> fleetban.v1.Command
+	78, // 43: fleetban.operator.v1.HostCommand.result:type_name -> fleetban.v1.CommandResult
+	67, // 44: fleetban.operator.v1.CreateJoinTokenRequest.tags:type_name -> fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
+	63, // 45: fleetban.operator.v1.CreateJoinTokenResponse.join_token:type_name -> fleetban.operator.v1.JoinToken
+	63, // 46: fleetban.operator.v1.ListJoinTokensResponse.join_tokens:type_name -> fleetban.operator.v1.JoinToken
+	68, // 47: fleetban.operator.v1.JoinToken.tags:type_name -> fleetban.operator.v1.JoinToken.TagsEntry
 	6,  // 48: fleetban.operator.v1.BanService.Ban:input_type -> fleetban.operator.v1.BanRequest
 	9,  // 49: fleetban.operator.v1.BanService.Unban:input_type -> fleetban.operator.v1.UnbanRequest
 	14, // 50: fleetban.operator.v1.BanService.ListBans:input_type -> fleetban.operator.v1.ListBansRequest
@@ -5975,35 +6391,39 @@ var file_fleetban_operator_v1_operator_proto_depIdxs = []int32{
 	39, // 60: fleetban.operator.v1.FleetService.Watch:input_type -> fleetban.operator.v1.WatchRequest
 	42, // 61: fleetban.operator.v1.HostService.ListHosts:input_type -> fleetban.operator.v1.ListHostsRequest
 	44, // 62: fleetban.operator.v1.HostService.GetHost:input_type -> fleetban.operator.v1.GetHostRequest
-	48, // 63: fleetban.operator.v1.HostService.DeleteHost:input_type -> fleetban.operator.v1.DeleteHostRequest
-	50, // 64: fleetban.operator.v1.HostService.ReleaseHost:input_type -> fleetban.operator.v1.ReleaseHostRequest
-	52, // 65: fleetban.operator.v1.HostService.ListCommands:input_type -> fleetban.operator.v1.ListCommandsRequest
-	55, // 66: fleetban.operator.v1.JoinTokenService.CreateJoinToken:input_type -> fleetban.operator.v1.CreateJoinTokenRequest
-	57, // 67: fleetban.operator.v1.JoinTokenService.ListJoinTokens:input_type -> fleetban.operator.v1.ListJoinTokensRequest
-	60, // 68: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:input_type -> fleetban.operator.v1.RevokeJoinTokenRequest
-	7,  // 69: fleetban.operator.v1.BanService.Ban:output_type -> fleetban.operator.v1.BanResponse
-	10, // 70: fleetban.operator.v1.BanService.Unban:output_type -> fleetban.operator.v1.UnbanResponse
-	15, // 71: fleetban.operator.v1.BanService.ListBans:output_type -> fleetban.operator.v1.ListBansResponse
-	18, // 72: fleetban.operator.v1.BanService.Explain:output_type -> fleetban.operator.v1.ExplainResponse
-	22, // 73: fleetban.operator.v1.BanService.WatchReceipts:output_type -> fleetban.operator.v1.WatchReceiptsResponse
-	24, // 74: fleetban.operator.v1.AllowlistService.Allow:output_type -> fleetban.operator.v1.AllowResponse
-	26, // 75: fleetban.operator.v1.AllowlistService.Disallow:output_type -> fleetban.operator.v1.DisallowResponse
-	28, // 76: fleetban.operator.v1.AllowlistService.ListAllowed:output_type -> fleetban.operator.v1.ListAllowedResponse
-	31, // 77: fleetban.operator.v1.FleetService.GetFleet:output_type -> fleetban.operator.v1.GetFleetResponse
-	34, // 78: fleetban.operator.v1.FleetService.Pause:output_type -> fleetban.operator.v1.PauseResponse
-	36, // 79: fleetban.operator.v1.FleetService.Resume:output_type -> fleetban.operator.v1.ResumeResponse
-	38, // 80: fleetban.operator.v1.FleetService.SetMode:output_type -> fleetban.operator.v1.SetModeResponse
-	40, // 81: fleetban.operator.v1.FleetService.Watch:output_type -> fleetban.operator.v1.WatchResponse
-	43, // 82: fleetban.operator.v1.HostService.ListHosts:output_type -> fleetban.operator.v1.ListHostsResponse
-	45, // 83: fleetban.operator.v1.HostService.GetHost:output_type -> fleetban.operator.v1.GetHostResponse
-	49, // 84: fleetban.operator.v1.HostService.DeleteHost:output_type -> fleetban.operator.v1.DeleteHostResponse
-	51, // 85: fleetban.operator.v1.HostService.ReleaseHost:output_type -> fleetban.operator.v1.ReleaseHostResponse
-	53, // 86: fleetban.operator.v1.HostService.ListCommands:output_type -> fleetban.operator.v1.ListCommandsResponse
-	56, // 87: fleetban.operator.v1.JoinTokenService.CreateJoinToken:output_type -> fleetban.operator.v1.CreateJoinTokenResponse
-	58, // 88: fleetban.operator.v1.JoinTokenService.ListJoinTokens:output_type -> fleetban.operator.v1.ListJoinTokensResponse
-	61, // 89: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:output_type -> fleetban.operator.v1.RevokeJoinTokenResponse
-	69, // [69:90] is the sub-list for method output_type
-	48, // [48:69] is the sub-list for method input_type
+	48, // 63: fleetban.operator.v1.HostService.DisableHost:input_type -> fleetban.operator.v1.DisableHostRequest
+	50, // 64: fleetban.operator.v1.HostService.EnableHost:input_type -> fleetban.operator.v1.EnableHostRequest
+	52, // 65: fleetban.operator.v1.HostService.DeleteHost:input_type -> fleetban.operator.v1.DeleteHostRequest
+	54, // 66: fleetban.operator.v1.HostService.ReleaseHost:input_type -> fleetban.operator.v1.ReleaseHostRequest
+	56, // 67: fleetban.operator.v1.HostService.ListCommands:input_type -> fleetban.operator.v1.ListCommandsRequest
+	59, // 68: fleetban.operator.v1.JoinTokenService.CreateJoinToken:input_type -> fleetban.operator.v1.CreateJoinTokenRequest
+	61, // 69: fleetban.operator.v1.JoinTokenService.ListJoinTokens:input_type -> fleetban.operator.v1.ListJoinTokensRequest
+	64, // 70: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:input_type -> fleetban.operator.v1.RevokeJoinTokenRequest
+	7,  // 71: fleetban.operator.v1.BanService.Ban:output_type -> fleetban.operator.v1.BanResponse
+	10, // 72: fleetban.operator.v1.BanService.Unban:output_type -> fleetban.operator.v1.UnbanResponse
+	15, // 73: fleetban.operator.v1.BanService.ListBans:output_type -> fleetban.operator.v1.ListBansResponse
+	18, // 74: fleetban.operator.v1.BanService.Explain:output_type -> fleetban.operator.v1.ExplainResponse
+	22, // 75: fleetban.operator.v1.BanService.WatchReceipts:output_type -> fleetban.operator.v1.WatchReceiptsResponse
+	24, // 76: fleetban.operator.v1.AllowlistService.Allow:output_type -> fleetban.operator.v1.AllowResponse
+	26, // 77: fleetban.operator.v1.AllowlistService.Disallow:output_type -> fleetban.operator.v1.DisallowResponse
+	28, // 78: fleetban.operator.v1.AllowlistService.ListAllowed:output_type -> fleetban.operator.v1.ListAllowedResponse
+	31, // 79: fleetban.operator.v1.FleetService.GetFleet:output_type -> fleetban.operator.v1.GetFleetResponse
+	34, // 80: fleetban.operator.v1.FleetService.Pause:output_type -> fleetban.operator.v1.PauseResponse
+	36, // 81: fleetban.operator.v1.FleetService.Resume:output_type -> fleetban.operator.v1.ResumeResponse
+	38, // 82: fleetban.operator.v1.FleetService.SetMode:output_type -> fleetban.operator.v1.SetModeResponse
+	40, // 83: fleetban.operator.v1.FleetService.Watch:output_type -> fleetban.operator.v1.WatchResponse
+	43, // 84: fleetban.operator.v1.HostService.ListHosts:output_type -> fleetban.operator.v1.ListHostsResponse
+	45, // 85: fleetban.operator.v1.HostService.GetHost:output_type -> fleetban.operator.v1.GetHostResponse
+	49, // 86: fleetban.operator.v1.HostService.DisableHost:output_type -> fleetban.operator.v1.DisableHostResponse
+	51, // 87: fleetban.operator.v1.HostService.EnableHost:output_type -> fleetban.operator.v1.EnableHostResponse
+	53, // 88: fleetban.operator.v1.HostService.DeleteHost:output_type -> fleetban.operator.v1.DeleteHostResponse
+	55, // 89: fleetban.operator.v1.HostService.ReleaseHost:output_type -> fleetban.operator.v1.ReleaseHostResponse
+	57, // 90: fleetban.operator.v1.HostService.ListCommands:output_type -> fleetban.operator.v1.ListCommandsResponse
+	60, // 91: fleetban.operator.v1.JoinTokenService.CreateJoinToken:output_type -> fleetban.operator.v1.CreateJoinTokenResponse
+	62, // 92: fleetban.operator.v1.JoinTokenService.ListJoinTokens:output_type -> fleetban.operator.v1.ListJoinTokensResponse
+	65, // 93: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:output_type -> fleetban.operator.v1.RevokeJoinTokenResponse
+	71, // [71:94] is the sub-list for method output_type
+	48, // [48:71] is the sub-list for method input_type
 	48, // [48:48] is the sub-list for extension type_name
 	48, // [48:48] is the sub-list for extension extendee
 	0,  // [0:48] is the sub-list for field type_name
@@ -6020,7 +6440,7 @@ func file_fleetban_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_operator_v1_operator_proto_rawDesc), len(file_fleetban_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   59,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -47,8 +47,14 @@ const (
 	Permission_PERMISSION_MEMBERS_READ Permission = 16
 	// Invite and remove members, set their roles.
 	Permission_PERMISSION_MEMBERS_WRITE Permission = 17
+	// Make, see and revoke the organisation's API tokens, and see and revoke its members'. API tokens don't hold it.
+	Permission_PERMISSION_TOKENS_WRITE Permission = 18
 	// Any person who is signed in, about their own account and sessions. API tokens don't hold it.
 	Permission_PERMISSION_SELF Permission = 20
+	// Approve or reject what somebody else asks for, where one's role lets one ask for it too. API tokens don't hold it.
+	Permission_PERMISSION_APPROVE Permission = 30
+	// Say what needs a second person: owners. API tokens don't hold it.
+	Permission_PERMISSION_APPROVAL_POLICY_WRITE Permission = 31
 )
 
 // Enum value maps for Permission.
@@ -65,21 +71,27 @@ var (
 		15: "PERMISSION_AUDIT_READ",
 		16: "PERMISSION_MEMBERS_READ",
 		17: "PERMISSION_MEMBERS_WRITE",
+		18: "PERMISSION_TOKENS_WRITE",
 		20: "PERMISSION_SELF",
+		30: "PERMISSION_APPROVE",
+		31: "PERMISSION_APPROVAL_POLICY_WRITE",
 	}
 	Permission_value = map[string]int32{
-		"PERMISSION_UNSPECIFIED":     0,
-		"PERMISSION_NONE":            1,
-		"PERMISSION_HOST":            2,
-		"PERMISSION_FLEET_READ":      10,
-		"PERMISSION_BANS_WRITE":      11,
-		"PERMISSION_ALLOWLIST_WRITE": 12,
-		"PERMISSION_POLICY_WRITE":    13,
-		"PERMISSION_HOSTS_WRITE":     14,
-		"PERMISSION_AUDIT_READ":      15,
-		"PERMISSION_MEMBERS_READ":    16,
-		"PERMISSION_MEMBERS_WRITE":   17,
-		"PERMISSION_SELF":            20,
+		"PERMISSION_UNSPECIFIED":           0,
+		"PERMISSION_NONE":                  1,
+		"PERMISSION_HOST":                  2,
+		"PERMISSION_FLEET_READ":            10,
+		"PERMISSION_BANS_WRITE":            11,
+		"PERMISSION_ALLOWLIST_WRITE":       12,
+		"PERMISSION_POLICY_WRITE":          13,
+		"PERMISSION_HOSTS_WRITE":           14,
+		"PERMISSION_AUDIT_READ":            15,
+		"PERMISSION_MEMBERS_READ":          16,
+		"PERMISSION_MEMBERS_WRITE":         17,
+		"PERMISSION_TOKENS_WRITE":          18,
+		"PERMISSION_SELF":                  20,
+		"PERMISSION_APPROVE":               30,
+		"PERMISSION_APPROVAL_POLICY_WRITE": 31,
 	}
 )
 
@@ -102,6 +114,53 @@ func (Permission) Type() protoreflect.EnumType {
 }
 
 func (x Permission) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Approval says whether an RPC waits for a second person where the organisation asks for that.
+type Approval int32
+
+const (
+	Approval_APPROVAL_UNSPECIFIED Approval = 0
+	// Each call does.
+	Approval_APPROVAL_ALWAYS Approval = 1
+	// A call does whose field `prefixes` names a wide prefix or many, as the organisation says what that is.
+	Approval_APPROVAL_WIDE Approval = 2
+)
+
+// Enum value maps for Approval.
+var (
+	Approval_name = map[int32]string{
+		0: "APPROVAL_UNSPECIFIED",
+		1: "APPROVAL_ALWAYS",
+		2: "APPROVAL_WIDE",
+	}
+	Approval_value = map[string]int32{
+		"APPROVAL_UNSPECIFIED": 0,
+		"APPROVAL_ALWAYS":      1,
+		"APPROVAL_WIDE":        2,
+	}
+)
+
+func (x Approval) Enum() *Approval {
+	p := new(Approval)
+	*p = x
+	return p
+}
+
+func (x Approval) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Approval) Descriptor() protoreflect.EnumDescriptor {
+	return file_fleetban_options_v1_options_proto_enumTypes[1].Descriptor()
+}
+
+func (Approval) Type() protoreflect.EnumType {
+	return &file_fleetban_options_v1_options_proto_enumTypes[1]
+}
+
+func (x Approval) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
@@ -244,6 +303,22 @@ var file_fleetban_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Tag:           "bytes,50202,opt,name=audit",
 		Filename:      "fleetban/options/v1/options.proto",
 	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*Approval)(nil),
+		Field:         50203,
+		Name:          "fleetban.options.v1.approval",
+		Tag:           "varint,50203,opt,name=approval,enum=fleetban.options.v1.Approval",
+		Filename:      "fleetban/options/v1/options.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*bool)(nil),
+		Field:         50210,
+		Name:          "fleetban.options.v1.scoped",
+		Tag:           "varint,50210,opt,name=scoped",
+		Filename:      "fleetban/options/v1/options.proto",
+	},
 }
 
 // Extension fields to descriptorpb.MethodOptions.
@@ -256,6 +331,15 @@ var (
 	//
 	// optional fleetban.options.v1.Audit audit = 50202;
 	E_Audit = &file_fleetban_options_v1_options_proto_extTypes[1]
+	// Whether it waits for a second person.
+	//
+	// optional fleetban.options.v1.Approval approval = 50203;
+	E_Approval = &file_fleetban_options_v1_options_proto_extTypes[2]
+	// The RPC shows and changes no more than is within the caller's tags. Callers who are restricted to tags can't use one
+	// that doesn't say so, unless its permission is about no host: NONE, SELF, MEMBERS_READ.
+	//
+	// optional bool scoped = 50210;
+	E_Scoped = &file_fleetban_options_v1_options_proto_extTypes[3]
 )
 
 var File_fleetban_options_v1_options_proto protoreflect.FileDescriptor
@@ -269,7 +353,7 @@ const file_fleetban_options_v1_options_proto_rawDesc = "" +
 	"\adetails\x18\x03 \x03(\tR\adetails\x12\x16\n" +
 	"\x06atomic\x18\x04 \x01(\bR\x06atomic\x12\x1d\n" +
 	"\n" +
-	"by_handler\x18\x05 \x01(\bR\tbyHandler*\xcc\x02\n" +
+	"by_handler\x18\x05 \x01(\bR\tbyHandler*\xa7\x03\n" +
 	"\n" +
 	"Permission\x12\x1a\n" +
 	"\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n" +
@@ -283,29 +367,42 @@ const file_fleetban_options_v1_options_proto_rawDesc = "" +
 	"\x16PERMISSION_HOSTS_WRITE\x10\x0e\x12\x19\n" +
 	"\x15PERMISSION_AUDIT_READ\x10\x0f\x12\x1b\n" +
 	"\x17PERMISSION_MEMBERS_READ\x10\x10\x12\x1c\n" +
-	"\x18PERMISSION_MEMBERS_WRITE\x10\x11\x12\x13\n" +
-	"\x0fPERMISSION_SELF\x10\x14:a\n" +
+	"\x18PERMISSION_MEMBERS_WRITE\x10\x11\x12\x1b\n" +
+	"\x17PERMISSION_TOKENS_WRITE\x10\x12\x12\x13\n" +
+	"\x0fPERMISSION_SELF\x10\x14\x12\x16\n" +
+	"\x12PERMISSION_APPROVE\x10\x1e\x12$\n" +
+	" PERMISSION_APPROVAL_POLICY_WRITE\x10\x1f*L\n" +
+	"\bApproval\x12\x18\n" +
+	"\x14APPROVAL_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fAPPROVAL_ALWAYS\x10\x01\x12\x11\n" +
+	"\rAPPROVAL_WIDE\x10\x02:a\n" +
 	"\n" +
 	"permission\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0e2\x1f.fleetban.options.v1.PermissionR\n" +
 	"permission:R\n" +
-	"\x05audit\x12\x1e.google.protobuf.MethodOptions\x18\x9a\x88\x03 \x01(\v2\x1a.fleetban.options.v1.AuditR\x05auditBNZGgithub.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1;optionsv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
+	"\x05audit\x12\x1e.google.protobuf.MethodOptions\x18\x9a\x88\x03 \x01(\v2\x1a.fleetban.options.v1.AuditR\x05audit:[\n" +
+	"\bapproval\x12\x1e.google.protobuf.MethodOptions\x18\x9b\x88\x03 \x01(\x0e2\x1d.fleetban.options.v1.ApprovalR\bapproval:8\n" +
+	"\x06scoped\x12\x1e.google.protobuf.MethodOptions\x18\xa2\x88\x03 \x01(\bR\x06scopedBNZGgithub.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1;optionsv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 
-var file_fleetban_options_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_fleetban_options_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_fleetban_options_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
 var file_fleetban_options_v1_options_proto_goTypes = []any{
 	(Permission)(0),                    // 0: fleetban.options.v1.Permission
-	(*Audit)(nil),                      // 1: fleetban.options.v1.Audit
-	(*descriptorpb.MethodOptions)(nil), // 2: google.protobuf.MethodOptions
+	(Approval)(0),                      // 1: fleetban.options.v1.Approval
+	(*Audit)(nil),                      // 2: fleetban.options.v1.Audit
+	(*descriptorpb.MethodOptions)(nil), // 3: google.protobuf.MethodOptions
 }
 var file_fleetban_options_v1_options_proto_depIdxs = []int32{
-	2, // 0: fleetban.options.v1.permission:extendee -> google.protobuf.MethodOptions
-	2, // 1: fleetban.options.v1.audit:extendee -> google.protobuf.MethodOptions
-	0, // 2: fleetban.options.v1.permission:type_name -> fleetban.options.v1.Permission
-	1, // 3: fleetban.options.v1.audit:type_name -> fleetban.options.v1.Audit
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	2, // [2:4] is the sub-list for extension type_name
-	0, // [0:2] is the sub-list for extension extendee
+	3, // 0: fleetban.options.v1.permission:extendee -> google.protobuf.MethodOptions
+	3, // 1: fleetban.options.v1.audit:extendee -> google.protobuf.MethodOptions
+	3, // 2: fleetban.options.v1.approval:extendee -> google.protobuf.MethodOptions
+	3, // 3: fleetban.options.v1.scoped:extendee -> google.protobuf.MethodOptions
+	0, // 4: fleetban.options.v1.permission:type_name -> fleetban.options.v1.Permission
+	2, // 5: fleetban.options.v1.audit:type_name -> fleetban.options.v1.Audit
+	1, // 6: fleetban.options.v1.approval:type_name -> fleetban.options.v1.Approval
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	4, // [4:7] is the sub-list for extension type_name
+	0, // [0:4] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
 }
 
@@ -319,9 +416,9 @@ func file_fleetban_options_v1_options_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_options_v1_options_proto_rawDesc), len(file_fleetban_options_v1_options_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   1,
-			NumExtensions: 2,
+			NumExtensions: 4,
 			NumServices:   0,
 		},
 		GoTypes:           file_fleetban_options_v1_options_proto_goTypes,

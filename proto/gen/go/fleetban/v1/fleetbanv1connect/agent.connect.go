@@ -35,6 +35,8 @@ const (
 const (
 	// AgentServiceEnrollProcedure is the fully-qualified name of the AgentService's Enroll RPC.
 	AgentServiceEnrollProcedure = "/fleetban.v1.AgentService/Enroll"
+	// AgentServiceRotateKeyProcedure is the fully-qualified name of the AgentService's RotateKey RPC.
+	AgentServiceRotateKeyProcedure = "/fleetban.v1.AgentService/RotateKey"
 	// AgentServiceConnectProcedure is the fully-qualified name of the AgentService's Connect RPC.
 	AgentServiceConnectProcedure = "/fleetban.v1.AgentService/Connect"
 )
@@ -44,6 +46,10 @@ type AgentServiceClient interface {
 	// Enroll trades a join token for a host identity. Sending the same public key again with a valid token answers with
 	// the same host: a retry makes no second one.
 	Enroll(context.Context, *connect.Request[v1.EnrollRequest]) (*connect.Response[v1.EnrollResponse], error)
+	// RotateKey replaces the host's key. The caller authenticates with the present one, as for Connect, and proves that it
+	// holds the next. Called again with the same two keys, for its answer was lost, it answers the same. The host's stream ends;
+	// the former key is refused from then on.
+	RotateKey(context.Context, *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.RotateKeyResponse], error)
 	// Connect is the agent's one long-lived stream. The first message each way is Hello and Welcome. A message of a kind
 	// the receiver doesn't know is skipped.
 	//
@@ -69,6 +75,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Enroll")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateKey: connect.NewClient[v1.RotateKeyRequest, v1.RotateKeyResponse](
+			httpClient,
+			baseURL+AgentServiceRotateKeyProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("RotateKey")),
+			connect.WithClientOptions(opts...),
+		),
 		connect: connect.NewClient[v1.ConnectRequest, v1.ConnectResponse](
 			httpClient,
 			baseURL+AgentServiceConnectProcedure,
@@ -80,13 +92,19 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // agentServiceClient implements AgentServiceClient.
 type agentServiceClient struct {
-	enroll  *connect.Client[v1.EnrollRequest, v1.EnrollResponse]
-	connect *connect.Client[v1.ConnectRequest, v1.ConnectResponse]
+	enroll    *connect.Client[v1.EnrollRequest, v1.EnrollResponse]
+	rotateKey *connect.Client[v1.RotateKeyRequest, v1.RotateKeyResponse]
+	connect   *connect.Client[v1.ConnectRequest, v1.ConnectResponse]
 }
 
 // Enroll calls fleetban.v1.AgentService.Enroll.
 func (c *agentServiceClient) Enroll(ctx context.Context, req *connect.Request[v1.EnrollRequest]) (*connect.Response[v1.EnrollResponse], error) {
 	return c.enroll.CallUnary(ctx, req)
+}
+
+// RotateKey calls fleetban.v1.AgentService.RotateKey.
+func (c *agentServiceClient) RotateKey(ctx context.Context, req *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.RotateKeyResponse], error) {
+	return c.rotateKey.CallUnary(ctx, req)
 }
 
 // Connect calls fleetban.v1.AgentService.Connect.
@@ -99,6 +117,10 @@ type AgentServiceHandler interface {
 	// Enroll trades a join token for a host identity. Sending the same public key again with a valid token answers with
 	// the same host: a retry makes no second one.
 	Enroll(context.Context, *connect.Request[v1.EnrollRequest]) (*connect.Response[v1.EnrollResponse], error)
+	// RotateKey replaces the host's key. The caller authenticates with the present one, as for Connect, and proves that it
+	// holds the next. Called again with the same two keys, for its answer was lost, it answers the same. The host's stream ends;
+	// the former key is refused from then on.
+	RotateKey(context.Context, *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.RotateKeyResponse], error)
 	// Connect is the agent's one long-lived stream. The first message each way is Hello and Welcome. A message of a kind
 	// the receiver doesn't know is skipped.
 	//
@@ -120,6 +142,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Enroll")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceRotateKeyHandler := connect.NewUnaryHandler(
+		AgentServiceRotateKeyProcedure,
+		svc.RotateKey,
+		connect.WithSchema(agentServiceMethods.ByName("RotateKey")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServiceConnectHandler := connect.NewBidiStreamHandler(
 		AgentServiceConnectProcedure,
 		svc.Connect,
@@ -130,6 +158,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		switch r.URL.Path {
 		case AgentServiceEnrollProcedure:
 			agentServiceEnrollHandler.ServeHTTP(w, r)
+		case AgentServiceRotateKeyProcedure:
+			agentServiceRotateKeyHandler.ServeHTTP(w, r)
 		case AgentServiceConnectProcedure:
 			agentServiceConnectHandler.ServeHTTP(w, r)
 		default:
@@ -143,6 +173,10 @@ type UnimplementedAgentServiceHandler struct{}
 
 func (UnimplementedAgentServiceHandler) Enroll(context.Context, *connect.Request[v1.EnrollRequest]) (*connect.Response[v1.EnrollResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.v1.AgentService.Enroll is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) RotateKey(context.Context, *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.RotateKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.v1.AgentService.RotateKey is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) Connect(context.Context, *connect.BidiStream[v1.ConnectRequest, v1.ConnectResponse]) error {

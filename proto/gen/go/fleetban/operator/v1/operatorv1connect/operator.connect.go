@@ -74,6 +74,10 @@ const (
 	HostServiceListHostsProcedure = "/fleetban.operator.v1.HostService/ListHosts"
 	// HostServiceGetHostProcedure is the fully-qualified name of the HostService's GetHost RPC.
 	HostServiceGetHostProcedure = "/fleetban.operator.v1.HostService/GetHost"
+	// HostServiceDisableHostProcedure is the fully-qualified name of the HostService's DisableHost RPC.
+	HostServiceDisableHostProcedure = "/fleetban.operator.v1.HostService/DisableHost"
+	// HostServiceEnableHostProcedure is the fully-qualified name of the HostService's EnableHost RPC.
+	HostServiceEnableHostProcedure = "/fleetban.operator.v1.HostService/EnableHost"
 	// HostServiceDeleteHostProcedure is the fully-qualified name of the HostService's DeleteHost RPC.
 	HostServiceDeleteHostProcedure = "/fleetban.operator.v1.HostService/DeleteHost"
 	// HostServiceReleaseHostProcedure is the fully-qualified name of the HostService's ReleaseHost RPC.
@@ -585,7 +589,13 @@ func (UnimplementedFleetServiceHandler) Watch(context.Context, *connect.Request[
 type HostServiceClient interface {
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	GetHost(context.Context, *connect.Request[v1.GetHostRequest]) (*connect.Response[v1.GetHostResponse], error)
-	// DeleteHost forgets a host: its stream ends, its identity is refused, its claims stay until they run out.
+	// DisableHost ends a host's stream and refuses its identity until EnableHost. Disabling a disabled host changes nothing
+	// but its claims, where that is asked for.
+	DisableHost(context.Context, *connect.Request[v1.DisableHostRequest]) (*connect.Response[v1.DisableHostResponse], error)
+	// EnableHost trusts a disabled host again, from its next connection on.
+	EnableHost(context.Context, *connect.Request[v1.EnableHostRequest]) (*connect.Response[v1.EnableHostResponse], error)
+	// DeleteHost forgets a host: its stream ends, its identity is refused for good, its claims stay until they run out,
+	// unless they are to be retracted.
 	DeleteHost(context.Context, *connect.Request[v1.DeleteHostRequest]) (*connect.Response[v1.DeleteHostResponse], error)
 	// ReleaseHost ends the quarantine of a cloned identity: the next stream of it is trusted.
 	ReleaseHost(context.Context, *connect.Request[v1.ReleaseHostRequest]) (*connect.Response[v1.ReleaseHostResponse], error)
@@ -616,6 +626,18 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("GetHost")),
 			connect.WithClientOptions(opts...),
 		),
+		disableHost: connect.NewClient[v1.DisableHostRequest, v1.DisableHostResponse](
+			httpClient,
+			baseURL+HostServiceDisableHostProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("DisableHost")),
+			connect.WithClientOptions(opts...),
+		),
+		enableHost: connect.NewClient[v1.EnableHostRequest, v1.EnableHostResponse](
+			httpClient,
+			baseURL+HostServiceEnableHostProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("EnableHost")),
+			connect.WithClientOptions(opts...),
+		),
 		deleteHost: connect.NewClient[v1.DeleteHostRequest, v1.DeleteHostResponse](
 			httpClient,
 			baseURL+HostServiceDeleteHostProcedure,
@@ -641,6 +663,8 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type hostServiceClient struct {
 	listHosts    *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
 	getHost      *connect.Client[v1.GetHostRequest, v1.GetHostResponse]
+	disableHost  *connect.Client[v1.DisableHostRequest, v1.DisableHostResponse]
+	enableHost   *connect.Client[v1.EnableHostRequest, v1.EnableHostResponse]
 	deleteHost   *connect.Client[v1.DeleteHostRequest, v1.DeleteHostResponse]
 	releaseHost  *connect.Client[v1.ReleaseHostRequest, v1.ReleaseHostResponse]
 	listCommands *connect.Client[v1.ListCommandsRequest, v1.ListCommandsResponse]
@@ -654,6 +678,16 @@ func (c *hostServiceClient) ListHosts(ctx context.Context, req *connect.Request[
 // GetHost calls fleetban.operator.v1.HostService.GetHost.
 func (c *hostServiceClient) GetHost(ctx context.Context, req *connect.Request[v1.GetHostRequest]) (*connect.Response[v1.GetHostResponse], error) {
 	return c.getHost.CallUnary(ctx, req)
+}
+
+// DisableHost calls fleetban.operator.v1.HostService.DisableHost.
+func (c *hostServiceClient) DisableHost(ctx context.Context, req *connect.Request[v1.DisableHostRequest]) (*connect.Response[v1.DisableHostResponse], error) {
+	return c.disableHost.CallUnary(ctx, req)
+}
+
+// EnableHost calls fleetban.operator.v1.HostService.EnableHost.
+func (c *hostServiceClient) EnableHost(ctx context.Context, req *connect.Request[v1.EnableHostRequest]) (*connect.Response[v1.EnableHostResponse], error) {
+	return c.enableHost.CallUnary(ctx, req)
 }
 
 // DeleteHost calls fleetban.operator.v1.HostService.DeleteHost.
@@ -675,7 +709,13 @@ func (c *hostServiceClient) ListCommands(ctx context.Context, req *connect.Reque
 type HostServiceHandler interface {
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	GetHost(context.Context, *connect.Request[v1.GetHostRequest]) (*connect.Response[v1.GetHostResponse], error)
-	// DeleteHost forgets a host: its stream ends, its identity is refused, its claims stay until they run out.
+	// DisableHost ends a host's stream and refuses its identity until EnableHost. Disabling a disabled host changes nothing
+	// but its claims, where that is asked for.
+	DisableHost(context.Context, *connect.Request[v1.DisableHostRequest]) (*connect.Response[v1.DisableHostResponse], error)
+	// EnableHost trusts a disabled host again, from its next connection on.
+	EnableHost(context.Context, *connect.Request[v1.EnableHostRequest]) (*connect.Response[v1.EnableHostResponse], error)
+	// DeleteHost forgets a host: its stream ends, its identity is refused for good, its claims stay until they run out,
+	// unless they are to be retracted.
 	DeleteHost(context.Context, *connect.Request[v1.DeleteHostRequest]) (*connect.Response[v1.DeleteHostResponse], error)
 	// ReleaseHost ends the quarantine of a cloned identity: the next stream of it is trusted.
 	ReleaseHost(context.Context, *connect.Request[v1.ReleaseHostRequest]) (*connect.Response[v1.ReleaseHostResponse], error)
@@ -702,6 +742,18 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("GetHost")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceDisableHostHandler := connect.NewUnaryHandler(
+		HostServiceDisableHostProcedure,
+		svc.DisableHost,
+		connect.WithSchema(hostServiceMethods.ByName("DisableHost")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceEnableHostHandler := connect.NewUnaryHandler(
+		HostServiceEnableHostProcedure,
+		svc.EnableHost,
+		connect.WithSchema(hostServiceMethods.ByName("EnableHost")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostServiceDeleteHostHandler := connect.NewUnaryHandler(
 		HostServiceDeleteHostProcedure,
 		svc.DeleteHost,
@@ -726,6 +778,10 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceListHostsHandler.ServeHTTP(w, r)
 		case HostServiceGetHostProcedure:
 			hostServiceGetHostHandler.ServeHTTP(w, r)
+		case HostServiceDisableHostProcedure:
+			hostServiceDisableHostHandler.ServeHTTP(w, r)
+		case HostServiceEnableHostProcedure:
+			hostServiceEnableHostHandler.ServeHTTP(w, r)
 		case HostServiceDeleteHostProcedure:
 			hostServiceDeleteHostHandler.ServeHTTP(w, r)
 		case HostServiceReleaseHostProcedure:
@@ -747,6 +803,14 @@ func (UnimplementedHostServiceHandler) ListHosts(context.Context, *connect.Reque
 
 func (UnimplementedHostServiceHandler) GetHost(context.Context, *connect.Request[v1.GetHostRequest]) (*connect.Response[v1.GetHostResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.HostService.GetHost is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) DisableHost(context.Context, *connect.Request[v1.DisableHostRequest]) (*connect.Response[v1.DisableHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.HostService.DisableHost is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) EnableHost(context.Context, *connect.Request[v1.EnableHostRequest]) (*connect.Response[v1.EnableHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.HostService.EnableHost is not implemented"))
 }
 
 func (UnimplementedHostServiceHandler) DeleteHost(context.Context, *connect.Request[v1.DeleteHostRequest]) (*connect.Response[v1.DeleteHostResponse], error) {
