@@ -71,7 +71,8 @@ func Services() []protoreflect.ServiceDescriptor {
 	var out []protoreflect.ServiceDescriptor
 	for _, file := range []protoreflect.FileDescriptor{
 		operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto,
-		operatorv1.File_fleetban_operator_v1_people_proto,
+		operatorv1.File_fleetban_operator_v1_people_proto, operatorv1.File_fleetban_operator_v1_setup_proto,
+		operatorv1.File_fleetban_operator_v1_factors_proto,
 	} {
 		for i := range file.Services().Len() {
 			out = append(out, file.Services().Get(i))

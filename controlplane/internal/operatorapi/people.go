@@ -31,12 +31,19 @@ type PeopleOptions struct {
 }
 
 // PeopleAPI serves the services of people.proto.
-type PeopleAPI struct{ o PeopleOptions }
+type PeopleAPI struct {
+	operatorv1connect.UnimplementedSessionServiceHandler
+	operatorv1connect.UnimplementedAccountServiceHandler
+	operatorv1connect.UnimplementedSecondFactorServiceHandler
+
+	o PeopleOptions
+}
 
 var (
-	_ operatorv1connect.SessionServiceHandler = (*PeopleAPI)(nil)
-	_ operatorv1connect.AccountServiceHandler = (*PeopleAPI)(nil)
-	_ operatorv1connect.MemberServiceHandler  = (*PeopleAPI)(nil)
+	_ operatorv1connect.SessionServiceHandler      = (*PeopleAPI)(nil)
+	_ operatorv1connect.AccountServiceHandler      = (*PeopleAPI)(nil)
+	_ operatorv1connect.MemberServiceHandler       = (*PeopleAPI)(nil)
+	_ operatorv1connect.SecondFactorServiceHandler = (*PeopleAPI)(nil)
 )
 
 // NewPeople makes a PeopleAPI.
@@ -52,6 +59,7 @@ func (a *PeopleAPI) Register(mux *http.ServeMux, options ...connect.HandlerOptio
 	mux.Handle(operatorv1connect.NewSessionServiceHandler(a, options...))
 	mux.Handle(operatorv1connect.NewAccountServiceHandler(a, options...))
 	mux.Handle(operatorv1connect.NewMemberServiceHandler(a, options...))
+	mux.Handle(operatorv1connect.NewSecondFactorServiceHandler(a, options...))
 }
 
 func clientOf(ctx context.Context, header http.Header) sessions.Client {
@@ -64,28 +72,53 @@ func (a *PeopleAPI) SignIn(ctx context.Context, req *connect.Request[operatorv1.
 	if err != nil {
 		return nil, mappedPeople(err)
 	}
-	org := req.Msg.GetOrganisationId()
+	return a.begin(ctx, account, req.Msg.GetOrganisationId(), sessions.Password)
+}
+
+// Begin begins the session of a person who has proved to be that, with method (sessions.Password and so on), in org, or
+// where it is empty in the one they joined first: every sign-in ends here, and is recorded here. ctx must carry where the
+// call came from (auth.WithAddress, audit.WithClient), as the interceptors do it.
+func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, method string) (sessions.Tokens, error) {
 	if org == "" {
 		if len(account.Orgs) == 0 {
-			return nil, noOrganisation()
+			return sessions.Tokens{}, noOrganisation()
 		}
 		org = account.Orgs[0]
 	}
-	tokens, err := a.o.Sessions.Begin(ctx, account.ID, org, clientOf(ctx, req.Header()))
+	tokens, err := a.o.Sessions.Begin(ctx, account.ID, org, method, sessions.Client{Address: auth.Address(ctx), Agent: audit.ClientFrom(ctx).UserAgent})
 	if errors.Is(err, people.ErrNoMember) {
-		return nil, noOrganisation()
+		return sessions.Tokens{}, noOrganisation()
 	}
 	if err != nil {
-		return nil, mappedPeople(err)
+		return sessions.Tokens{}, mappedPeople(err)
 	}
-	if err := a.record(ctx, org, "sign-in", tokens.Member); err != nil {
+	if err := a.record(ctx, org, "sign-in", tokens.Member, audit.Detail{Name: "with", After: method}); err != nil {
 		// Nobody is let in unrecorded.
-		return nil, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
+		return sessions.Tokens{}, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
 	}
-	a.o.Logger.InfoContext(ctx, "a person signed in", slog.String("person", account.ID), slog.String("organisation", org), slog.String("session", tokens.Session))
+	a.o.Logger.InfoContext(ctx, "a person signed in", slog.String("person", account.ID), slog.String("organisation", org),
+		slog.String("session", tokens.Session), slog.String("with", method))
+	return tokens, nil
+}
+
+// begin is Begin with the answer of SignIn.
+func (a *PeopleAPI) begin(ctx context.Context, account people.Account, org, method string) (*connect.Response[operatorv1.SignInResponse], error) {
+	tokens, err := a.Begin(ctx, account, org, method)
+	if err != nil {
+		return nil, err
+	}
 	return noStore(connect.NewResponse(operatorv1.SignInResponse_builder{
 		Tokens: tokensProto(tokens), Person: personOf(tokens), OrganisationIds: account.Orgs,
 	}.Build())), nil
+}
+
+// provedFor is how long after a sign-in a person need not prove again who they are.
+const provedFor = 10 * time.Minute
+
+// recentlyProved reports whether the caller has proved to be the person within provedFor: with the sign-in of the session.
+func recentlyProved(ctx context.Context) bool {
+	p, ok := auth.From(ctx)
+	return ok && p.Session.ID != "" && time.Since(time.Unix(p.Session.Proved, 0)) < provedFor
 }
 
 // Refresh implements SessionService.
@@ -155,6 +188,7 @@ func (*PeopleAPI) GetMe(ctx context.Context, _ *connect.Request[operatorv1.GetMe
 	}
 	return connect.NewResponse(operatorv1.GetMeResponse_builder{Person: operatorv1.Person_builder{
 		Id: p.ID, Email: p.Name, OrganisationId: p.Org, Role: p.Session.Role, SessionId: p.Session.ID,
+		MustEnrolSecondFactor: p.Session.MustEnrol,
 	}.Build()}.Build()), nil
 }
 
@@ -181,13 +215,13 @@ func (a *PeopleAPI) ChangePassword(
 }
 
 // record writes the audit log's entry of who was nobody before the call.
-func (a *PeopleAPI) record(ctx context.Context, org, action string, m people.Member) error {
+func (a *PeopleAPI) record(ctx context.Context, org, action string, m people.Member, details ...audit.Detail) error {
 	if a.o.Audit == nil {
 		return nil
 	}
 	return a.o.Audit.Record(ctx, org, audit.Record{
 		Actor:  audit.Actor{Kind: operatorv1.AuditActorKind_AUDIT_ACTOR_KIND_PERSON, ID: m.Person, Name: m.Email},
-		Client: audit.ClientFrom(ctx), Action: action, Targets: []string{m.Email},
+		Client: audit.ClientFrom(ctx), Action: action, Targets: []string{m.Email}, Details: details,
 	})
 }
 
@@ -209,6 +243,7 @@ func tokensProto(t sessions.Tokens) *operatorv1.Tokens {
 func personOf(t sessions.Tokens) *operatorv1.Person {
 	return operatorv1.Person_builder{
 		Id: t.Member.Person, Email: t.Member.Email, OrganisationId: t.Org, Role: t.Member.Role, SessionId: t.Session,
+		MustEnrolSecondFactor: t.Enrol,
 	}.Build()
 }
 

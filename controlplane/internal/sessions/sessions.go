@@ -18,7 +18,9 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
+	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 )
 
 const (
@@ -55,16 +57,35 @@ type Options struct {
 	Store  *store.Store
 	Keys   Deriver
 	People *people.People
+	// Factors says whose sessions are good for enrolling a second factor only. Nil: nobody's.
+	Factors Factors
 	// Now is Redis' clock as this replica knows it. Default time.Now.
 	Now func() time.Time
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 }
 
+// Factors is what sessions ask of second factors.
+type Factors interface {
+	// Missing reports whether org asks its members for a second factor and the person has none.
+	Missing(ctx context.Context, org, person string) (bool, error)
+}
+
+// With what a person signs in, as sessions and the audit log have it.
+const (
+	Password         = "password"
+	PasswordTOTP     = "password+totp"
+	PasswordRecovery = "password+recovery-code"
+	PasswordPasskey  = "password+passkey"
+	Passkey          = "passkey"
+	OIDC             = "oidc"
+)
+
 // Sessions keeps people's sessions. Safe for concurrent use. Nobody is let in before Run reads what was revoked.
 type Sessions struct {
 	store   *store.Store
 	people  *people.People
+	factors Factors
 	signer  *signer
 	revoked *revoked
 	logger  *slog.Logger
@@ -83,7 +104,7 @@ func New(o Options) *Sessions {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Sessions{store: o.Store, people: o.People, signer: newSigner(o.Keys, o.Now), revoked: newRevoked(o.Store, o.Logger), logger: o.Logger}
+	return &Sessions{store: o.Store, people: o.People, factors: o.Factors, signer: newSigner(o.Keys, o.Now), revoked: newRevoked(o.Store, o.Logger), logger: o.Logger}
 }
 
 // Run follows which sessions end, until ctx does.
@@ -121,17 +142,20 @@ type Tokens struct {
 	Member          people.Member
 	Org, Session    string
 	Ends            int64 // of the session, Unix milliseconds
+	// Enrol: it is good for enrolling a second factor and nothing else.
+	Enrol bool
 }
 
-// Begin begins a session of a person in an organisation; people.ErrNoMember where they don't belong to it.
-func (s *Sessions) Begin(ctx context.Context, person, org string, client Client) (Tokens, error) {
+// Begin begins a session of a person, who has just proved to be that, in an organisation; people.ErrNoMember where they
+// don't belong to it. method is one of the constants above.
+func (s *Sessions) Begin(ctx context.Context, person, org, method string, client Client) (Tokens, error) {
 	member, err := s.people.Member(ctx, org, person)
 	if err != nil {
 		return Tokens{}, err
 	}
 	id := ulid.Make().String()
 	reply, err := beginScript.Run(ctx, s.store, []string{sessionKey(person, id), listKey(person)},
-		id, org, client.address(), client.agent(), life.Milliseconds(), idle.Milliseconds(), maxSessions).Slice()
+		id, org, client.address(), client.agent(), life.Milliseconds(), idle.Milliseconds(), maxSessions, method).Slice()
 	if err != nil {
 		return Tokens{}, fmt.Errorf("begin session: %w", err)
 	}
@@ -144,7 +168,8 @@ func (s *Sessions) Begin(ctx context.Context, person, org string, client Client)
 			return Tokens{}, err
 		}
 	}
-	return s.issue(member, org, id, 0, ends)
+	now, _ := reply[0].(int64)
+	return s.issue(ctx, member, turned{org: org, session: id, ends: ends, proved: now, method: method})
 }
 
 // Refresh takes a refresh token: ErrToken, ErrReplayed, people.ErrNoMember, or an error of the store.
@@ -165,33 +190,57 @@ func (s *Sessions) Refresh(ctx context.Context, text string, client Client) (Tok
 			return Tokens{}, err
 		}
 		return Tokens{}, fmt.Errorf("%w: %w", ErrToken, ErrReplayed)
-	case answer != "ok" || len(reply) != 5:
+	case answer != "ok" || len(reply) != 7:
 		return Tokens{}, fmt.Errorf("%w: its session ended", ErrToken)
 	}
 	turn, _ := reply[1].(int64)
 	ends, _ := reply[3].(int64)
 	org, _ := reply[4].(string)
+	proved, _ := reply[5].(int64)
+	method, _ := reply[6].(string)
 	// The role is read after the turn: one that changes meanwhile revokes what is issued here.
 	member, err := s.people.Member(ctx, org, token.person)
 	if err != nil {
 		return Tokens{}, err
 	}
-	return s.issue(member, org, token.session, uint64(turn), ends) //nolint:gosec // counts up from 0
+	return s.issue(ctx, member, turned{
+		org: org, session: token.session, turn: uint64(turn), ends: ends, proved: proved, method: method, //nolint:gosec // counts up from 0
+	})
 }
 
-func (s *Sessions) issue(m people.Member, org, session string, turn uint64, ends int64) (Tokens, error) {
+// turned is a session at one of its turns. Times are Unix milliseconds.
+type turned struct {
+	org, session, method string
+	turn                 uint64
+	ends, proved         int64
+}
+
+func (s *Sessions) issue(ctx context.Context, m people.Member, t turned) (Tokens, error) {
+	enrol := false
+	// An identity provider has factors of its own.
+	if s.factors != nil && t.method != OIDC {
+		var err error
+		if enrol, err = s.factors.Missing(ctx, t.org, m.Person); err != nil {
+			return Tokens{}, err
+		}
+	}
 	access, err := s.signer.sign(Claims{
-		RegisteredClaims: jwt.RegisteredClaims{Subject: m.Person}, Org: org, Role: m.Role, Version: m.Version, Session: session, Ends: ends, Email: m.Email,
+		RegisteredClaims: jwt.RegisteredClaims{Subject: m.Person}, Org: t.org, Role: m.Role, Version: m.Version, Session: t.session, Ends: t.ends, Email: m.Email,
+		Tags:   m.Tags.Strings(),
+		Proved: t.proved / 1000, Enrol: enrol,
 	})
 	if err != nil {
 		return Tokens{}, err
 	}
-	refresh, err := s.signer.refreshText(refreshToken{person: m.Person, session: session, turn: turn})
+	refresh, err := s.signer.refreshText(refreshToken{person: m.Person, session: t.session, turn: t.turn})
 	if err != nil {
 		return Tokens{}, err
 	}
-	return Tokens{Access: access, Refresh: refresh, Member: m, Org: org, Session: session, Ends: ends}, nil
+	return Tokens{Access: access, Refresh: refresh, Member: m, Org: t.org, Session: t.session, Ends: t.ends, Enrol: enrol}, nil
 }
+
+// enrolling is what who must enrol a second factor first may do: what is about themselves.
+var enrolling = []optionsv1.Permission{optionsv1.Permission_PERMISSION_SELF}
 
 // Authenticate implements auth.Authenticator, without a look at Redis.
 func (s *Sessions) Authenticate(_ context.Context, credential string) (auth.Principal, error) {
@@ -199,9 +248,16 @@ func (s *Sessions) Authenticate(_ context.Context, credential string) (auth.Prin
 	if err != nil {
 		return auth.Principal{}, fmt.Errorf("%w: %w: %w", auth.ErrBadCredential, auth.ErrSession, err)
 	}
+	tags, err := scope.Parse(c.Tags)
+	if err != nil {
+		return auth.Principal{}, fmt.Errorf("%w: %w: %w", auth.ErrBadCredential, auth.ErrSession, err)
+	}
 	p := auth.Principal{
-		Org: c.Org, ID: c.Subject, Name: c.Email, Permissions: people.Permissions(c.Role),
-		Session: auth.Session{ID: c.Session, Role: c.Role, Version: c.Version, Ends: c.Ends},
+		Org: c.Org, ID: c.Subject, Name: c.Email, Permissions: people.Within(people.Permissions(c.Role), tags), Tags: tags,
+		Session: auth.Session{ID: c.Session, Role: c.Role, Version: c.Version, Ends: c.Ends, Proved: c.Proved, MustEnrol: c.Enrol},
+	}
+	if c.Enrol {
+		p.Permissions = enrolling
 	}
 	return p, s.Standing(p)
 }

@@ -56,7 +56,7 @@ func begin(t *testing.T, s *Sessions) Tokens {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tokens, err := s.Begin(t.Context(), m.Person, org, Client{Address: netip.MustParseAddr("192.0.2.1"), Agent: "evil\r\nX-Header: 1\x00" + strings.Repeat("ü", 300)})
+	tokens, err := s.Begin(t.Context(), m.Person, org, Password, Client{Address: netip.MustParseAddr("192.0.2.1"), Agent: "evil\r\nX-Header: 1\x00" + strings.Repeat("ü", 300)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestManySessions(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	for range maxSessions {
-		if _, err := s.Begin(t.Context(), first.Member.Person, org, Client{}); err != nil {
+		if _, err := s.Begin(t.Context(), first.Member.Person, org, Password, Client{}); err != nil {
 			t.Fatal(err)
 		}
 	}

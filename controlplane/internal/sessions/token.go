@@ -35,9 +35,11 @@ const (
 	// leeway is how far replicas' clocks may differ. They follow Redis'.
 	leeway = 5 * time.Second
 
-	issuer      = "fleetban"
-	tokenType   = "fleetban-session+jwt"
-	maxAccess   = 2048
+	issuer    = "fleetban"
+	tokenType = "fleetban-session+jwt"
+	// scopedType is that of a token with tags: a replica that doesn't know of tags refuses it instead of overlooking them.
+	scopedType  = "fleetban-scoped-session+jwt"
+	maxAccess   = 4096
 	refreshName = "fbr_"
 )
 
@@ -59,10 +61,15 @@ type Claims struct {
 	Org     string          `json:"org"`
 	Role    operatorv1.Role `json:"role"`
 	Version uint64          `json:"ver"`
+	// Tags restrict the person to hosts that have one of them; none is the whole fleet.
+	Tags []string `json:"tags,omitempty"`
 	// Session is the session's id, and Ends when it ends, Unix milliseconds.
 	Session string `json:"sid"`
 	Ends    int64  `json:"ends"`
 	Email   string `json:"email"`
+	// Proved is when the person last proved to be that, Unix seconds. Enrol: the token is good for enrolling a second factor only.
+	Proved int64 `json:"auth"`
+	Enrol  bool  `json:"enrol,omitempty"`
 }
 
 // signer signs and verifies access tokens, and makes refresh tokens.
@@ -113,12 +120,19 @@ func (s *signer) sign(c Claims) (string, error) {
 	c.Issuer, c.Audience = issuer, jwt.ClaimStrings{s.audience}
 	c.IssuedAt, c.ExpiresAt = jwt.NewNumericDate(now), jwt.NewNumericDate(now.Add(AccessLife))
 	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, c)
-	token.Header["typ"], token.Header["kid"] = tokenType, strconv.FormatInt(period, 10)
+	token.Header["typ"], token.Header["kid"] = typeOf(c), strconv.FormatInt(period, 10)
 	signed, err := token.SignedString(s.key(period))
 	if err != nil {
 		return "", fmt.Errorf("sign access token: %w", err)
 	}
 	return signed, nil
+}
+
+func typeOf(c Claims) string {
+	if len(c.Tags) > 0 {
+		return scopedType
+	}
+	return tokenType
 }
 
 func (s *signer) verify(token string) (Claims, error) {
@@ -132,7 +146,7 @@ func (s *signer) verify(token string) (Claims, error) {
 		if current := s.period(); err != nil || period < current-1 || period > current+1 || strconv.FormatInt(period, 10) != kid {
 			return nil, errors.New("no such key")
 		}
-		if t.Header["typ"] != tokenType {
+		if t.Header["typ"] != typeOf(c) {
 			return nil, errors.New("another kind of token")
 		}
 		return s.key(period).Public(), nil

@@ -2,8 +2,8 @@
 -- turn before it is taken for a moment longer, with the same outcome: two tabs, or an answer that was lost.
 -- KEYS[1] fb:{PERSON}:session:ID
 -- ARGV    turn of the token, grace and idle in milliseconds, address, user agent
--- Returns {"ok", turn, now, ends, organisation}, {"none"}, or {"again", turn}: used before, longer ago. O(1).
-local s = redis.call('HMGET', KEYS[1], 'turn', 'turned', 'ends', 'org')
+-- Returns {"ok", turn, now, ends, organisation, proved, method}, {"none"}, or {"again", turn}: used before, longer ago. O(1).
+local s = redis.call('HMGET', KEYS[1], 'turn', 'turned', 'ends', 'org', 'proved', 'method')
 if not s[1] then
   return { 'none' }
 end
@@ -20,4 +20,4 @@ if given == turn then
 elseif given < turn - 1 or now - turned > tonumber(ARGV[2]) then
   return { 'again', turn }
 end
-return { 'ok', turn, now, ends, s[4] }
+return { 'ok', turn, now, ends, s[4], tonumber(s[5] or 0), s[6] or '' }

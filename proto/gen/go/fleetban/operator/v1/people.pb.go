@@ -80,6 +80,7 @@ type SignInRequest struct {
 	xxx_hidden_Email          string                 `protobuf:"bytes,1,opt,name=email"`
 	xxx_hidden_Password       string                 `protobuf:"bytes,2,opt,name=password"`
 	xxx_hidden_OrganisationId string                 `protobuf:"bytes,3,opt,name=organisation_id,json=organisationId"`
+	xxx_hidden_Device         string                 `protobuf:"bytes,4,opt,name=device"`
 	unknownFields             protoimpl.UnknownFields
 	sizeCache                 protoimpl.SizeCache
 }
@@ -130,6 +131,13 @@ func (x *SignInRequest) GetOrganisationId() string {
 	return ""
 }
 
+func (x *SignInRequest) GetDevice() string {
+	if x != nil {
+		return x.xxx_hidden_Device
+	}
+	return ""
+}
+
 func (x *SignInRequest) SetEmail(v string) {
 	x.xxx_hidden_Email = v
 }
@@ -142,6 +150,10 @@ func (x *SignInRequest) SetOrganisationId(v string) {
 	x.xxx_hidden_OrganisationId = v
 }
 
+func (x *SignInRequest) SetDevice(v string) {
+	x.xxx_hidden_Device = v
+}
+
 type SignInRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -149,6 +161,9 @@ type SignInRequest_builder struct {
 	Password string
 	// Which, of a person's organisations; empty: the one that the person joined first.
 	OrganisationId string
+	// What an earlier sign-in of this person on this device was given as `device`. Attempts with it are counted apart, so that
+	// nobody else's keep the person out. A browser has it in a cookie.
+	Device string
 }
 
 func (b0 SignInRequest_builder) Build() *SignInRequest {
@@ -158,6 +173,7 @@ func (b0 SignInRequest_builder) Build() *SignInRequest {
 	x.xxx_hidden_Email = b.Email
 	x.xxx_hidden_Password = b.Password
 	x.xxx_hidden_OrganisationId = b.OrganisationId
+	x.xxx_hidden_Device = b.Device
 	return m0
 }
 
@@ -166,6 +182,8 @@ type SignInResponse struct {
 	xxx_hidden_Tokens          *Tokens                `protobuf:"bytes,1,opt,name=tokens"`
 	xxx_hidden_Person          *Person                `protobuf:"bytes,2,opt,name=person"`
 	xxx_hidden_OrganisationIds []string               `protobuf:"bytes,3,rep,name=organisation_ids,json=organisationIds"`
+	xxx_hidden_SecondFactor    *SecondFactor          `protobuf:"bytes,4,opt,name=second_factor,json=secondFactor"`
+	xxx_hidden_Device          string                 `protobuf:"bytes,5,opt,name=device"`
 	unknownFields              protoimpl.UnknownFields
 	sizeCache                  protoimpl.SizeCache
 }
@@ -216,6 +234,20 @@ func (x *SignInResponse) GetOrganisationIds() []string {
 	return nil
 }
 
+func (x *SignInResponse) GetSecondFactor() *SecondFactor {
+	if x != nil {
+		return x.xxx_hidden_SecondFactor
+	}
+	return nil
+}
+
+func (x *SignInResponse) GetDevice() string {
+	if x != nil {
+		return x.xxx_hidden_Device
+	}
+	return ""
+}
+
 func (x *SignInResponse) SetTokens(v *Tokens) {
 	x.xxx_hidden_Tokens = v
 }
@@ -226,6 +258,14 @@ func (x *SignInResponse) SetPerson(v *Person) {
 
 func (x *SignInResponse) SetOrganisationIds(v []string) {
 	x.xxx_hidden_OrganisationIds = v
+}
+
+func (x *SignInResponse) SetSecondFactor(v *SecondFactor) {
+	x.xxx_hidden_SecondFactor = v
+}
+
+func (x *SignInResponse) SetDevice(v string) {
+	x.xxx_hidden_Device = v
 }
 
 func (x *SignInResponse) HasTokens() bool {
@@ -242,6 +282,13 @@ func (x *SignInResponse) HasPerson() bool {
 	return x.xxx_hidden_Person != nil
 }
 
+func (x *SignInResponse) HasSecondFactor() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_SecondFactor != nil
+}
+
 func (x *SignInResponse) ClearTokens() {
 	x.xxx_hidden_Tokens = nil
 }
@@ -250,13 +297,22 @@ func (x *SignInResponse) ClearPerson() {
 	x.xxx_hidden_Person = nil
 }
 
+func (x *SignInResponse) ClearSecondFactor() {
+	x.xxx_hidden_SecondFactor = nil
+}
+
 type SignInResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
+	// Tokens and person are unset where second_factor is set.
 	Tokens *Tokens
 	Person *Person
 	// All that the person belongs to.
 	OrganisationIds []string
+	// What CompleteSignIn must be called with.
+	SecondFactor *SecondFactor
+	// For the next SignIn on this device. It lets nobody in.
+	Device string
 }
 
 func (b0 SignInResponse_builder) Build() *SignInResponse {
@@ -266,6 +322,486 @@ func (b0 SignInResponse_builder) Build() *SignInResponse {
 	x.xxx_hidden_Tokens = b.Tokens
 	x.xxx_hidden_Person = b.Person
 	x.xxx_hidden_OrganisationIds = b.OrganisationIds
+	x.xxx_hidden_SecondFactor = b.SecondFactor
+	x.xxx_hidden_Device = b.Device
+	return m0
+}
+
+// SecondFactor says what may complete a sign-in.
+type SecondFactor struct {
+	state                         protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Challenge          string                 `protobuf:"bytes,1,opt,name=challenge"`
+	xxx_hidden_Totp               bool                   `protobuf:"varint,2,opt,name=totp"`
+	xxx_hidden_RecoveryCode       bool                   `protobuf:"varint,3,opt,name=recovery_code,json=recoveryCode"`
+	xxx_hidden_PasskeyOptionsJson []byte                 `protobuf:"bytes,4,opt,name=passkey_options_json,json=passkeyOptionsJson"`
+	unknownFields                 protoimpl.UnknownFields
+	sizeCache                     protoimpl.SizeCache
+}
+
+func (x *SecondFactor) Reset() {
+	*x = SecondFactor{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecondFactor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecondFactor) ProtoMessage() {}
+
+func (x *SecondFactor) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *SecondFactor) GetChallenge() string {
+	if x != nil {
+		return x.xxx_hidden_Challenge
+	}
+	return ""
+}
+
+func (x *SecondFactor) GetTotp() bool {
+	if x != nil {
+		return x.xxx_hidden_Totp
+	}
+	return false
+}
+
+func (x *SecondFactor) GetRecoveryCode() bool {
+	if x != nil {
+		return x.xxx_hidden_RecoveryCode
+	}
+	return false
+}
+
+func (x *SecondFactor) GetPasskeyOptionsJson() []byte {
+	if x != nil {
+		return x.xxx_hidden_PasskeyOptionsJson
+	}
+	return nil
+}
+
+func (x *SecondFactor) SetChallenge(v string) {
+	x.xxx_hidden_Challenge = v
+}
+
+func (x *SecondFactor) SetTotp(v bool) {
+	x.xxx_hidden_Totp = v
+}
+
+func (x *SecondFactor) SetRecoveryCode(v bool) {
+	x.xxx_hidden_RecoveryCode = v
+}
+
+func (x *SecondFactor) SetPasskeyOptionsJson(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_PasskeyOptionsJson = v
+}
+
+type SecondFactor_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Bound to the account; five minutes, one success, five failures.
+	Challenge string
+	// Which of them the account has.
+	Totp         bool
+	RecoveryCode bool
+	// For navigator.credentials.get, as JSON; empty where the account has no passkey.
+	PasskeyOptionsJson []byte
+}
+
+func (b0 SecondFactor_builder) Build() *SecondFactor {
+	m0 := &SecondFactor{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Challenge = b.Challenge
+	x.xxx_hidden_Totp = b.Totp
+	x.xxx_hidden_RecoveryCode = b.RecoveryCode
+	x.xxx_hidden_PasskeyOptionsJson = b.PasskeyOptionsJson
+	return m0
+}
+
+type CompleteSignInRequest struct {
+	state                     protoimpl.MessageState         `protogen:"opaque.v1"`
+	xxx_hidden_Challenge      string                         `protobuf:"bytes,1,opt,name=challenge"`
+	xxx_hidden_OrganisationId string                         `protobuf:"bytes,2,opt,name=organisation_id,json=organisationId"`
+	xxx_hidden_Answer         isCompleteSignInRequest_Answer `protobuf_oneof:"answer"`
+	xxx_hidden_Device         string                         `protobuf:"bytes,6,opt,name=device"`
+	unknownFields             protoimpl.UnknownFields
+	sizeCache                 protoimpl.SizeCache
+}
+
+func (x *CompleteSignInRequest) Reset() {
+	*x = CompleteSignInRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteSignInRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteSignInRequest) ProtoMessage() {}
+
+func (x *CompleteSignInRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *CompleteSignInRequest) GetChallenge() string {
+	if x != nil {
+		return x.xxx_hidden_Challenge
+	}
+	return ""
+}
+
+func (x *CompleteSignInRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.xxx_hidden_OrganisationId
+	}
+	return ""
+}
+
+func (x *CompleteSignInRequest) GetTotpCode() string {
+	if x != nil {
+		if x, ok := x.xxx_hidden_Answer.(*completeSignInRequest_TotpCode); ok {
+			return x.TotpCode
+		}
+	}
+	return ""
+}
+
+func (x *CompleteSignInRequest) GetRecoveryCode() string {
+	if x != nil {
+		if x, ok := x.xxx_hidden_Answer.(*completeSignInRequest_RecoveryCode); ok {
+			return x.RecoveryCode
+		}
+	}
+	return ""
+}
+
+func (x *CompleteSignInRequest) GetPasskeyResponseJson() []byte {
+	if x != nil {
+		if x, ok := x.xxx_hidden_Answer.(*completeSignInRequest_PasskeyResponseJson); ok {
+			return x.PasskeyResponseJson
+		}
+	}
+	return nil
+}
+
+func (x *CompleteSignInRequest) GetDevice() string {
+	if x != nil {
+		return x.xxx_hidden_Device
+	}
+	return ""
+}
+
+func (x *CompleteSignInRequest) SetChallenge(v string) {
+	x.xxx_hidden_Challenge = v
+}
+
+func (x *CompleteSignInRequest) SetOrganisationId(v string) {
+	x.xxx_hidden_OrganisationId = v
+}
+
+func (x *CompleteSignInRequest) SetTotpCode(v string) {
+	x.xxx_hidden_Answer = &completeSignInRequest_TotpCode{v}
+}
+
+func (x *CompleteSignInRequest) SetRecoveryCode(v string) {
+	x.xxx_hidden_Answer = &completeSignInRequest_RecoveryCode{v}
+}
+
+func (x *CompleteSignInRequest) SetPasskeyResponseJson(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_Answer = &completeSignInRequest_PasskeyResponseJson{v}
+}
+
+func (x *CompleteSignInRequest) SetDevice(v string) {
+	x.xxx_hidden_Device = v
+}
+
+func (x *CompleteSignInRequest) HasAnswer() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_Answer != nil
+}
+
+func (x *CompleteSignInRequest) HasTotpCode() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_Answer.(*completeSignInRequest_TotpCode)
+	return ok
+}
+
+func (x *CompleteSignInRequest) HasRecoveryCode() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_Answer.(*completeSignInRequest_RecoveryCode)
+	return ok
+}
+
+func (x *CompleteSignInRequest) HasPasskeyResponseJson() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_Answer.(*completeSignInRequest_PasskeyResponseJson)
+	return ok
+}
+
+func (x *CompleteSignInRequest) ClearAnswer() {
+	x.xxx_hidden_Answer = nil
+}
+
+func (x *CompleteSignInRequest) ClearTotpCode() {
+	if _, ok := x.xxx_hidden_Answer.(*completeSignInRequest_TotpCode); ok {
+		x.xxx_hidden_Answer = nil
+	}
+}
+
+func (x *CompleteSignInRequest) ClearRecoveryCode() {
+	if _, ok := x.xxx_hidden_Answer.(*completeSignInRequest_RecoveryCode); ok {
+		x.xxx_hidden_Answer = nil
+	}
+}
+
+func (x *CompleteSignInRequest) ClearPasskeyResponseJson() {
+	if _, ok := x.xxx_hidden_Answer.(*completeSignInRequest_PasskeyResponseJson); ok {
+		x.xxx_hidden_Answer = nil
+	}
+}
+
+const CompleteSignInRequest_Answer_not_set_case case_CompleteSignInRequest_Answer = 0
+const CompleteSignInRequest_TotpCode_case case_CompleteSignInRequest_Answer = 3
+const CompleteSignInRequest_RecoveryCode_case case_CompleteSignInRequest_Answer = 4
+const CompleteSignInRequest_PasskeyResponseJson_case case_CompleteSignInRequest_Answer = 5
+
+func (x *CompleteSignInRequest) WhichAnswer() case_CompleteSignInRequest_Answer {
+	if x == nil {
+		return CompleteSignInRequest_Answer_not_set_case
+	}
+	switch x.xxx_hidden_Answer.(type) {
+	case *completeSignInRequest_TotpCode:
+		return CompleteSignInRequest_TotpCode_case
+	case *completeSignInRequest_RecoveryCode:
+		return CompleteSignInRequest_RecoveryCode_case
+	case *completeSignInRequest_PasskeyResponseJson:
+		return CompleteSignInRequest_PasskeyResponseJson_case
+	default:
+		return CompleteSignInRequest_Answer_not_set_case
+	}
+}
+
+type CompleteSignInRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Challenge string
+	// As in SignInRequest.
+	OrganisationId string
+	// Fields of oneof xxx_hidden_Answer:
+	// Six digits; blanks between them are ignored.
+	TotpCode     *string
+	RecoveryCode *string
+	// What navigator.credentials.get gave, as JSON (PublicKeyCredential.toJSON).
+	PasskeyResponseJson []byte
+	// -- end of xxx_hidden_Answer
+	// As in SignInRequest.
+	Device string
+}
+
+func (b0 CompleteSignInRequest_builder) Build() *CompleteSignInRequest {
+	m0 := &CompleteSignInRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Challenge = b.Challenge
+	x.xxx_hidden_OrganisationId = b.OrganisationId
+	if b.TotpCode != nil {
+		x.xxx_hidden_Answer = &completeSignInRequest_TotpCode{*b.TotpCode}
+	}
+	if b.RecoveryCode != nil {
+		x.xxx_hidden_Answer = &completeSignInRequest_RecoveryCode{*b.RecoveryCode}
+	}
+	if b.PasskeyResponseJson != nil {
+		x.xxx_hidden_Answer = &completeSignInRequest_PasskeyResponseJson{b.PasskeyResponseJson}
+	}
+	x.xxx_hidden_Device = b.Device
+	return m0
+}
+
+type case_CompleteSignInRequest_Answer protoreflect.FieldNumber
+
+func (x case_CompleteSignInRequest_Answer) String() string {
+	md := file_fleetban_operator_v1_people_proto_msgTypes[3].Descriptor()
+	if x == 0 {
+		return "not set"
+	}
+	return protoimpl.X.MessageFieldStringOf(md, protoreflect.FieldNumber(x))
+}
+
+type isCompleteSignInRequest_Answer interface {
+	isCompleteSignInRequest_Answer()
+}
+
+type completeSignInRequest_TotpCode struct {
+	// Six digits; blanks between them are ignored.
+	TotpCode string `protobuf:"bytes,3,opt,name=totp_code,json=totpCode,oneof"`
+}
+
+type completeSignInRequest_RecoveryCode struct {
+	RecoveryCode string `protobuf:"bytes,4,opt,name=recovery_code,json=recoveryCode,oneof"`
+}
+
+type completeSignInRequest_PasskeyResponseJson struct {
+	// What navigator.credentials.get gave, as JSON (PublicKeyCredential.toJSON).
+	PasskeyResponseJson []byte `protobuf:"bytes,5,opt,name=passkey_response_json,json=passkeyResponseJson,oneof"`
+}
+
+func (*completeSignInRequest_TotpCode) isCompleteSignInRequest_Answer() {}
+
+func (*completeSignInRequest_RecoveryCode) isCompleteSignInRequest_Answer() {}
+
+func (*completeSignInRequest_PasskeyResponseJson) isCompleteSignInRequest_Answer() {}
+
+type BeginPasskeySignInRequest struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginPasskeySignInRequest) Reset() {
+	*x = BeginPasskeySignInRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginPasskeySignInRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginPasskeySignInRequest) ProtoMessage() {}
+
+func (x *BeginPasskeySignInRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+type BeginPasskeySignInRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+}
+
+func (b0 BeginPasskeySignInRequest_builder) Build() *BeginPasskeySignInRequest {
+	m0 := &BeginPasskeySignInRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	return m0
+}
+
+type BeginPasskeySignInResponse struct {
+	state                         protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Challenge          string                 `protobuf:"bytes,1,opt,name=challenge"`
+	xxx_hidden_PasskeyOptionsJson []byte                 `protobuf:"bytes,2,opt,name=passkey_options_json,json=passkeyOptionsJson"`
+	unknownFields                 protoimpl.UnknownFields
+	sizeCache                     protoimpl.SizeCache
+}
+
+func (x *BeginPasskeySignInResponse) Reset() {
+	*x = BeginPasskeySignInResponse{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginPasskeySignInResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginPasskeySignInResponse) ProtoMessage() {}
+
+func (x *BeginPasskeySignInResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *BeginPasskeySignInResponse) GetChallenge() string {
+	if x != nil {
+		return x.xxx_hidden_Challenge
+	}
+	return ""
+}
+
+func (x *BeginPasskeySignInResponse) GetPasskeyOptionsJson() []byte {
+	if x != nil {
+		return x.xxx_hidden_PasskeyOptionsJson
+	}
+	return nil
+}
+
+func (x *BeginPasskeySignInResponse) SetChallenge(v string) {
+	x.xxx_hidden_Challenge = v
+}
+
+func (x *BeginPasskeySignInResponse) SetPasskeyOptionsJson(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_PasskeyOptionsJson = v
+}
+
+type BeginPasskeySignInResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Challenge string
+	// For navigator.credentials.get.
+	PasskeyOptionsJson []byte
+}
+
+func (b0 BeginPasskeySignInResponse_builder) Build() *BeginPasskeySignInResponse {
+	m0 := &BeginPasskeySignInResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Challenge = b.Challenge
+	x.xxx_hidden_PasskeyOptionsJson = b.PasskeyOptionsJson
 	return m0
 }
 
@@ -281,7 +817,7 @@ type Tokens struct {
 
 func (x *Tokens) Reset() {
 	*x = Tokens{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[2]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -293,7 +829,7 @@ func (x *Tokens) String() string {
 func (*Tokens) ProtoMessage() {}
 
 func (x *Tokens) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[2]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,19 +908,21 @@ func (b0 Tokens_builder) Build() *Tokens {
 
 // Person is who is signed in, and where.
 type Person struct {
-	state                     protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_Id             string                 `protobuf:"bytes,1,opt,name=id"`
-	xxx_hidden_Email          string                 `protobuf:"bytes,2,opt,name=email"`
-	xxx_hidden_OrganisationId string                 `protobuf:"bytes,3,opt,name=organisation_id,json=organisationId"`
-	xxx_hidden_Role           Role                   `protobuf:"varint,4,opt,name=role,enum=fleetban.operator.v1.Role"`
-	xxx_hidden_SessionId      string                 `protobuf:"bytes,5,opt,name=session_id,json=sessionId"`
-	unknownFields             protoimpl.UnknownFields
-	sizeCache                 protoimpl.SizeCache
+	state                            protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Id                    string                 `protobuf:"bytes,1,opt,name=id"`
+	xxx_hidden_Email                 string                 `protobuf:"bytes,2,opt,name=email"`
+	xxx_hidden_OrganisationId        string                 `protobuf:"bytes,3,opt,name=organisation_id,json=organisationId"`
+	xxx_hidden_Role                  Role                   `protobuf:"varint,4,opt,name=role,enum=fleetban.operator.v1.Role"`
+	xxx_hidden_SessionId             string                 `protobuf:"bytes,5,opt,name=session_id,json=sessionId"`
+	xxx_hidden_MustEnrolSecondFactor bool                   `protobuf:"varint,6,opt,name=must_enrol_second_factor,json=mustEnrolSecondFactor"`
+	xxx_hidden_Tags                  []string               `protobuf:"bytes,7,rep,name=tags"`
+	unknownFields                    protoimpl.UnknownFields
+	sizeCache                        protoimpl.SizeCache
 }
 
 func (x *Person) Reset() {
 	*x = Person{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[3]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +934,7 @@ func (x *Person) String() string {
 func (*Person) ProtoMessage() {}
 
 func (x *Person) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[3]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -442,6 +980,20 @@ func (x *Person) GetSessionId() string {
 	return ""
 }
 
+func (x *Person) GetMustEnrolSecondFactor() bool {
+	if x != nil {
+		return x.xxx_hidden_MustEnrolSecondFactor
+	}
+	return false
+}
+
+func (x *Person) GetTags() []string {
+	if x != nil {
+		return x.xxx_hidden_Tags
+	}
+	return nil
+}
+
 func (x *Person) SetId(v string) {
 	x.xxx_hidden_Id = v
 }
@@ -462,6 +1014,14 @@ func (x *Person) SetSessionId(v string) {
 	x.xxx_hidden_SessionId = v
 }
 
+func (x *Person) SetMustEnrolSecondFactor(v bool) {
+	x.xxx_hidden_MustEnrolSecondFactor = v
+}
+
+func (x *Person) SetTags(v []string) {
+	x.xxx_hidden_Tags = v
+}
+
 type Person_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -470,6 +1030,11 @@ type Person_builder struct {
 	OrganisationId string
 	Role           Role
 	SessionId      string
+	// The organisation asks its members for a second factor and this one has none yet: the session is good for enrolling one
+	// and nothing else. A Refresh after that makes it whole.
+	MustEnrolSecondFactor bool
+	// "k=v": only hosts with one of these tags. None: the whole fleet.
+	Tags []string
 }
 
 func (b0 Person_builder) Build() *Person {
@@ -481,6 +1046,8 @@ func (b0 Person_builder) Build() *Person {
 	x.xxx_hidden_OrganisationId = b.OrganisationId
 	x.xxx_hidden_Role = b.Role
 	x.xxx_hidden_SessionId = b.SessionId
+	x.xxx_hidden_MustEnrolSecondFactor = b.MustEnrolSecondFactor
+	x.xxx_hidden_Tags = b.Tags
 	return m0
 }
 
@@ -493,7 +1060,7 @@ type RefreshRequest struct {
 
 func (x *RefreshRequest) Reset() {
 	*x = RefreshRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[4]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +1072,7 @@ func (x *RefreshRequest) String() string {
 func (*RefreshRequest) ProtoMessage() {}
 
 func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[4]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +1118,7 @@ type RefreshResponse struct {
 
 func (x *RefreshResponse) Reset() {
 	*x = RefreshResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[5]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +1130,7 @@ func (x *RefreshResponse) String() string {
 func (*RefreshResponse) ProtoMessage() {}
 
 func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[5]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +1209,7 @@ type SignOutRequest struct {
 
 func (x *SignOutRequest) Reset() {
 	*x = SignOutRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[6]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +1221,7 @@ func (x *SignOutRequest) String() string {
 func (*SignOutRequest) ProtoMessage() {}
 
 func (x *SignOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[6]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +1252,7 @@ type SignOutResponse struct {
 
 func (x *SignOutResponse) Reset() {
 	*x = SignOutResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[7]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +1264,7 @@ func (x *SignOutResponse) String() string {
 func (*SignOutResponse) ProtoMessage() {}
 
 func (x *SignOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[7]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +1295,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[8]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +1307,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[8]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +1339,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[9]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +1351,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[9]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +1405,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[10]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +1417,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[10]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1555,7 @@ type RevokeSessionRequest struct {
 
 func (x *RevokeSessionRequest) Reset() {
 	*x = RevokeSessionRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[11]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1567,7 @@ func (x *RevokeSessionRequest) String() string {
 func (*RevokeSessionRequest) ProtoMessage() {}
 
 func (x *RevokeSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[11]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1613,7 @@ type RevokeSessionResponse struct {
 
 func (x *RevokeSessionResponse) Reset() {
 	*x = RevokeSessionResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[12]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1625,7 @@ func (x *RevokeSessionResponse) String() string {
 func (*RevokeSessionResponse) ProtoMessage() {}
 
 func (x *RevokeSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[12]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1669,7 @@ type GetMeRequest struct {
 
 func (x *GetMeRequest) Reset() {
 	*x = GetMeRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[13]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1681,7 @@ func (x *GetMeRequest) String() string {
 func (*GetMeRequest) ProtoMessage() {}
 
 func (x *GetMeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[13]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1713,7 @@ type GetMeResponse struct {
 
 func (x *GetMeResponse) Reset() {
 	*x = GetMeResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[14]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1725,7 @@ func (x *GetMeResponse) String() string {
 func (*GetMeResponse) ProtoMessage() {}
 
 func (x *GetMeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[14]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1782,7 @@ type ChangePasswordRequest struct {
 
 func (x *ChangePasswordRequest) Reset() {
 	*x = ChangePasswordRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[15]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1794,7 @@ func (x *ChangePasswordRequest) String() string {
 func (*ChangePasswordRequest) ProtoMessage() {}
 
 func (x *ChangePasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[15]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1853,7 @@ type ChangePasswordResponse struct {
 
 func (x *ChangePasswordResponse) Reset() {
 	*x = ChangePasswordResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[16]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1865,7 @@ func (x *ChangePasswordResponse) String() string {
 func (*ChangePasswordResponse) ProtoMessage() {}
 
 func (x *ChangePasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[16]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,6 +1902,697 @@ func (b0 ChangePasswordResponse_builder) Build() *ChangePasswordResponse {
 	return m0
 }
 
+type RequestPasswordResetRequest struct {
+	state            protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Email string                 `protobuf:"bytes,1,opt,name=email"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *RequestPasswordResetRequest) Reset() {
+	*x = RequestPasswordResetRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestPasswordResetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestPasswordResetRequest) ProtoMessage() {}
+
+func (x *RequestPasswordResetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *RequestPasswordResetRequest) GetEmail() string {
+	if x != nil {
+		return x.xxx_hidden_Email
+	}
+	return ""
+}
+
+func (x *RequestPasswordResetRequest) SetEmail(v string) {
+	x.xxx_hidden_Email = v
+}
+
+type RequestPasswordResetRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Email string
+}
+
+func (b0 RequestPasswordResetRequest_builder) Build() *RequestPasswordResetRequest {
+	m0 := &RequestPasswordResetRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Email = b.Email
+	return m0
+}
+
+type RequestPasswordResetResponse struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestPasswordResetResponse) Reset() {
+	*x = RequestPasswordResetResponse{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestPasswordResetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestPasswordResetResponse) ProtoMessage() {}
+
+func (x *RequestPasswordResetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+type RequestPasswordResetResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+}
+
+func (b0 RequestPasswordResetResponse_builder) Build() *RequestPasswordResetResponse {
+	m0 := &RequestPasswordResetResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	return m0
+}
+
+type ResetPasswordRequest struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Reset_      string                 `protobuf:"bytes,1,opt,name=reset"`
+	xxx_hidden_NewPassword string                 `protobuf:"bytes,2,opt,name=new_password,json=newPassword"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *ResetPasswordRequest) Reset() {
+	*x = ResetPasswordRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetPasswordRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetPasswordRequest) ProtoMessage() {}
+
+func (x *ResetPasswordRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ResetPasswordRequest) GetReset() string {
+	if x != nil {
+		return x.xxx_hidden_Reset_
+	}
+	return ""
+}
+
+func (x *ResetPasswordRequest) GetNewPassword() string {
+	if x != nil {
+		return x.xxx_hidden_NewPassword
+	}
+	return ""
+}
+
+func (x *ResetPasswordRequest) SetReset(v string) {
+	x.xxx_hidden_Reset_ = v
+}
+
+func (x *ResetPasswordRequest) SetNewPassword(v string) {
+	x.xxx_hidden_NewPassword = v
+}
+
+type ResetPasswordRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// What follows the # of the link.
+	Reset       string
+	NewPassword string
+}
+
+func (b0 ResetPasswordRequest_builder) Build() *ResetPasswordRequest {
+	m0 := &ResetPasswordRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Reset_ = b.Reset
+	x.xxx_hidden_NewPassword = b.NewPassword
+	return m0
+}
+
+type ResetPasswordResponse struct {
+	state             protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Email  string                 `protobuf:"bytes,1,opt,name=email"`
+	xxx_hidden_Device string                 `protobuf:"bytes,2,opt,name=device"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ResetPasswordResponse) Reset() {
+	*x = ResetPasswordResponse{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetPasswordResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetPasswordResponse) ProtoMessage() {}
+
+func (x *ResetPasswordResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ResetPasswordResponse) GetEmail() string {
+	if x != nil {
+		return x.xxx_hidden_Email
+	}
+	return ""
+}
+
+func (x *ResetPasswordResponse) GetDevice() string {
+	if x != nil {
+		return x.xxx_hidden_Device
+	}
+	return ""
+}
+
+func (x *ResetPasswordResponse) SetEmail(v string) {
+	x.xxx_hidden_Email = v
+}
+
+func (x *ResetPasswordResponse) SetDevice(v string) {
+	x.xxx_hidden_Device = v
+}
+
+type ResetPasswordResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Email string
+	// For the next SignIn on this device: whoever read the mail isn't kept out by others' attempts.
+	Device string
+}
+
+func (b0 ResetPasswordResponse_builder) Build() *ResetPasswordResponse {
+	m0 := &ResetPasswordResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Email = b.Email
+	x.xxx_hidden_Device = b.Device
+	return m0
+}
+
+type ChangeEmailRequest struct {
+	state               protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_NewEmail string                 `protobuf:"bytes,1,opt,name=new_email,json=newEmail"`
+	xxx_hidden_Proof    *Proof                 `protobuf:"bytes,2,opt,name=proof"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *ChangeEmailRequest) Reset() {
+	*x = ChangeEmailRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeEmailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeEmailRequest) ProtoMessage() {}
+
+func (x *ChangeEmailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ChangeEmailRequest) GetNewEmail() string {
+	if x != nil {
+		return x.xxx_hidden_NewEmail
+	}
+	return ""
+}
+
+func (x *ChangeEmailRequest) GetProof() *Proof {
+	if x != nil {
+		return x.xxx_hidden_Proof
+	}
+	return nil
+}
+
+func (x *ChangeEmailRequest) SetNewEmail(v string) {
+	x.xxx_hidden_NewEmail = v
+}
+
+func (x *ChangeEmailRequest) SetProof(v *Proof) {
+	x.xxx_hidden_Proof = v
+}
+
+func (x *ChangeEmailRequest) HasProof() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_Proof != nil
+}
+
+func (x *ChangeEmailRequest) ClearProof() {
+	x.xxx_hidden_Proof = nil
+}
+
+type ChangeEmailRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	NewEmail string
+	// Unset: the session must have been proved within the last ten minutes.
+	Proof *Proof
+}
+
+func (b0 ChangeEmailRequest_builder) Build() *ChangeEmailRequest {
+	m0 := &ChangeEmailRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_NewEmail = b.NewEmail
+	x.xxx_hidden_Proof = b.Proof
+	return m0
+}
+
+type ChangeEmailResponse struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeEmailResponse) Reset() {
+	*x = ChangeEmailResponse{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeEmailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeEmailResponse) ProtoMessage() {}
+
+func (x *ChangeEmailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+type ChangeEmailResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+}
+
+func (b0 ChangeEmailResponse_builder) Build() *ChangeEmailResponse {
+	m0 := &ChangeEmailResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	return m0
+}
+
+type ConfirmEmailRequest struct {
+	state                   protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Confirmation string                 `protobuf:"bytes,1,opt,name=confirmation"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
+}
+
+func (x *ConfirmEmailRequest) Reset() {
+	*x = ConfirmEmailRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmEmailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmEmailRequest) ProtoMessage() {}
+
+func (x *ConfirmEmailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ConfirmEmailRequest) GetConfirmation() string {
+	if x != nil {
+		return x.xxx_hidden_Confirmation
+	}
+	return ""
+}
+
+func (x *ConfirmEmailRequest) SetConfirmation(v string) {
+	x.xxx_hidden_Confirmation = v
+}
+
+type ConfirmEmailRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// What follows the # of the link.
+	Confirmation string
+}
+
+func (b0 ConfirmEmailRequest_builder) Build() *ConfirmEmailRequest {
+	m0 := &ConfirmEmailRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Confirmation = b.Confirmation
+	return m0
+}
+
+type ConfirmEmailResponse struct {
+	state            protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Email string                 `protobuf:"bytes,1,opt,name=email"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ConfirmEmailResponse) Reset() {
+	*x = ConfirmEmailResponse{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmEmailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmEmailResponse) ProtoMessage() {}
+
+func (x *ConfirmEmailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ConfirmEmailResponse) GetEmail() string {
+	if x != nil {
+		return x.xxx_hidden_Email
+	}
+	return ""
+}
+
+func (x *ConfirmEmailResponse) SetEmail(v string) {
+	x.xxx_hidden_Email = v
+}
+
+type ConfirmEmailResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Email string
+}
+
+func (b0 ConfirmEmailResponse_builder) Build() *ConfirmEmailResponse {
+	m0 := &ConfirmEmailResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Email = b.Email
+	return m0
+}
+
+// Proof is that the caller is the person and not someone at their unlocked screen.
+type Proof struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_By isProof_By             `protobuf_oneof:"by"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Proof) Reset() {
+	*x = Proof{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Proof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Proof) ProtoMessage() {}
+
+func (x *Proof) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *Proof) GetPassword() string {
+	if x != nil {
+		if x, ok := x.xxx_hidden_By.(*proof_Password); ok {
+			return x.Password
+		}
+	}
+	return ""
+}
+
+func (x *Proof) GetTotpCode() string {
+	if x != nil {
+		if x, ok := x.xxx_hidden_By.(*proof_TotpCode); ok {
+			return x.TotpCode
+		}
+	}
+	return ""
+}
+
+func (x *Proof) GetRecoveryCode() string {
+	if x != nil {
+		if x, ok := x.xxx_hidden_By.(*proof_RecoveryCode); ok {
+			return x.RecoveryCode
+		}
+	}
+	return ""
+}
+
+func (x *Proof) SetPassword(v string) {
+	x.xxx_hidden_By = &proof_Password{v}
+}
+
+func (x *Proof) SetTotpCode(v string) {
+	x.xxx_hidden_By = &proof_TotpCode{v}
+}
+
+func (x *Proof) SetRecoveryCode(v string) {
+	x.xxx_hidden_By = &proof_RecoveryCode{v}
+}
+
+func (x *Proof) HasBy() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_By != nil
+}
+
+func (x *Proof) HasPassword() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_By.(*proof_Password)
+	return ok
+}
+
+func (x *Proof) HasTotpCode() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_By.(*proof_TotpCode)
+	return ok
+}
+
+func (x *Proof) HasRecoveryCode() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_By.(*proof_RecoveryCode)
+	return ok
+}
+
+func (x *Proof) ClearBy() {
+	x.xxx_hidden_By = nil
+}
+
+func (x *Proof) ClearPassword() {
+	if _, ok := x.xxx_hidden_By.(*proof_Password); ok {
+		x.xxx_hidden_By = nil
+	}
+}
+
+func (x *Proof) ClearTotpCode() {
+	if _, ok := x.xxx_hidden_By.(*proof_TotpCode); ok {
+		x.xxx_hidden_By = nil
+	}
+}
+
+func (x *Proof) ClearRecoveryCode() {
+	if _, ok := x.xxx_hidden_By.(*proof_RecoveryCode); ok {
+		x.xxx_hidden_By = nil
+	}
+}
+
+const Proof_By_not_set_case case_Proof_By = 0
+const Proof_Password_case case_Proof_By = 1
+const Proof_TotpCode_case case_Proof_By = 2
+const Proof_RecoveryCode_case case_Proof_By = 3
+
+func (x *Proof) WhichBy() case_Proof_By {
+	if x == nil {
+		return Proof_By_not_set_case
+	}
+	switch x.xxx_hidden_By.(type) {
+	case *proof_Password:
+		return Proof_Password_case
+	case *proof_TotpCode:
+		return Proof_TotpCode_case
+	case *proof_RecoveryCode:
+		return Proof_RecoveryCode_case
+	default:
+		return Proof_By_not_set_case
+	}
+}
+
+type Proof_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Fields of oneof xxx_hidden_By:
+	// Not enough, alone, to change the second factors of an account that has one.
+	Password     *string
+	TotpCode     *string
+	RecoveryCode *string
+	// -- end of xxx_hidden_By
+}
+
+func (b0 Proof_builder) Build() *Proof {
+	m0 := &Proof{}
+	b, x := &b0, m0
+	_, _ = b, x
+	if b.Password != nil {
+		x.xxx_hidden_By = &proof_Password{*b.Password}
+	}
+	if b.TotpCode != nil {
+		x.xxx_hidden_By = &proof_TotpCode{*b.TotpCode}
+	}
+	if b.RecoveryCode != nil {
+		x.xxx_hidden_By = &proof_RecoveryCode{*b.RecoveryCode}
+	}
+	return m0
+}
+
+type case_Proof_By protoreflect.FieldNumber
+
+func (x case_Proof_By) String() string {
+	md := file_fleetban_operator_v1_people_proto_msgTypes[29].Descriptor()
+	if x == 0 {
+		return "not set"
+	}
+	return protoimpl.X.MessageFieldStringOf(md, protoreflect.FieldNumber(x))
+}
+
+type isProof_By interface {
+	isProof_By()
+}
+
+type proof_Password struct {
+	// Not enough, alone, to change the second factors of an account that has one.
+	Password string `protobuf:"bytes,1,opt,name=password,oneof"`
+}
+
+type proof_TotpCode struct {
+	TotpCode string `protobuf:"bytes,2,opt,name=totp_code,json=totpCode,oneof"`
+}
+
+type proof_RecoveryCode struct {
+	RecoveryCode string `protobuf:"bytes,3,opt,name=recovery_code,json=recoveryCode,oneof"`
+}
+
+func (*proof_Password) isProof_By() {}
+
+func (*proof_TotpCode) isProof_By() {}
+
+func (*proof_RecoveryCode) isProof_By() {}
+
 type ListMembersRequest struct {
 	state         protoimpl.MessageState `protogen:"opaque.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1343,7 +2601,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[17]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +2613,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[17]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +2645,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[18]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +2657,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[18]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,13 +2701,14 @@ type Member struct {
 	xxx_hidden_Email       string                 `protobuf:"bytes,2,opt,name=email"`
 	xxx_hidden_Role        Role                   `protobuf:"varint,3,opt,name=role,enum=fleetban.operator.v1.Role"`
 	xxx_hidden_SinceUnixMs int64                  `protobuf:"varint,4,opt,name=since_unix_ms,json=sinceUnixMs"`
+	xxx_hidden_Tags        []string               `protobuf:"bytes,5,rep,name=tags"`
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[19]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +2720,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[19]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,6 +2759,13 @@ func (x *Member) GetSinceUnixMs() int64 {
 	return 0
 }
 
+func (x *Member) GetTags() []string {
+	if x != nil {
+		return x.xxx_hidden_Tags
+	}
+	return nil
+}
+
 func (x *Member) SetPersonId(v string) {
 	x.xxx_hidden_PersonId = v
 }
@@ -1516,6 +2782,10 @@ func (x *Member) SetSinceUnixMs(v int64) {
 	x.xxx_hidden_SinceUnixMs = v
 }
 
+func (x *Member) SetTags(v []string) {
+	x.xxx_hidden_Tags = v
+}
+
 type Member_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -1523,6 +2793,8 @@ type Member_builder struct {
 	Email       string
 	Role        Role
 	SinceUnixMs int64
+	// "k=v": only hosts with one of these tags. None: the whole fleet.
+	Tags []string
 }
 
 func (b0 Member_builder) Build() *Member {
@@ -1533,6 +2805,7 @@ func (b0 Member_builder) Build() *Member {
 	x.xxx_hidden_Email = b.Email
 	x.xxx_hidden_Role = b.Role
 	x.xxx_hidden_SinceUnixMs = b.SinceUnixMs
+	x.xxx_hidden_Tags = b.Tags
 	return m0
 }
 
@@ -1540,13 +2813,14 @@ type InviteRequest struct {
 	state            protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Email string                 `protobuf:"bytes,1,opt,name=email"`
 	xxx_hidden_Role  Role                   `protobuf:"varint,2,opt,name=role,enum=fleetban.operator.v1.Role"`
+	xxx_hidden_Tags  []string               `protobuf:"bytes,3,rep,name=tags"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[20]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +2832,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[20]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,6 +2857,13 @@ func (x *InviteRequest) GetRole() Role {
 	return Role_ROLE_UNSPECIFIED
 }
 
+func (x *InviteRequest) GetTags() []string {
+	if x != nil {
+		return x.xxx_hidden_Tags
+	}
+	return nil
+}
+
 func (x *InviteRequest) SetEmail(v string) {
 	x.xxx_hidden_Email = v
 }
@@ -1591,11 +2872,17 @@ func (x *InviteRequest) SetRole(v Role) {
 	x.xxx_hidden_Role = v
 }
 
+func (x *InviteRequest) SetTags(v []string) {
+	x.xxx_hidden_Tags = v
+}
+
 type InviteRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	Email string
 	Role  Role
+	// "k=v": only hosts with one of these tags, for operators and viewers. None: the whole fleet.
+	Tags []string
 }
 
 func (b0 InviteRequest_builder) Build() *InviteRequest {
@@ -1604,6 +2891,7 @@ func (b0 InviteRequest_builder) Build() *InviteRequest {
 	_, _ = b, x
 	x.xxx_hidden_Email = b.Email
 	x.xxx_hidden_Role = b.Role
+	x.xxx_hidden_Tags = b.Tags
 	return m0
 }
 
@@ -1617,7 +2905,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[21]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +2917,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[21]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +2977,7 @@ type AcceptInvitationRequest struct {
 
 func (x *AcceptInvitationRequest) Reset() {
 	*x = AcceptInvitationRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[22]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +2989,7 @@ func (x *AcceptInvitationRequest) String() string {
 func (*AcceptInvitationRequest) ProtoMessage() {}
 
 func (x *AcceptInvitationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[22]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +3050,7 @@ type AcceptInvitationResponse struct {
 
 func (x *AcceptInvitationResponse) Reset() {
 	*x = AcceptInvitationResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[23]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +3062,7 @@ func (x *AcceptInvitationResponse) String() string {
 func (*AcceptInvitationResponse) ProtoMessage() {}
 
 func (x *AcceptInvitationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[23]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,13 +3128,14 @@ type SetRoleRequest struct {
 	state             protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Member string                 `protobuf:"bytes,1,opt,name=member"`
 	xxx_hidden_Role   Role                   `protobuf:"varint,2,opt,name=role,enum=fleetban.operator.v1.Role"`
+	xxx_hidden_Tags   []string               `protobuf:"bytes,3,rep,name=tags"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SetRoleRequest) Reset() {
 	*x = SetRoleRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[24]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +3147,7 @@ func (x *SetRoleRequest) String() string {
 func (*SetRoleRequest) ProtoMessage() {}
 
 func (x *SetRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[24]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,6 +3172,13 @@ func (x *SetRoleRequest) GetRole() Role {
 	return Role_ROLE_UNSPECIFIED
 }
 
+func (x *SetRoleRequest) GetTags() []string {
+	if x != nil {
+		return x.xxx_hidden_Tags
+	}
+	return nil
+}
+
 func (x *SetRoleRequest) SetMember(v string) {
 	x.xxx_hidden_Member = v
 }
@@ -1891,12 +3187,18 @@ func (x *SetRoleRequest) SetRole(v Role) {
 	x.xxx_hidden_Role = v
 }
 
+func (x *SetRoleRequest) SetTags(v []string) {
+	x.xxx_hidden_Tags = v
+}
+
 type SetRoleRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	// A member's id or e-mail address.
 	Member string
 	Role   Role
+	// The tags too, as in InviteRequest: none takes a restriction away.
+	Tags []string
 }
 
 func (b0 SetRoleRequest_builder) Build() *SetRoleRequest {
@@ -1905,6 +3207,7 @@ func (b0 SetRoleRequest_builder) Build() *SetRoleRequest {
 	_, _ = b, x
 	x.xxx_hidden_Member = b.Member
 	x.xxx_hidden_Role = b.Role
+	x.xxx_hidden_Tags = b.Tags
 	return m0
 }
 
@@ -1916,7 +3219,7 @@ type SetRoleResponse struct {
 
 func (x *SetRoleResponse) Reset() {
 	*x = SetRoleResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[25]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +3231,7 @@ func (x *SetRoleResponse) String() string {
 func (*SetRoleResponse) ProtoMessage() {}
 
 func (x *SetRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[25]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +3263,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[26]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +3275,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[26]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +3320,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[27]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +3332,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[27]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,28 +3359,50 @@ var File_fleetban_operator_v1_people_proto protoreflect.FileDescriptor
 
 const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\n" +
-	"!fleetban/operator/v1/people.proto\x12\x14fleetban.operator.v1\"\x8e\x01\n" +
+	"!fleetban/operator/v1/people.proto\x12\x14fleetban.operator.v1\"\xb3\x01\n" +
 	"\rSignInRequest\x12 \n" +
 	"\x05email\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x03(\xfe\x01R\x05email\x12)\n" +
 	"\bpassword\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\bpassword\x120\n" +
-	"\x0forganisation_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18\x1aR\x0eorganisationId\"\xa7\x01\n" +
+	"\x0forganisation_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18\x1aR\x0eorganisationId\x12#\n" +
+	"\x06device\x18\x04 \x01(\tB\v\x80\x01\x01\xbaH\x05r\x03\x18\xc8\x01R\x06device\"\x8d\x02\n" +
 	"\x0eSignInResponse\x124\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x1c.fleetban.operator.v1.TokensR\x06tokens\x124\n" +
 	"\x06person\x18\x02 \x01(\v2\x1c.fleetban.operator.v1.PersonR\x06person\x12)\n" +
-	"\x10organisation_ids\x18\x03 \x03(\tR\x0forganisationIds\"\xa6\x01\n" +
+	"\x10organisation_ids\x18\x03 \x03(\tR\x0forganisationIds\x12G\n" +
+	"\rsecond_factor\x18\x04 \x01(\v2\".fleetban.operator.v1.SecondFactorR\fsecondFactor\x12\x1b\n" +
+	"\x06device\x18\x05 \x01(\tB\x03\x80\x01\x01R\x06device\"\x9c\x01\n" +
+	"\fSecondFactor\x12!\n" +
+	"\tchallenge\x18\x01 \x01(\tB\x03\x80\x01\x01R\tchallenge\x12\x12\n" +
+	"\x04totp\x18\x02 \x01(\bR\x04totp\x12#\n" +
+	"\rrecovery_code\x18\x03 \x01(\bR\frecoveryCode\x120\n" +
+	"\x14passkey_options_json\x18\x04 \x01(\fR\x12passkeyOptionsJson\"\xd4\x02\n" +
+	"\x15CompleteSignInRequest\x12+\n" +
+	"\tchallenge\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\tchallenge\x120\n" +
+	"\x0forganisation_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18\x1aR\x0eorganisationId\x12+\n" +
+	"\ttotp_code\x18\x03 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x06(\x10H\x00R\btotpCode\x123\n" +
+	"\rrecovery_code\x18\x04 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x01(@H\x00R\frecoveryCode\x12D\n" +
+	"\x15passkey_response_json\x18\x05 \x01(\fB\x0e\x80\x01\x01\xbaH\bz\x06\x10\x02\x18\x80\x80\x01H\x00R\x13passkeyResponseJson\x12#\n" +
+	"\x06device\x18\x06 \x01(\tB\v\x80\x01\x01\xbaH\x05r\x03\x18\xc8\x01R\x06deviceB\x0f\n" +
+	"\x06answer\x12\x05\xbaH\x02\b\x01\"\x1b\n" +
+	"\x19BeginPasskeySignInRequest\"q\n" +
+	"\x1aBeginPasskeySignInResponse\x12!\n" +
+	"\tchallenge\x18\x01 \x01(\tB\x03\x80\x01\x01R\tchallenge\x120\n" +
+	"\x14passkey_options_json\x18\x02 \x01(\fR\x12passkeyOptionsJson\"\xa6\x01\n" +
 	"\x06Tokens\x12&\n" +
 	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12\x19\n" +
 	"\baccess_s\x18\x02 \x01(\x03R\aaccessS\x12(\n" +
 	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\x12/\n" +
-	"\x14session_ends_unix_ms\x18\x04 \x01(\x03R\x11sessionEndsUnixMs\"\xa6\x01\n" +
+	"\x14session_ends_unix_ms\x18\x04 \x01(\x03R\x11sessionEndsUnixMs\"\xf3\x01\n" +
 	"\x06Person\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05email\x18\x02 \x01(\tR\x05email\x12'\n" +
 	"\x0forganisation_id\x18\x03 \x01(\tR\x0eorganisationId\x12.\n" +
 	"\x04role\x18\x04 \x01(\x0e2\x1a.fleetban.operator.v1.RoleR\x04role\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x05 \x01(\tR\tsessionId\"D\n" +
+	"session_id\x18\x05 \x01(\tR\tsessionId\x127\n" +
+	"\x18must_enrol_second_factor\x18\x06 \x01(\bR\x15mustEnrolSecondFactor\x12\x12\n" +
+	"\x04tags\x18\a \x03(\tR\x04tags\"D\n" +
 	"\x0eRefreshRequest\x122\n" +
 	"\rrefresh_token\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\frefreshToken\"}\n" +
 	"\x0fRefreshResponse\x124\n" +
@@ -2111,20 +3436,46 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\bpassword\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\bpassword\x120\n" +
 	"\fnew_password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\vnewPassword\".\n" +
 	"\x16ChangePasswordResponse\x12\x14\n" +
-	"\x05ended\x18\x01 \x01(\rR\x05ended\"\x14\n" +
+	"\x05ended\x18\x01 \x01(\rR\x05ended\"?\n" +
+	"\x1bRequestPasswordResetRequest\x12 \n" +
+	"\x05email\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x03(\xfe\x01R\x05email\"\x1e\n" +
+	"\x1cRequestPasswordResetResponse\"m\n" +
+	"\x14ResetPasswordRequest\x12#\n" +
+	"\x05reset\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x05reset\x120\n" +
+	"\fnew_password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\vnewPassword\"J\n" +
+	"\x15ResetPasswordResponse\x12\x14\n" +
+	"\x05email\x18\x01 \x01(\tR\x05email\x12\x1b\n" +
+	"\x06device\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06device\"p\n" +
+	"\x12ChangeEmailRequest\x12'\n" +
+	"\tnew_email\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x03(\xfe\x01R\bnewEmail\x121\n" +
+	"\x05proof\x18\x02 \x01(\v2\x1b.fleetban.operator.v1.ProofR\x05proof\"\x15\n" +
+	"\x13ChangeEmailResponse\"H\n" +
+	"\x13ConfirmEmailRequest\x121\n" +
+	"\fconfirmation\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\fconfirmation\",\n" +
+	"\x14ConfirmEmailResponse\x12\x14\n" +
+	"\x05email\x18\x01 \x01(\tR\x05email\"\xa3\x01\n" +
+	"\x05Proof\x12+\n" +
+	"\bpassword\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bH\x00R\bpassword\x12+\n" +
+	"\ttotp_code\x18\x02 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x06(\x10H\x00R\btotpCode\x123\n" +
+	"\rrecovery_code\x18\x03 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x01(@H\x00R\frecoveryCodeB\v\n" +
+	"\x02by\x12\x05\xbaH\x02\b\x01\"\x14\n" +
 	"\x12ListMembersRequest\"M\n" +
 	"\x13ListMembersResponse\x126\n" +
-	"\amembers\x18\x01 \x03(\v2\x1c.fleetban.operator.v1.MemberR\amembers\"\x8f\x01\n" +
+	"\amembers\x18\x01 \x03(\v2\x1c.fleetban.operator.v1.MemberR\amembers\"\xa3\x01\n" +
 	"\x06Member\x12\x1b\n" +
 	"\tperson_id\x18\x01 \x01(\tR\bpersonId\x12\x14\n" +
 	"\x05email\x18\x02 \x01(\tR\x05email\x12.\n" +
 	"\x04role\x18\x03 \x01(\x0e2\x1a.fleetban.operator.v1.RoleR\x04role\x12\"\n" +
-	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\"m\n" +
+	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\x12\x12\n" +
+	"\x04tags\x18\x05 \x03(\tR\x04tags\"\x91\x01\n" +
 	"\rInviteRequest\x12 \n" +
 	"\x05email\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x03(\xfe\x01R\x05email\x12:\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1a.fleetban.operator.v1.RoleB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\"Q\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\x12\"\n" +
+	"\x04tags\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\b\"\x04r\x02\x18yR\x04tags\"Q\n" +
 	"\x0eInviteResponse\x12\x17\n" +
 	"\x04link\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04link\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x02 \x01(\x03R\rexpiresUnixMs\"s\n" +
@@ -2136,12 +3487,13 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\x18AcceptInvitationResponse\x12\x14\n" +
 	"\x05email\x18\x01 \x01(\tR\x05email\x12'\n" +
 	"\x0forganisation_id\x18\x02 \x01(\tR\x0eorganisationId\x12.\n" +
-	"\x04role\x18\x03 \x01(\x0e2\x1a.fleetban.operator.v1.RoleR\x04role\"p\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x1a.fleetban.operator.v1.RoleR\x04role\"\x94\x01\n" +
 	"\x0eSetRoleRequest\x12\"\n" +
 	"\x06member\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\xfe\x01R\x06member\x12:\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1a.fleetban.operator.v1.RoleB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\"\x11\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\x12\"\n" +
+	"\x04tags\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\b\"\x04r\x02\x18yR\x04tags\"\x11\n" +
 	"\x0fSetRoleResponse\"9\n" +
 	"\x13RemoveMemberRequest\x12\"\n" +
 	"\x06member\x18\x01 \x01(\tB\n" +
@@ -2154,10 +3506,14 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\n" +
 	"ROLE_ADMIN\x10\x02\x12\x11\n" +
 	"\rROLE_OPERATOR\x10\x03\x12\x0f\n" +
-	"\vROLE_VIEWER\x10\x042\xb0\x05\n" +
+	"\vROLE_VIEWER\x10\x042\xb9\a\n" +
 	"\x0eSessionService\x12o\n" +
 	"\x06SignIn\x12#.fleetban.operator.v1.SignInRequest\x1a$.fleetban.operator.v1.SignInResponse\"\x1a\xc8\xc1\x18\x01\xd2\xc1\x18\x12\n" +
-	"\asign-in\x12\x05email(\x01\x12s\n" +
+	"\asign-in\x12\x05email(\x01\x12x\n" +
+	"\x0eCompleteSignIn\x12+.fleetban.operator.v1.CompleteSignInRequest\x1a$.fleetban.operator.v1.SignInResponse\"\x13\xc8\xc1\x18\x01\xd2\xc1\x18\v\n" +
+	"\asign-in(\x01\x12\x8c\x01\n" +
+	"\x12BeginPasskeySignIn\x12/.fleetban.operator.v1.BeginPasskeySignInRequest\x1a0.fleetban.operator.v1.BeginPasskeySignInResponse\"\x13\xc8\xc1\x18\x01\xd2\xc1\x18\v\n" +
+	"\asign-in(\x01\x12s\n" +
 	"\aRefresh\x12$.fleetban.operator.v1.RefreshRequest\x1a%.fleetban.operator.v1.RefreshResponse\"\x1b\xc8\xc1\x18\x01\xd2\xc1\x18\x13\n" +
 	"\x0fsession.refresh(\x01\x12j\n" +
 	"\aSignOut\x12$.fleetban.operator.v1.SignOutRequest\x1a%.fleetban.operator.v1.SignOutResponse\"\x12\xc8\xc1\x18\x14\xd2\xc1\x18\n" +
@@ -2166,96 +3522,131 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\fListSessions\x12).fleetban.operator.v1.ListSessionsRequest\x1a*.fleetban.operator.v1.ListSessionsResponse\"\x04\xc8\xc1\x18\x14\x12\x86\x01\n" +
 	"\rRevokeSession\x12*.fleetban.operator.v1.RevokeSessionRequest\x1a+.fleetban.operator.v1.RevokeSessionResponse\"\x1c\xc8\xc1\x18\x14\xd2\xc1\x18\x14\n" +
 	"\x0esession.revoke\x12\x02id\x12V\n" +
-	"\x05GetMe\x12\".fleetban.operator.v1.GetMeRequest\x1a#.fleetban.operator.v1.GetMeResponse\"\x04\xc8\xc1\x18\x142\x99\x01\n" +
+	"\x05GetMe\x12\".fleetban.operator.v1.GetMeRequest\x1a#.fleetban.operator.v1.GetMeResponse\"\x04\xc8\xc1\x18\x142\xce\x05\n" +
 	"\x0eAccountService\x12\x86\x01\n" +
 	"\x0eChangePassword\x12+.fleetban.operator.v1.ChangePasswordRequest\x1a,.fleetban.operator.v1.ChangePasswordResponse\"\x19\xc8\xc1\x18\x14\xd2\xc1\x18\x11\n" +
-	"\x0fpassword.change2\x89\x05\n" +
+	"\x0fpassword.change\x12\xa1\x01\n" +
+	"\x14RequestPasswordReset\x121.fleetban.operator.v1.RequestPasswordResetRequest\x1a2.fleetban.operator.v1.RequestPasswordResetResponse\"\"\xc8\xc1\x18\x01\xd2\xc1\x18\x1a\n" +
+	"\x16password.reset-request(\x01\x12\x84\x01\n" +
+	"\rResetPassword\x12*.fleetban.operator.v1.ResetPasswordRequest\x1a+.fleetban.operator.v1.ResetPasswordResponse\"\x1a\xc8\xc1\x18\x01\xd2\xc1\x18\x12\n" +
+	"\x0epassword.reset(\x01\x12\x86\x01\n" +
+	"\vChangeEmail\x12(.fleetban.operator.v1.ChangeEmailRequest\x1a).fleetban.operator.v1.ChangeEmailResponse\"\"\xc8\xc1\x18\x14\xd2\xc1\x18\x1a\n" +
+	"\remail.request\x12\tnew_email\x12\x7f\n" +
+	"\fConfirmEmail\x12).fleetban.operator.v1.ConfirmEmailRequest\x1a*.fleetban.operator.v1.ConfirmEmailResponse\"\x18\xc8\xc1\x18\x01\xd2\xc1\x18\x10\n" +
+	"\femail.change(\x012\x96\x05\n" +
 	"\rMemberService\x12h\n" +
-	"\vListMembers\x12(.fleetban.operator.v1.ListMembersRequest\x1a).fleetban.operator.v1.ListMembersResponse\"\x04\xc8\xc1\x18\x10\x12y\n" +
-	"\x06Invite\x12#.fleetban.operator.v1.InviteRequest\x1a$.fleetban.operator.v1.InviteResponse\"$\xc8\xc1\x18\x11\xd2\xc1\x18\x1c\n" +
-	"\rmember.invite\x12\x05email\x1a\x04role\x12\x8c\x01\n" +
+	"\vListMembers\x12(.fleetban.operator.v1.ListMembersRequest\x1a).fleetban.operator.v1.ListMembersResponse\"\x04\xc8\xc1\x18\x10\x12\x7f\n" +
+	"\x06Invite\x12#.fleetban.operator.v1.InviteRequest\x1a$.fleetban.operator.v1.InviteResponse\"*\xc8\xc1\x18\x11\xd2\xc1\x18\"\n" +
+	"\rmember.invite\x12\x05email\x1a\x04role\x1a\x04tags\x12\x8c\x01\n" +
 	"\x10AcceptInvitation\x12-.fleetban.operator.v1.AcceptInvitationRequest\x1a..fleetban.operator.v1.AcceptInvitationResponse\"\x19\xc8\xc1\x18\x01\xd2\xc1\x18\x11\n" +
-	"\rmember.accept(\x01\x12{\n" +
-	"\aSetRole\x12$.fleetban.operator.v1.SetRoleRequest\x1a%.fleetban.operator.v1.SetRoleResponse\"#\xc8\xc1\x18\x11\xd2\xc1\x18\x1b\n" +
-	"\vmember.role\x12\x06member\x1a\x04role\x12\x86\x01\n" +
+	"\rmember.accept(\x01\x12\x81\x01\n" +
+	"\aSetRole\x12$.fleetban.operator.v1.SetRoleRequest\x1a%.fleetban.operator.v1.SetRoleResponse\")\xc8\xc1\x18\x11\xd2\xc1\x18!\n" +
+	"\vmember.role\x12\x06member\x1a\x04role\x1a\x04tags\x12\x86\x01\n" +
 	"\fRemoveMember\x12).fleetban.operator.v1.RemoveMemberRequest\x1a*.fleetban.operator.v1.RemoveMemberResponse\"\x1f\xc8\xc1\x18\x11\xd2\xc1\x18\x17\n" +
 	"\rmember.remove\x12\x06memberBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_people_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleetban_operator_v1_people_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_fleetban_operator_v1_people_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_fleetban_operator_v1_people_proto_goTypes = []any{
-	(Role)(0),                        // 0: fleetban.operator.v1.Role
-	(*SignInRequest)(nil),            // 1: fleetban.operator.v1.SignInRequest
-	(*SignInResponse)(nil),           // 2: fleetban.operator.v1.SignInResponse
-	(*Tokens)(nil),                   // 3: fleetban.operator.v1.Tokens
-	(*Person)(nil),                   // 4: fleetban.operator.v1.Person
-	(*RefreshRequest)(nil),           // 5: fleetban.operator.v1.RefreshRequest
-	(*RefreshResponse)(nil),          // 6: fleetban.operator.v1.RefreshResponse
-	(*SignOutRequest)(nil),           // 7: fleetban.operator.v1.SignOutRequest
-	(*SignOutResponse)(nil),          // 8: fleetban.operator.v1.SignOutResponse
-	(*ListSessionsRequest)(nil),      // 9: fleetban.operator.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),     // 10: fleetban.operator.v1.ListSessionsResponse
-	(*Session)(nil),                  // 11: fleetban.operator.v1.Session
-	(*RevokeSessionRequest)(nil),     // 12: fleetban.operator.v1.RevokeSessionRequest
-	(*RevokeSessionResponse)(nil),    // 13: fleetban.operator.v1.RevokeSessionResponse
-	(*GetMeRequest)(nil),             // 14: fleetban.operator.v1.GetMeRequest
-	(*GetMeResponse)(nil),            // 15: fleetban.operator.v1.GetMeResponse
-	(*ChangePasswordRequest)(nil),    // 16: fleetban.operator.v1.ChangePasswordRequest
-	(*ChangePasswordResponse)(nil),   // 17: fleetban.operator.v1.ChangePasswordResponse
-	(*ListMembersRequest)(nil),       // 18: fleetban.operator.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),      // 19: fleetban.operator.v1.ListMembersResponse
-	(*Member)(nil),                   // 20: fleetban.operator.v1.Member
-	(*InviteRequest)(nil),            // 21: fleetban.operator.v1.InviteRequest
-	(*InviteResponse)(nil),           // 22: fleetban.operator.v1.InviteResponse
-	(*AcceptInvitationRequest)(nil),  // 23: fleetban.operator.v1.AcceptInvitationRequest
-	(*AcceptInvitationResponse)(nil), // 24: fleetban.operator.v1.AcceptInvitationResponse
-	(*SetRoleRequest)(nil),           // 25: fleetban.operator.v1.SetRoleRequest
-	(*SetRoleResponse)(nil),          // 26: fleetban.operator.v1.SetRoleResponse
-	(*RemoveMemberRequest)(nil),      // 27: fleetban.operator.v1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),     // 28: fleetban.operator.v1.RemoveMemberResponse
+	(Role)(0),                            // 0: fleetban.operator.v1.Role
+	(*SignInRequest)(nil),                // 1: fleetban.operator.v1.SignInRequest
+	(*SignInResponse)(nil),               // 2: fleetban.operator.v1.SignInResponse
+	(*SecondFactor)(nil),                 // 3: fleetban.operator.v1.SecondFactor
+	(*CompleteSignInRequest)(nil),        // 4: fleetban.operator.v1.CompleteSignInRequest
+	(*BeginPasskeySignInRequest)(nil),    // 5: fleetban.operator.v1.BeginPasskeySignInRequest
+	(*BeginPasskeySignInResponse)(nil),   // 6: fleetban.operator.v1.BeginPasskeySignInResponse
+	(*Tokens)(nil),                       // 7: fleetban.operator.v1.Tokens
+	(*Person)(nil),                       // 8: fleetban.operator.v1.Person
+	(*RefreshRequest)(nil),               // 9: fleetban.operator.v1.RefreshRequest
+	(*RefreshResponse)(nil),              // 10: fleetban.operator.v1.RefreshResponse
+	(*SignOutRequest)(nil),               // 11: fleetban.operator.v1.SignOutRequest
+	(*SignOutResponse)(nil),              // 12: fleetban.operator.v1.SignOutResponse
+	(*ListSessionsRequest)(nil),          // 13: fleetban.operator.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),         // 14: fleetban.operator.v1.ListSessionsResponse
+	(*Session)(nil),                      // 15: fleetban.operator.v1.Session
+	(*RevokeSessionRequest)(nil),         // 16: fleetban.operator.v1.RevokeSessionRequest
+	(*RevokeSessionResponse)(nil),        // 17: fleetban.operator.v1.RevokeSessionResponse
+	(*GetMeRequest)(nil),                 // 18: fleetban.operator.v1.GetMeRequest
+	(*GetMeResponse)(nil),                // 19: fleetban.operator.v1.GetMeResponse
+	(*ChangePasswordRequest)(nil),        // 20: fleetban.operator.v1.ChangePasswordRequest
+	(*ChangePasswordResponse)(nil),       // 21: fleetban.operator.v1.ChangePasswordResponse
+	(*RequestPasswordResetRequest)(nil),  // 22: fleetban.operator.v1.RequestPasswordResetRequest
+	(*RequestPasswordResetResponse)(nil), // 23: fleetban.operator.v1.RequestPasswordResetResponse
+	(*ResetPasswordRequest)(nil),         // 24: fleetban.operator.v1.ResetPasswordRequest
+	(*ResetPasswordResponse)(nil),        // 25: fleetban.operator.v1.ResetPasswordResponse
+	(*ChangeEmailRequest)(nil),           // 26: fleetban.operator.v1.ChangeEmailRequest
+	(*ChangeEmailResponse)(nil),          // 27: fleetban.operator.v1.ChangeEmailResponse
+	(*ConfirmEmailRequest)(nil),          // 28: fleetban.operator.v1.ConfirmEmailRequest
+	(*ConfirmEmailResponse)(nil),         // 29: fleetban.operator.v1.ConfirmEmailResponse
+	(*Proof)(nil),                        // 30: fleetban.operator.v1.Proof
+	(*ListMembersRequest)(nil),           // 31: fleetban.operator.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),          // 32: fleetban.operator.v1.ListMembersResponse
+	(*Member)(nil),                       // 33: fleetban.operator.v1.Member
+	(*InviteRequest)(nil),                // 34: fleetban.operator.v1.InviteRequest
+	(*InviteResponse)(nil),               // 35: fleetban.operator.v1.InviteResponse
+	(*AcceptInvitationRequest)(nil),      // 36: fleetban.operator.v1.AcceptInvitationRequest
+	(*AcceptInvitationResponse)(nil),     // 37: fleetban.operator.v1.AcceptInvitationResponse
+	(*SetRoleRequest)(nil),               // 38: fleetban.operator.v1.SetRoleRequest
+	(*SetRoleResponse)(nil),              // 39: fleetban.operator.v1.SetRoleResponse
+	(*RemoveMemberRequest)(nil),          // 40: fleetban.operator.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),         // 41: fleetban.operator.v1.RemoveMemberResponse
 }
 var file_fleetban_operator_v1_people_proto_depIdxs = []int32{
-	3,  // 0: fleetban.operator.v1.SignInResponse.tokens:type_name -> fleetban.operator.v1.Tokens
-	4,  // 1: fleetban.operator.v1.SignInResponse.person:type_name -> fleetban.operator.v1.Person
-	0,  // 2: fleetban.operator.v1.Person.role:type_name -> fleetban.operator.v1.Role
-	3,  // 3: fleetban.operator.v1.RefreshResponse.tokens:type_name -> fleetban.operator.v1.Tokens
-	4,  // 4: fleetban.operator.v1.RefreshResponse.person:type_name -> fleetban.operator.v1.Person
-	11, // 5: fleetban.operator.v1.ListSessionsResponse.sessions:type_name -> fleetban.operator.v1.Session
-	4,  // 6: fleetban.operator.v1.GetMeResponse.person:type_name -> fleetban.operator.v1.Person
-	20, // 7: fleetban.operator.v1.ListMembersResponse.members:type_name -> fleetban.operator.v1.Member
-	0,  // 8: fleetban.operator.v1.Member.role:type_name -> fleetban.operator.v1.Role
-	0,  // 9: fleetban.operator.v1.InviteRequest.role:type_name -> fleetban.operator.v1.Role
-	0,  // 10: fleetban.operator.v1.AcceptInvitationResponse.role:type_name -> fleetban.operator.v1.Role
-	0,  // 11: fleetban.operator.v1.SetRoleRequest.role:type_name -> fleetban.operator.v1.Role
-	1,  // 12: fleetban.operator.v1.SessionService.SignIn:input_type -> fleetban.operator.v1.SignInRequest
-	5,  // 13: fleetban.operator.v1.SessionService.Refresh:input_type -> fleetban.operator.v1.RefreshRequest
-	7,  // 14: fleetban.operator.v1.SessionService.SignOut:input_type -> fleetban.operator.v1.SignOutRequest
-	9,  // 15: fleetban.operator.v1.SessionService.ListSessions:input_type -> fleetban.operator.v1.ListSessionsRequest
-	12, // 16: fleetban.operator.v1.SessionService.RevokeSession:input_type -> fleetban.operator.v1.RevokeSessionRequest
-	14, // 17: fleetban.operator.v1.SessionService.GetMe:input_type -> fleetban.operator.v1.GetMeRequest
-	16, // 18: fleetban.operator.v1.AccountService.ChangePassword:input_type -> fleetban.operator.v1.ChangePasswordRequest
-	18, // 19: fleetban.operator.v1.MemberService.ListMembers:input_type -> fleetban.operator.v1.ListMembersRequest
-	21, // 20: fleetban.operator.v1.MemberService.Invite:input_type -> fleetban.operator.v1.InviteRequest
-	23, // 21: fleetban.operator.v1.MemberService.AcceptInvitation:input_type -> fleetban.operator.v1.AcceptInvitationRequest
-	25, // 22: fleetban.operator.v1.MemberService.SetRole:input_type -> fleetban.operator.v1.SetRoleRequest
-	27, // 23: fleetban.operator.v1.MemberService.RemoveMember:input_type -> fleetban.operator.v1.RemoveMemberRequest
-	2,  // 24: fleetban.operator.v1.SessionService.SignIn:output_type -> fleetban.operator.v1.SignInResponse
-	6,  // 25: fleetban.operator.v1.SessionService.Refresh:output_type -> fleetban.operator.v1.RefreshResponse
-	8,  // 26: fleetban.operator.v1.SessionService.SignOut:output_type -> fleetban.operator.v1.SignOutResponse
-	10, // 27: fleetban.operator.v1.SessionService.ListSessions:output_type -> fleetban.operator.v1.ListSessionsResponse
-	13, // 28: fleetban.operator.v1.SessionService.RevokeSession:output_type -> fleetban.operator.v1.RevokeSessionResponse
-	15, // 29: fleetban.operator.v1.SessionService.GetMe:output_type -> fleetban.operator.v1.GetMeResponse
-	17, // 30: fleetban.operator.v1.AccountService.ChangePassword:output_type -> fleetban.operator.v1.ChangePasswordResponse
-	19, // 31: fleetban.operator.v1.MemberService.ListMembers:output_type -> fleetban.operator.v1.ListMembersResponse
-	22, // 32: fleetban.operator.v1.MemberService.Invite:output_type -> fleetban.operator.v1.InviteResponse
-	24, // 33: fleetban.operator.v1.MemberService.AcceptInvitation:output_type -> fleetban.operator.v1.AcceptInvitationResponse
-	26, // 34: fleetban.operator.v1.MemberService.SetRole:output_type -> fleetban.operator.v1.SetRoleResponse
-	28, // 35: fleetban.operator.v1.MemberService.RemoveMember:output_type -> fleetban.operator.v1.RemoveMemberResponse
-	24, // [24:36] is the sub-list for method output_type
-	12, // [12:24] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	7,  // 0: fleetban.operator.v1.SignInResponse.tokens:type_name -> fleetban.operator.v1.Tokens
+	8,  // 1: fleetban.operator.v1.SignInResponse.person:type_name -> fleetban.operator.v1.Person
+	3,  // 2: fleetban.operator.v1.SignInResponse.second_factor:type_name -> fleetban.operator.v1.SecondFactor
+	0,  // 3: fleetban.operator.v1.Person.role:type_name -> fleetban.operator.v1.Role
+	7,  // 4: fleetban.operator.v1.RefreshResponse.tokens:type_name -> fleetban.operator.v1.Tokens
+	8,  // 5: fleetban.operator.v1.RefreshResponse.person:type_name -> fleetban.operator.v1.Person
+	15, // 6: fleetban.operator.v1.ListSessionsResponse.sessions:type_name -> fleetban.operator.v1.Session
+	8,  // 7: fleetban.operator.v1.GetMeResponse.person:type_name -> fleetban.operator.v1.Person
+	30, // 8: fleetban.operator.v1.ChangeEmailRequest.proof:type_name -> fleetban.operator.v1.Proof
+	33, // 9: fleetban.operator.v1.ListMembersResponse.members:type_name -> fleetban.operator.v1.Member
+	0,  // 10: fleetban.operator.v1.Member.role:type_name -> fleetban.operator.v1.Role
+	0,  // 11: fleetban.operator.v1.InviteRequest.role:type_name -> fleetban.operator.v1.Role
+	0,  // 12: fleetban.operator.v1.AcceptInvitationResponse.role:type_name -> fleetban.operator.v1.Role
+	0,  // 13: fleetban.operator.v1.SetRoleRequest.role:type_name -> fleetban.operator.v1.Role
+	1,  // 14: fleetban.operator.v1.SessionService.SignIn:input_type -> fleetban.operator.v1.SignInRequest
+	4,  // 15: fleetban.operator.v1.SessionService.CompleteSignIn:input_type -> fleetban.operator.v1.CompleteSignInRequest
+	5,  // 16: fleetban.operator.v1.SessionService.BeginPasskeySignIn:input_type -> fleetban.operator.v1.BeginPasskeySignInRequest
+	9,  // 17: fleetban.operator.v1.SessionService.Refresh:input_type -> fleetban.operator.v1.RefreshRequest
+	11, // 18: fleetban.operator.v1.SessionService.SignOut:input_type -> fleetban.operator.v1.SignOutRequest
+	13, // 19: fleetban.operator.v1.SessionService.ListSessions:input_type -> fleetban.operator.v1.ListSessionsRequest
+	16, // 20: fleetban.operator.v1.SessionService.RevokeSession:input_type -> fleetban.operator.v1.RevokeSessionRequest
+	18, // 21: fleetban.operator.v1.SessionService.GetMe:input_type -> fleetban.operator.v1.GetMeRequest
+	20, // 22: fleetban.operator.v1.AccountService.ChangePassword:input_type -> fleetban.operator.v1.ChangePasswordRequest
+	22, // 23: fleetban.operator.v1.AccountService.RequestPasswordReset:input_type -> fleetban.operator.v1.RequestPasswordResetRequest
+	24, // 24: fleetban.operator.v1.AccountService.ResetPassword:input_type -> fleetban.operator.v1.ResetPasswordRequest
+	26, // 25: fleetban.operator.v1.AccountService.ChangeEmail:input_type -> fleetban.operator.v1.ChangeEmailRequest
+	28, // 26: fleetban.operator.v1.AccountService.ConfirmEmail:input_type -> fleetban.operator.v1.ConfirmEmailRequest
+	31, // 27: fleetban.operator.v1.MemberService.ListMembers:input_type -> fleetban.operator.v1.ListMembersRequest
+	34, // 28: fleetban.operator.v1.MemberService.Invite:input_type -> fleetban.operator.v1.InviteRequest
+	36, // 29: fleetban.operator.v1.MemberService.AcceptInvitation:input_type -> fleetban.operator.v1.AcceptInvitationRequest
+	38, // 30: fleetban.operator.v1.MemberService.SetRole:input_type -> fleetban.operator.v1.SetRoleRequest
+	40, // 31: fleetban.operator.v1.MemberService.RemoveMember:input_type -> fleetban.operator.v1.RemoveMemberRequest
+	2,  // 32: fleetban.operator.v1.SessionService.SignIn:output_type -> fleetban.operator.v1.SignInResponse
+	2,  // 33: fleetban.operator.v1.SessionService.CompleteSignIn:output_type -> fleetban.operator.v1.SignInResponse
+	6,  // 34: fleetban.operator.v1.SessionService.BeginPasskeySignIn:output_type -> fleetban.operator.v1.BeginPasskeySignInResponse
+	10, // 35: fleetban.operator.v1.SessionService.Refresh:output_type -> fleetban.operator.v1.RefreshResponse
+	12, // 36: fleetban.operator.v1.SessionService.SignOut:output_type -> fleetban.operator.v1.SignOutResponse
+	14, // 37: fleetban.operator.v1.SessionService.ListSessions:output_type -> fleetban.operator.v1.ListSessionsResponse
+	17, // 38: fleetban.operator.v1.SessionService.RevokeSession:output_type -> fleetban.operator.v1.RevokeSessionResponse
+	19, // 39: fleetban.operator.v1.SessionService.GetMe:output_type -> fleetban.operator.v1.GetMeResponse
+	21, // 40: fleetban.operator.v1.AccountService.ChangePassword:output_type -> fleetban.operator.v1.ChangePasswordResponse
+	23, // 41: fleetban.operator.v1.AccountService.RequestPasswordReset:output_type -> fleetban.operator.v1.RequestPasswordResetResponse
+	25, // 42: fleetban.operator.v1.AccountService.ResetPassword:output_type -> fleetban.operator.v1.ResetPasswordResponse
+	27, // 43: fleetban.operator.v1.AccountService.ChangeEmail:output_type -> fleetban.operator.v1.ChangeEmailResponse
+	29, // 44: fleetban.operator.v1.AccountService.ConfirmEmail:output_type -> fleetban.operator.v1.ConfirmEmailResponse
+	32, // 45: fleetban.operator.v1.MemberService.ListMembers:output_type -> fleetban.operator.v1.ListMembersResponse
+	35, // 46: fleetban.operator.v1.MemberService.Invite:output_type -> fleetban.operator.v1.InviteResponse
+	37, // 47: fleetban.operator.v1.MemberService.AcceptInvitation:output_type -> fleetban.operator.v1.AcceptInvitationResponse
+	39, // 48: fleetban.operator.v1.MemberService.SetRole:output_type -> fleetban.operator.v1.SetRoleResponse
+	41, // 49: fleetban.operator.v1.MemberService.RemoveMember:output_type -> fleetban.operator.v1.RemoveMemberResponse
+	32, // [32:50] is the sub-list for method output_type
+	14, // [14:32] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_fleetban_operator_v1_people_proto_init() }
@@ -2263,13 +3654,23 @@ func file_fleetban_operator_v1_people_proto_init() {
 	if File_fleetban_operator_v1_people_proto != nil {
 		return
 	}
+	file_fleetban_operator_v1_people_proto_msgTypes[3].OneofWrappers = []any{
+		(*completeSignInRequest_TotpCode)(nil),
+		(*completeSignInRequest_RecoveryCode)(nil),
+		(*completeSignInRequest_PasskeyResponseJson)(nil),
+	}
+	file_fleetban_operator_v1_people_proto_msgTypes[29].OneofWrappers = []any{
+		(*proof_Password)(nil),
+		(*proof_TotpCode)(nil),
+		(*proof_RecoveryCode)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_operator_v1_people_proto_rawDesc), len(file_fleetban_operator_v1_people_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

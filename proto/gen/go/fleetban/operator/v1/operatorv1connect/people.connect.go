@@ -39,6 +39,12 @@ const (
 const (
 	// SessionServiceSignInProcedure is the fully-qualified name of the SessionService's SignIn RPC.
 	SessionServiceSignInProcedure = "/fleetban.operator.v1.SessionService/SignIn"
+	// SessionServiceCompleteSignInProcedure is the fully-qualified name of the SessionService's
+	// CompleteSignIn RPC.
+	SessionServiceCompleteSignInProcedure = "/fleetban.operator.v1.SessionService/CompleteSignIn"
+	// SessionServiceBeginPasskeySignInProcedure is the fully-qualified name of the SessionService's
+	// BeginPasskeySignIn RPC.
+	SessionServiceBeginPasskeySignInProcedure = "/fleetban.operator.v1.SessionService/BeginPasskeySignIn"
 	// SessionServiceRefreshProcedure is the fully-qualified name of the SessionService's Refresh RPC.
 	SessionServiceRefreshProcedure = "/fleetban.operator.v1.SessionService/Refresh"
 	// SessionServiceSignOutProcedure is the fully-qualified name of the SessionService's SignOut RPC.
@@ -54,6 +60,18 @@ const (
 	// AccountServiceChangePasswordProcedure is the fully-qualified name of the AccountService's
 	// ChangePassword RPC.
 	AccountServiceChangePasswordProcedure = "/fleetban.operator.v1.AccountService/ChangePassword"
+	// AccountServiceRequestPasswordResetProcedure is the fully-qualified name of the AccountService's
+	// RequestPasswordReset RPC.
+	AccountServiceRequestPasswordResetProcedure = "/fleetban.operator.v1.AccountService/RequestPasswordReset"
+	// AccountServiceResetPasswordProcedure is the fully-qualified name of the AccountService's
+	// ResetPassword RPC.
+	AccountServiceResetPasswordProcedure = "/fleetban.operator.v1.AccountService/ResetPassword"
+	// AccountServiceChangeEmailProcedure is the fully-qualified name of the AccountService's
+	// ChangeEmail RPC.
+	AccountServiceChangeEmailProcedure = "/fleetban.operator.v1.AccountService/ChangeEmail"
+	// AccountServiceConfirmEmailProcedure is the fully-qualified name of the AccountService's
+	// ConfirmEmail RPC.
+	AccountServiceConfirmEmailProcedure = "/fleetban.operator.v1.AccountService/ConfirmEmail"
 	// MemberServiceListMembersProcedure is the fully-qualified name of the MemberService's ListMembers
 	// RPC.
 	MemberServiceListMembersProcedure = "/fleetban.operator.v1.MemberService/ListMembers"
@@ -73,6 +91,12 @@ const (
 type SessionServiceClient interface {
 	// SignIn begins a session. An unknown address and a wrong password are answered alike, after the same work.
 	SignIn(context.Context, *connect.Request[v1.SignInRequest]) (*connect.Response[v1.SignInResponse], error)
+	// CompleteSignIn answers the second factor that SignIn asked for, or the passkey of BeginPasskeySignIn. A challenge is
+	// good for five minutes, one success and five failures.
+	CompleteSignIn(context.Context, *connect.Request[v1.CompleteSignInRequest]) (*connect.Response[v1.SignInResponse], error)
+	// BeginPasskeySignIn begins a sign-in with a passkey and nothing else: the passkey says whose it is. It tells nothing of
+	// any account.
+	BeginPasskeySignIn(context.Context, *connect.Request[v1.BeginPasskeySignInRequest]) (*connect.Response[v1.BeginPasskeySignInResponse], error)
 	// Refresh exchanges a refresh token for the next one and an access token. One that was exchanged before ends the
 	// session, unless that was seconds ago: then it was the same caller twice.
 	Refresh(context.Context, *connect.Request[v1.RefreshRequest]) (*connect.Response[v1.RefreshResponse], error)
@@ -101,6 +125,18 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+SessionServiceSignInProcedure,
 			connect.WithSchema(sessionServiceMethods.ByName("SignIn")),
+			connect.WithClientOptions(opts...),
+		),
+		completeSignIn: connect.NewClient[v1.CompleteSignInRequest, v1.SignInResponse](
+			httpClient,
+			baseURL+SessionServiceCompleteSignInProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("CompleteSignIn")),
+			connect.WithClientOptions(opts...),
+		),
+		beginPasskeySignIn: connect.NewClient[v1.BeginPasskeySignInRequest, v1.BeginPasskeySignInResponse](
+			httpClient,
+			baseURL+SessionServiceBeginPasskeySignInProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("BeginPasskeySignIn")),
 			connect.WithClientOptions(opts...),
 		),
 		refresh: connect.NewClient[v1.RefreshRequest, v1.RefreshResponse](
@@ -138,17 +174,29 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // sessionServiceClient implements SessionServiceClient.
 type sessionServiceClient struct {
-	signIn        *connect.Client[v1.SignInRequest, v1.SignInResponse]
-	refresh       *connect.Client[v1.RefreshRequest, v1.RefreshResponse]
-	signOut       *connect.Client[v1.SignOutRequest, v1.SignOutResponse]
-	listSessions  *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
-	revokeSession *connect.Client[v1.RevokeSessionRequest, v1.RevokeSessionResponse]
-	getMe         *connect.Client[v1.GetMeRequest, v1.GetMeResponse]
+	signIn             *connect.Client[v1.SignInRequest, v1.SignInResponse]
+	completeSignIn     *connect.Client[v1.CompleteSignInRequest, v1.SignInResponse]
+	beginPasskeySignIn *connect.Client[v1.BeginPasskeySignInRequest, v1.BeginPasskeySignInResponse]
+	refresh            *connect.Client[v1.RefreshRequest, v1.RefreshResponse]
+	signOut            *connect.Client[v1.SignOutRequest, v1.SignOutResponse]
+	listSessions       *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
+	revokeSession      *connect.Client[v1.RevokeSessionRequest, v1.RevokeSessionResponse]
+	getMe              *connect.Client[v1.GetMeRequest, v1.GetMeResponse]
 }
 
 // SignIn calls fleetban.operator.v1.SessionService.SignIn.
 func (c *sessionServiceClient) SignIn(ctx context.Context, req *connect.Request[v1.SignInRequest]) (*connect.Response[v1.SignInResponse], error) {
 	return c.signIn.CallUnary(ctx, req)
+}
+
+// CompleteSignIn calls fleetban.operator.v1.SessionService.CompleteSignIn.
+func (c *sessionServiceClient) CompleteSignIn(ctx context.Context, req *connect.Request[v1.CompleteSignInRequest]) (*connect.Response[v1.SignInResponse], error) {
+	return c.completeSignIn.CallUnary(ctx, req)
+}
+
+// BeginPasskeySignIn calls fleetban.operator.v1.SessionService.BeginPasskeySignIn.
+func (c *sessionServiceClient) BeginPasskeySignIn(ctx context.Context, req *connect.Request[v1.BeginPasskeySignInRequest]) (*connect.Response[v1.BeginPasskeySignInResponse], error) {
+	return c.beginPasskeySignIn.CallUnary(ctx, req)
 }
 
 // Refresh calls fleetban.operator.v1.SessionService.Refresh.
@@ -180,6 +228,12 @@ func (c *sessionServiceClient) GetMe(ctx context.Context, req *connect.Request[v
 type SessionServiceHandler interface {
 	// SignIn begins a session. An unknown address and a wrong password are answered alike, after the same work.
 	SignIn(context.Context, *connect.Request[v1.SignInRequest]) (*connect.Response[v1.SignInResponse], error)
+	// CompleteSignIn answers the second factor that SignIn asked for, or the passkey of BeginPasskeySignIn. A challenge is
+	// good for five minutes, one success and five failures.
+	CompleteSignIn(context.Context, *connect.Request[v1.CompleteSignInRequest]) (*connect.Response[v1.SignInResponse], error)
+	// BeginPasskeySignIn begins a sign-in with a passkey and nothing else: the passkey says whose it is. It tells nothing of
+	// any account.
+	BeginPasskeySignIn(context.Context, *connect.Request[v1.BeginPasskeySignInRequest]) (*connect.Response[v1.BeginPasskeySignInResponse], error)
 	// Refresh exchanges a refresh token for the next one and an access token. One that was exchanged before ends the
 	// session, unless that was seconds ago: then it was the same caller twice.
 	Refresh(context.Context, *connect.Request[v1.RefreshRequest]) (*connect.Response[v1.RefreshResponse], error)
@@ -204,6 +258,18 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		SessionServiceSignInProcedure,
 		svc.SignIn,
 		connect.WithSchema(sessionServiceMethods.ByName("SignIn")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sessionServiceCompleteSignInHandler := connect.NewUnaryHandler(
+		SessionServiceCompleteSignInProcedure,
+		svc.CompleteSignIn,
+		connect.WithSchema(sessionServiceMethods.ByName("CompleteSignIn")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sessionServiceBeginPasskeySignInHandler := connect.NewUnaryHandler(
+		SessionServiceBeginPasskeySignInProcedure,
+		svc.BeginPasskeySignIn,
+		connect.WithSchema(sessionServiceMethods.ByName("BeginPasskeySignIn")),
 		connect.WithHandlerOptions(opts...),
 	)
 	sessionServiceRefreshHandler := connect.NewUnaryHandler(
@@ -240,6 +306,10 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		switch r.URL.Path {
 		case SessionServiceSignInProcedure:
 			sessionServiceSignInHandler.ServeHTTP(w, r)
+		case SessionServiceCompleteSignInProcedure:
+			sessionServiceCompleteSignInHandler.ServeHTTP(w, r)
+		case SessionServiceBeginPasskeySignInProcedure:
+			sessionServiceBeginPasskeySignInHandler.ServeHTTP(w, r)
 		case SessionServiceRefreshProcedure:
 			sessionServiceRefreshHandler.ServeHTTP(w, r)
 		case SessionServiceSignOutProcedure:
@@ -261,6 +331,14 @@ type UnimplementedSessionServiceHandler struct{}
 
 func (UnimplementedSessionServiceHandler) SignIn(context.Context, *connect.Request[v1.SignInRequest]) (*connect.Response[v1.SignInResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SessionService.SignIn is not implemented"))
+}
+
+func (UnimplementedSessionServiceHandler) CompleteSignIn(context.Context, *connect.Request[v1.CompleteSignInRequest]) (*connect.Response[v1.SignInResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SessionService.CompleteSignIn is not implemented"))
+}
+
+func (UnimplementedSessionServiceHandler) BeginPasskeySignIn(context.Context, *connect.Request[v1.BeginPasskeySignInRequest]) (*connect.Response[v1.BeginPasskeySignInResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SessionService.BeginPasskeySignIn is not implemented"))
 }
 
 func (UnimplementedSessionServiceHandler) Refresh(context.Context, *connect.Request[v1.RefreshRequest]) (*connect.Response[v1.RefreshResponse], error) {
@@ -287,6 +365,17 @@ func (UnimplementedSessionServiceHandler) GetMe(context.Context, *connect.Reques
 type AccountServiceClient interface {
 	// ChangePassword ends every other session of the person.
 	ChangePassword(context.Context, *connect.Request[v1.ChangePasswordRequest]) (*connect.Response[v1.ChangePasswordResponse], error)
+	// RequestPasswordReset mails a link to the address if there is an account, and answers alike, at once, if there is none.
+	// FAILED_PRECONDITION, for every address, where the control plane sends no mail.
+	RequestPasswordReset(context.Context, *connect.Request[v1.RequestPasswordResetRequest]) (*connect.Response[v1.RequestPasswordResetResponse], error)
+	// ResetPassword sets a password with the secret of such a link, once, and ends all sessions of the person. It signs nobody
+	// in, and leaves the second factor as it is.
+	ResetPassword(context.Context, *connect.Request[v1.ResetPasswordRequest]) (*connect.Response[v1.ResetPasswordResponse], error)
+	// ChangeEmail mails a link to the new address and a notice to the present one. Nothing changes before the link is
+	// followed. Whether the new address has an account is not told.
+	ChangeEmail(context.Context, *connect.Request[v1.ChangeEmailRequest]) (*connect.Response[v1.ChangeEmailResponse], error)
+	// ConfirmEmail changes the address with the secret of that link, once.
+	ConfirmEmail(context.Context, *connect.Request[v1.ConfirmEmailRequest]) (*connect.Response[v1.ConfirmEmailResponse], error)
 }
 
 // NewAccountServiceClient constructs a client for the fleetban.operator.v1.AccountService service.
@@ -306,12 +395,40 @@ func NewAccountServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(accountServiceMethods.ByName("ChangePassword")),
 			connect.WithClientOptions(opts...),
 		),
+		requestPasswordReset: connect.NewClient[v1.RequestPasswordResetRequest, v1.RequestPasswordResetResponse](
+			httpClient,
+			baseURL+AccountServiceRequestPasswordResetProcedure,
+			connect.WithSchema(accountServiceMethods.ByName("RequestPasswordReset")),
+			connect.WithClientOptions(opts...),
+		),
+		resetPassword: connect.NewClient[v1.ResetPasswordRequest, v1.ResetPasswordResponse](
+			httpClient,
+			baseURL+AccountServiceResetPasswordProcedure,
+			connect.WithSchema(accountServiceMethods.ByName("ResetPassword")),
+			connect.WithClientOptions(opts...),
+		),
+		changeEmail: connect.NewClient[v1.ChangeEmailRequest, v1.ChangeEmailResponse](
+			httpClient,
+			baseURL+AccountServiceChangeEmailProcedure,
+			connect.WithSchema(accountServiceMethods.ByName("ChangeEmail")),
+			connect.WithClientOptions(opts...),
+		),
+		confirmEmail: connect.NewClient[v1.ConfirmEmailRequest, v1.ConfirmEmailResponse](
+			httpClient,
+			baseURL+AccountServiceConfirmEmailProcedure,
+			connect.WithSchema(accountServiceMethods.ByName("ConfirmEmail")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // accountServiceClient implements AccountServiceClient.
 type accountServiceClient struct {
-	changePassword *connect.Client[v1.ChangePasswordRequest, v1.ChangePasswordResponse]
+	changePassword       *connect.Client[v1.ChangePasswordRequest, v1.ChangePasswordResponse]
+	requestPasswordReset *connect.Client[v1.RequestPasswordResetRequest, v1.RequestPasswordResetResponse]
+	resetPassword        *connect.Client[v1.ResetPasswordRequest, v1.ResetPasswordResponse]
+	changeEmail          *connect.Client[v1.ChangeEmailRequest, v1.ChangeEmailResponse]
+	confirmEmail         *connect.Client[v1.ConfirmEmailRequest, v1.ConfirmEmailResponse]
 }
 
 // ChangePassword calls fleetban.operator.v1.AccountService.ChangePassword.
@@ -319,10 +436,41 @@ func (c *accountServiceClient) ChangePassword(ctx context.Context, req *connect.
 	return c.changePassword.CallUnary(ctx, req)
 }
 
+// RequestPasswordReset calls fleetban.operator.v1.AccountService.RequestPasswordReset.
+func (c *accountServiceClient) RequestPasswordReset(ctx context.Context, req *connect.Request[v1.RequestPasswordResetRequest]) (*connect.Response[v1.RequestPasswordResetResponse], error) {
+	return c.requestPasswordReset.CallUnary(ctx, req)
+}
+
+// ResetPassword calls fleetban.operator.v1.AccountService.ResetPassword.
+func (c *accountServiceClient) ResetPassword(ctx context.Context, req *connect.Request[v1.ResetPasswordRequest]) (*connect.Response[v1.ResetPasswordResponse], error) {
+	return c.resetPassword.CallUnary(ctx, req)
+}
+
+// ChangeEmail calls fleetban.operator.v1.AccountService.ChangeEmail.
+func (c *accountServiceClient) ChangeEmail(ctx context.Context, req *connect.Request[v1.ChangeEmailRequest]) (*connect.Response[v1.ChangeEmailResponse], error) {
+	return c.changeEmail.CallUnary(ctx, req)
+}
+
+// ConfirmEmail calls fleetban.operator.v1.AccountService.ConfirmEmail.
+func (c *accountServiceClient) ConfirmEmail(ctx context.Context, req *connect.Request[v1.ConfirmEmailRequest]) (*connect.Response[v1.ConfirmEmailResponse], error) {
+	return c.confirmEmail.CallUnary(ctx, req)
+}
+
 // AccountServiceHandler is an implementation of the fleetban.operator.v1.AccountService service.
 type AccountServiceHandler interface {
 	// ChangePassword ends every other session of the person.
 	ChangePassword(context.Context, *connect.Request[v1.ChangePasswordRequest]) (*connect.Response[v1.ChangePasswordResponse], error)
+	// RequestPasswordReset mails a link to the address if there is an account, and answers alike, at once, if there is none.
+	// FAILED_PRECONDITION, for every address, where the control plane sends no mail.
+	RequestPasswordReset(context.Context, *connect.Request[v1.RequestPasswordResetRequest]) (*connect.Response[v1.RequestPasswordResetResponse], error)
+	// ResetPassword sets a password with the secret of such a link, once, and ends all sessions of the person. It signs nobody
+	// in, and leaves the second factor as it is.
+	ResetPassword(context.Context, *connect.Request[v1.ResetPasswordRequest]) (*connect.Response[v1.ResetPasswordResponse], error)
+	// ChangeEmail mails a link to the new address and a notice to the present one. Nothing changes before the link is
+	// followed. Whether the new address has an account is not told.
+	ChangeEmail(context.Context, *connect.Request[v1.ChangeEmailRequest]) (*connect.Response[v1.ChangeEmailResponse], error)
+	// ConfirmEmail changes the address with the secret of that link, once.
+	ConfirmEmail(context.Context, *connect.Request[v1.ConfirmEmailRequest]) (*connect.Response[v1.ConfirmEmailResponse], error)
 }
 
 // NewAccountServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -338,10 +486,42 @@ func NewAccountServiceHandler(svc AccountServiceHandler, opts ...connect.Handler
 		connect.WithSchema(accountServiceMethods.ByName("ChangePassword")),
 		connect.WithHandlerOptions(opts...),
 	)
+	accountServiceRequestPasswordResetHandler := connect.NewUnaryHandler(
+		AccountServiceRequestPasswordResetProcedure,
+		svc.RequestPasswordReset,
+		connect.WithSchema(accountServiceMethods.ByName("RequestPasswordReset")),
+		connect.WithHandlerOptions(opts...),
+	)
+	accountServiceResetPasswordHandler := connect.NewUnaryHandler(
+		AccountServiceResetPasswordProcedure,
+		svc.ResetPassword,
+		connect.WithSchema(accountServiceMethods.ByName("ResetPassword")),
+		connect.WithHandlerOptions(opts...),
+	)
+	accountServiceChangeEmailHandler := connect.NewUnaryHandler(
+		AccountServiceChangeEmailProcedure,
+		svc.ChangeEmail,
+		connect.WithSchema(accountServiceMethods.ByName("ChangeEmail")),
+		connect.WithHandlerOptions(opts...),
+	)
+	accountServiceConfirmEmailHandler := connect.NewUnaryHandler(
+		AccountServiceConfirmEmailProcedure,
+		svc.ConfirmEmail,
+		connect.WithSchema(accountServiceMethods.ByName("ConfirmEmail")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/fleetban.operator.v1.AccountService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AccountServiceChangePasswordProcedure:
 			accountServiceChangePasswordHandler.ServeHTTP(w, r)
+		case AccountServiceRequestPasswordResetProcedure:
+			accountServiceRequestPasswordResetHandler.ServeHTTP(w, r)
+		case AccountServiceResetPasswordProcedure:
+			accountServiceResetPasswordHandler.ServeHTTP(w, r)
+		case AccountServiceChangeEmailProcedure:
+			accountServiceChangeEmailHandler.ServeHTTP(w, r)
+		case AccountServiceConfirmEmailProcedure:
+			accountServiceConfirmEmailHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -353,6 +533,22 @@ type UnimplementedAccountServiceHandler struct{}
 
 func (UnimplementedAccountServiceHandler) ChangePassword(context.Context, *connect.Request[v1.ChangePasswordRequest]) (*connect.Response[v1.ChangePasswordResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.AccountService.ChangePassword is not implemented"))
+}
+
+func (UnimplementedAccountServiceHandler) RequestPasswordReset(context.Context, *connect.Request[v1.RequestPasswordResetRequest]) (*connect.Response[v1.RequestPasswordResetResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.AccountService.RequestPasswordReset is not implemented"))
+}
+
+func (UnimplementedAccountServiceHandler) ResetPassword(context.Context, *connect.Request[v1.ResetPasswordRequest]) (*connect.Response[v1.ResetPasswordResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.AccountService.ResetPassword is not implemented"))
+}
+
+func (UnimplementedAccountServiceHandler) ChangeEmail(context.Context, *connect.Request[v1.ChangeEmailRequest]) (*connect.Response[v1.ChangeEmailResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.AccountService.ChangeEmail is not implemented"))
+}
+
+func (UnimplementedAccountServiceHandler) ConfirmEmail(context.Context, *connect.Request[v1.ConfirmEmailRequest]) (*connect.Response[v1.ConfirmEmailResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.AccountService.ConfirmEmail is not implemented"))
 }
 
 // MemberServiceClient is a client for the fleetban.operator.v1.MemberService service.
