@@ -36,6 +36,9 @@ type Keys struct {
 	// org → *sync.Pool of keyed HMACs: a snapshot of 100,000 records is signed without deriving a key for each.
 	macs   sync.Map
 	audits sync.Map // the same for the audit log
+
+	sealMu sync.Mutex
+	seals  map[string][]byte // org → key
 }
 
 // New derives the keys of secret.
