@@ -7,7 +7,7 @@
 //
 // Every mutation is one script over one organisation's keys:
 //
-//	clock ─▶ epoch (run id) ─▶ idempotency, fence, policy ─▶ claims (staged) ─▶ views before and after
+//	clock ─▶ epoch (whose data) ─▶ idempotency, fence, policy ─▶ claims (staged) ─▶ views before and after
 //	      ─▶ records ─▶ version+1, digest, log, events for people, doorbell
 //
 // The script stages in memory, and writes only when every mutation of the batch is decided: a mutation is applied
@@ -17,10 +17,10 @@
 //
 // All begin with fb:{ORG}: and so share a slot.
 //
-//	meta          hash    runid, epoch, old_epoch, rebuild_until, clock; by package orgs: policy (its version), fresh (just made)
+//	meta          hash    runid, replid, epoch, old_epoch, rebuild_until, clock; by package orgs: policy (its version), fresh (just made)
 //	c:N           hash    packed prefix → its claims and tombstones, 25 bytes each; N, of 4096, from the prefix's SHA-1
 //	due           zset    N → when something in the bucket may run out first
-//	set:SET       hash    v (version), d (digest, hex), n (records), rc (records logged so far), rw (rewinds: EPOCH:VERSION,…)
+//	set:SET       hash    v (version), d (digest, hex), n (records), rc (records logged so far), rw (epochs: EPOCH:VERSION it began at,…)
 //	log:SET       stream  VERSION-0 → d (digest), c (rc then), r (packed records); some 16,384 entries and 200,000 records
 //	sets          hash    set → kind
 //	names         hash    numbers inside claims: h, j, a, r, s and a name → number; H, J, A, R, S and the number → name
@@ -40,6 +40,6 @@
 //     the sweep emits their EXPIRED records). Snapshot relies on it: any mixture of buckets read while versions a..b
 //     were made becomes the state at b by applying the log from a+1 to b.
 //   - Versions of a set grow by one and each has one log entry, until it is trimmed.
-//   - A run id that isn't the stored one begins a new epoch before anything else is decided.
+//   - A run id or replication id that isn't the stored one begins a new epoch before anything else is decided.
 //   - A tombstone refuses claims begun before it, whoever makes them, replayed or late.
 package sets

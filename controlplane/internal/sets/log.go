@@ -152,29 +152,29 @@ func (s *Sets) Resume(ctx context.Context, org string, cursor Cursor) (Resume, e
 	return out, nil
 }
 
-// keptThrough is the last version of a set's epoch that every later epoch still had when it began. A set or an epoch
-// that isn't known any more was lost whole.
+// keptThrough is the last version of a set's epoch that every later epoch still had when it began: 0 for an epoch that the
+// set doesn't know. That one was lost whole, or was another server's, which went its own way from a version before: the same
+// number is another version there.
 func keptThrough(rewinds string, epoch uint64) uint64 {
 	if rewinds == "" {
 		return 0
 	}
 	kept := ^uint64(0)
-	oldest := kept
 	for pair := range strings.SplitSeq(rewinds, ",") {
 		e, v, _ := strings.Cut(pair, ":")
 		began, err1 := strconv.ParseUint(e, 10, 64)
 		version, err2 := strconv.ParseUint(v, 10, 64)
-		if err1 != nil || err2 != nil {
+		if err1 != nil || err2 != nil || began < epoch {
 			return 0
 		}
-		oldest = began
-		if began <= epoch {
+		if began == epoch {
 			return kept
 		}
 		kept = min(kept, version)
 	}
-	// The list names the latest eight epochs. One of before the oldest of them can't be followed, unless the list is whole.
-	if epoch < oldest && strings.Count(rewinds, ",") < 7 {
+	// Older than all that are named. The list is cut at eight; a shorter one that doesn't end with the set's beginning was
+	// begun by a release that didn't note that.
+	if strings.Count(rewinds, ",") < 7 {
 		return kept
 	}
 	return 0

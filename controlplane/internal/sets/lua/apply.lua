@@ -288,7 +288,10 @@ function ops.close()
   return {'ok'}
 end
 
--- offer: set, packed records (as in the log). ok: how many were taken.
+local OFFERS_MOST = 900000 -- ms that offers can keep a rebuild open
+
+-- offer: set, packed records (as in the log). ok: how many were taken. While some are, the rebuild stays open: a million takes
+-- longer than its window.
 function ops.offer()
   local name, blob = arg(), arg()
   if rebuild_until <= now then return {'err', 'closed'} end
@@ -338,6 +341,11 @@ function ops.offer()
       note_len(no, p)
       taken = taken + 1
     end
+  end
+  local open = math.min(now + tonumber(ARGV[2]) / 2, epoch + OFFERS_MOST)
+  if taken > 0 and open > rebuild_until then
+    rebuild_until = math.floor(open)
+    later[#later + 1] = {'HSET', KEYS[1], 'rebuild_until', num(rebuild_until)}
   end
   return {'ok', taken}
 end

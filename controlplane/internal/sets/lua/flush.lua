@@ -98,6 +98,7 @@ local function flush_set(s)
   local state = key('set:' .. s.name)
   if s.v == 1 or call('HEXISTS', key('sets'), s.name) == 0 then call('HSET', key('sets'), s.name, num(s.kind)) end
   call('HSET', state, 'v', num(s.v), 'd', digest, 'n', num(s.n), 'rc', num(s.rc))
+  if s.v == 1 then call('HSET', state, 'rw', num(epoch) .. ':0') end
   local log = key('log:' .. s.name)
   call('XADD', log, 'MAXLEN', '~', LOG_LEN, num(s.v) .. '-0', 'd', digest, 'c', num(s.rc), 'r', blob)
   -- The log is bounded by entries above and by records here.

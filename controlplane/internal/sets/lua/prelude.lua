@@ -41,7 +41,7 @@ local function num(n)
 end
 
 -- Clock: never back, whatever the machine's does.
-local meta = call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch', 'fresh')
+local meta = call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch', 'fresh', 'replid')
 local time = call('TIME')
 local now = tonumber(ARGV[1])
 if now == 0 then now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) end
@@ -52,8 +52,12 @@ local rebuild_until = tonumber(meta[4] or '0')
 local policy = meta[5] or '0'
 
 -- A run id that isn't the stored one: Redis was restarted, failed over, restored or emptied, and may have lost what it
--- acknowledged. Every set notes the version it has now: what hosts hold above that under an older epoch was lost.
-local function begin_epoch(runid)
+-- acknowledged. So it may have under the same run id, where another replication id shows that the server was promoted: it was
+-- the master, followed another one, lost with that what it had not heard of yet or had alone, and is the master again.
+-- (A server also takes a new one for its first replica. That costs an epoch, and nothing else.)
+--
+-- Every set notes the version it has now: what hosts hold above that under an older epoch was lost.
+local function begin_epoch(runid, replid)
   old_epoch = epoch
   epoch = math.max(now, old_epoch + 1)
   -- There is nothing to gather for an organisation that was just made.
@@ -68,7 +72,7 @@ local function begin_epoch(runid)
     end
     call('HSET', key('set:' .. name), 'rw', table.concat(rewinds, ','))
   end
-  call('HSET', KEYS[1], 'runid', runid, 'epoch', num(epoch), 'old_epoch', num(old_epoch), 'rebuild_until', num(rebuild_until), 'clock', num(now))
+  call('HSET', KEYS[1], 'runid', runid, 'replid', replid, 'epoch', num(epoch), 'old_epoch', num(old_epoch), 'rebuild_until', num(rebuild_until), 'clock', num(now))
   if old_epoch > 0 then
     call('XADD', key('events'), 'MAXLEN', '~', EVENTS_LEN, '*', 't', num(now), 'k', '16', 'r',
       'Redis was restarted or failed over: what hosts hold is compared with what it kept')
@@ -79,7 +83,12 @@ end
 local runid
 do
   runid = string.match(call('INFO', 'server'), 'run_id:(%x+)') or ''
-  if meta[1] ~= runid then begin_epoch(runid) end
+  local replid = string.match(call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+  if meta[1] ~= runid or (meta[8] and meta[8] ~= replid) then
+    begin_epoch(runid, replid)
+  elseif not meta[8] then -- an earlier release kept none
+    call('HSET', KEYS[1], 'replid', replid)
+  end
 end
 
 -- Names: hosts (h), jails (j), actors (a), reasons (r) and sets (s) are numbers inside claims. New ones are written by flush.

@@ -35,6 +35,7 @@ type Server struct {
 	nodes []*Node
 	// settled waits until the servers, which answer, work together; nil: there is one.
 	settled func()
+	backups int
 }
 
 // Node is one redis-server.
@@ -143,8 +144,10 @@ func (s *Server) Set(name, value string) {
 func (s *Server) Backup() (restore func()) {
 	s.t.Helper()
 	s.Pause()
+	s.backups++
+	backup := "backup-" + strconv.Itoa(s.backups)
 	for _, n := range s.nodes {
-		if err := errors.Join(os.RemoveAll(n.path("backup")), os.CopyFS(n.path("backup"), os.DirFS(n.path(aofDir)))); err != nil {
+		if err := os.CopyFS(n.path(backup), os.DirFS(n.path(aofDir))); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -153,7 +156,7 @@ func (s *Server) Backup() (restore func()) {
 		s.t.Helper()
 		s.Kill()
 		for _, n := range s.nodes {
-			if err := errors.Join(os.RemoveAll(n.path(aofDir)), os.CopyFS(n.path(aofDir), os.DirFS(n.path("backup")))); err != nil {
+			if err := errors.Join(os.RemoveAll(n.path(aofDir)), os.CopyFS(n.path(aofDir), os.DirFS(n.path(backup)))); err != nil {
 				s.t.Fatal(err)
 			}
 		}

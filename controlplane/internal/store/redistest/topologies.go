@@ -304,11 +304,23 @@ func (s *Sentinels) Nodes() []*Node { return s.nodes }
 // is so busy that they don't trust their own clocks (they wait half a minute then) or each other, one of them is told to.
 func (s *Sentinels) Failed(old *Node) (master *Node) {
 	s.t.Helper()
+	return s.replaced(old, 8*time.Second)
+}
+
+// Handover has the Sentinels put another server in the place of a master that lives, and returns it.
+func (s *Sentinels) Handover(old *Node) (master *Node) {
+	s.t.Helper()
+	return s.replaced(old, 0)
+}
+
+// replaced waits until there is another master; after so long one Sentinel is told to see to it.
+func (s *Sentinels) replaced(old *Node, after time.Duration) (master *Node) {
+	s.t.Helper()
 	clients := make([]*redis.Client, len(s.sentinels))
 	for i, n := range s.sentinels {
 		clients[i] = n.Client()
 	}
-	told := time.Now().Add(8 * time.Second)
+	told := time.Now().Add(after)
 	s.sentinels[0].poll("another server is the master", func(ctx context.Context) error {
 		var last error
 		for i, client := range clients {
@@ -372,6 +384,35 @@ func (s *Sentinels) Pair(dead *Node) (master, replica *Node) {
 		return err
 	})
 	return master, replica
+}
+
+// Follows waits until a server is the replica of another and has all that it had when asked.
+func (s *Sentinels) Follows(replica, master *Node) {
+	s.t.Helper()
+	c := replica.Client()
+	replica.poll("it follows the master", func(ctx context.Context) error {
+		info, err := c.Info(ctx, "replication").Result()
+		if err == nil && (!strings.Contains(info, "master_link_status:up") || !strings.Contains(info, fmt.Sprintf("master_port:%d", master.port))) {
+			err = errors.New(info)
+		}
+		return err
+	})
+	offset := func(of *Node, field string) (n int64) {
+		info, err := of.Client().Info(s.t.Context(), "replication").Result()
+		_, rest, _ := strings.Cut(info, field+":")
+		n, err2 := strconv.ParseInt(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]), 10, 64)
+		if err := errors.Join(err, err2); err != nil {
+			s.t.Fatal(err)
+		}
+		return n
+	}
+	want := offset(master, "master_repl_offset")
+	replica.poll("it has all data", func(context.Context) error {
+		if has := offset(replica, "slave_repl_offset"); has < want {
+			return fmt.Errorf("at %d of %d", has, want)
+		}
+		return nil
+	})
 }
 
 func (n *Node) role(ctx context.Context) (string, error) {
