@@ -69,43 +69,6 @@ func (s *Service) isDraining() bool {
 	return s.draining
 }
 
-// Enroll implements AgentService. The rate of failures is limited by the auth interceptor.
-func (s *Service) Enroll(ctx context.Context, r *connect.Request[fleetbanv1.EnrollRequest]) (*connect.Response[fleetbanv1.EnrollResponse], error) {
-	if s.isDraining() {
-		return nil, errDraining
-	}
-	m := r.Msg
-	join, err := s.Orgs.UseJoinToken(ctx, m.GetJoinToken(), m.GetPublicKey())
-	if err != nil {
-		return nil, joinError(err)
-	}
-	org, err := s.Orgs.Get(ctx, join.Org)
-	if err != nil {
-		return nil, fmt.Errorf("enrol: %w", err)
-	}
-	id, err := s.Hosts.Enrol(ctx, join.Org, m.GetName(), m.GetPublicKey(), join.Tags, m.GetFacts())
-	if err != nil {
-		return nil, fmt.Errorf("enrol: %w", err)
-	}
-	tags := join.Tags
-	if join.Again {
-		// The host may stand since longer than this token, with tags of its own.
-		if tags, err = s.Hosts.Tags(ctx, join.Org, id.ID); err != nil {
-			return nil, fmt.Errorf("enrol: %w", err)
-		}
-	}
-	grant, err := hostauth.SignGrant(s.Keys.GrantKey(), s.Keys.Audience(), hostauth.Grant{
-		HostID: id.ID, OrganisationID: join.Org, Name: id.Name, PublicKey: m.GetPublicKey(), Tags: tags, IssuedAt: s.Now(),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("enrol: %w", err)
-	}
-	return connect.NewResponse(fleetbanv1.EnrollResponse_builder{
-		HostId: id.ID, Name: id.Name, OrganisationId: join.Org, OrganisationName: org.Name, Grant: grant,
-		Audience: s.Keys.Audience(), ServerUnixMs: s.Now().UnixMilli(), Mode: org.Mode,
-	}.Build()), nil
-}
-
 func joinError(err error) error {
 	var reason fleetbanv1.Reason
 	var message string

@@ -32,6 +32,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
@@ -69,6 +70,8 @@ type Options struct {
 	// Logger and Metrics are optional.
 	Logger  *slog.Logger
 	Metrics *metrics.Metrics
+	// Audit records who enrolled, changed keys, was quarantined. Nil, in tests, records nothing.
+	Audit *audit.Log
 }
 
 // Service implements AgentService. Safe for concurrent use.
@@ -110,6 +113,11 @@ func (h *handlerStub) Connect(ctx context.Context, s *connect.BidiStream[fleetba
 // New makes a Service; Close ends it.
 func New(o Options) *Service {
 	if o.Now == nil {
+// RotateKey resolves the ambiguity of the two embedded ones.
+func (h *handlerStub) RotateKey(ctx context.Context, r *connect.Request[fleetbanv1.RotateKeyRequest]) (*connect.Response[fleetbanv1.RotateKeyResponse], error) {
+	return h.Service.RotateKey(ctx, r)
+}
+
 		o.Now = time.Now
 	}
 	if o.Heartbeat <= 0 || o.Heartbeat > 25*time.Second {
@@ -152,6 +160,8 @@ func (s *Service) Handler(interceptors ...connect.Interceptor) (string, http.Han
 		case fleetbanv1connect.AgentServiceEnrollProcedure:
 			enroll.ServeHTTP(w, r)
 		case fleetbanv1connect.AgentServiceConnectProcedure:
+	rotate := connect.NewUnaryHandler(fleetbanv1connect.AgentServiceRotateKeyProcedure, s.RotateKey,
+		connect.WithSchema(methods.ByName("RotateKey")), connect.WithHandlerOptions(options...))
 			controller := http.NewResponseController(w)
 			stream.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, controller)))
 		default:
@@ -167,6 +177,8 @@ type controllerKey struct{}
 func (s *Service) watch() {
 	tick := time.NewTicker(max(s.Heartbeat/20, 20*time.Millisecond))
 	defer tick.Stop()
+		case fleetbanv1connect.AgentServiceRotateKeyProcedure:
+			rotate.ServeHTTP(w, r)
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -273,3 +285,5 @@ func clonedError(cause string) error {
 func isStore(err error) bool {
 	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrOutcomeUnknown)
 }
+	errHostDisabled = apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_HOST_DISABLED, "",
+		"this host was disabled by a person", "fleetban hosts enable NAME lets it in again; what it enforces stays as it is")

@@ -15,6 +15,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
@@ -165,25 +166,39 @@ func (st *stream) attach(ctx context.Context, hello *fleetbanv1.Hello) (*fleetba
 // takeOver attaches the host, and puts back first what Redis lost.
 func (st *stream) takeOver(ctx context.Context) (hosts.Attachment, error) {
 	h, g := st.service.Hosts, st.grant
-	attached, err := h.Attach(ctx, g.OrganisationID, g.HostID, st.instance, st.service.Replica, g.PublicKey, st.facts)
+	attached, err := h.Attach(ctx, g.OrganisationID, g.HostID, st.instance, st.service.Replica, g.PublicKey, st.facts, g.IssuedAt)
 	if errors.Is(err, hosts.ErrMissing) {
 		st.service.Logger.WarnContext(ctx, "host is taken back on the word of its grant", slog.String("host", g.HostID), slog.String("name", g.Name))
-		if _, err := h.Adopt(ctx, g.OrganisationID, g.HostID, g.Name, g.PublicKey, g.Tags, g.IssuedAt); err != nil && !errors.Is(err, hosts.ErrDeleted) {
+		if _, err := h.Adopt(ctx, g.OrganisationID, lost(g)); err != nil && !errors.Is(err, hosts.ErrDeleted) {
 			return hosts.Attachment{}, err
 		}
-		attached, err = h.Attach(ctx, g.OrganisationID, g.HostID, st.instance, st.service.Replica, g.PublicKey, st.facts)
+		attached, err = h.Attach(ctx, g.OrganisationID, g.HostID, st.instance, st.service.Replica, g.PublicKey, st.facts, g.IssuedAt)
+	}
+	var quarantined *hosts.QuarantinedError
+	if errors.As(err, &quarantined) && quarantined.New {
+	return attached, refusal(err)
+}
+
+func lost(g hostauth.Grant) hosts.Lost {
+	return hosts.Lost{ID: g.HostID, Name: g.Name, PublicKey: g.PublicKey, Tags: g.Tags, Ephemeral: g.Ephemeral, Granted: g.IssuedAt}
+}
+
+// refusal says what a host sees of why it isn't served.
+func refusal(err error) error {
+		st.service.record(ctx, g.OrganisationID, hostActor(g.HostID, st.facts.GetHostname()), auth.Address(ctx), "host.quarantine", []string{g.HostID}, quarantined.Cause)
 	}
 	var quarantined *hosts.QuarantinedError
 	switch {
 	case errors.As(err, &quarantined):
-		return hosts.Attachment{}, clonedError(quarantined.Cause)
+		return clonedError(quarantined.Cause)
 	case errors.Is(err, hosts.ErrDeleted):
-		return hosts.Attachment{}, errHostDeleted
+		return errHostDeleted
+	case errors.Is(err, hosts.ErrDisabled):
+		return errHostDisabled
 	case errors.Is(err, hosts.ErrWrongKey):
 		return hosts.Attachment{}, apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_WRONG_KEY, "",
 			"the control plane knows another key for this host", "enrol the host again: fleetban-agent enroll --force")
 	}
-	return attached, err
 }
 
 // prepare stores what the fleet must know of a host before its stream begins.

@@ -287,6 +287,8 @@ func (t *tenant) settle(ctx context.Context, st *stream, state hosts.State) {
 	switch state {
 	case hosts.StateDeleted:
 		st.end(errHostDeleted, "the host was deleted")
+	case hosts.StateDisabled:
+		st.end(errHostDisabled, "the host was disabled")
 	case hosts.StateQuarantined:
 		st.end(clonedError("two running agents use this identity"), "quarantined")
 	case hosts.StateStale:

@@ -24,6 +24,8 @@ type entry struct {
 	id, name, lower string
 	tags            map[string]string
 	enrolled        int64
+	keyed           int64
+	ephemeral       int64 // ms; 0: it stays
 }
 
 // sets are those that the host is to hold.
@@ -67,7 +69,7 @@ func (h *Hosts) directoryAt(ctx context.Context, org, version string) (*director
 			h.logger.ErrorContext(ctx, "stored host is damaged", slog.String("host", id), slog.Any("error", err))
 			continue
 		}
-		e := &entry{id: id, name: rec.Name, lower: strings.ToLower(rec.Name), tags: rec.Tags, enrolled: rec.Enrolled}
+		e := &entry{id: id, name: rec.Name, lower: strings.ToLower(rec.Name), tags: rec.Tags, enrolled: rec.Enrolled, keyed: max(rec.Keyed, rec.Enrolled), ephemeral: rec.Ephemeral}
 		d.byID[id], d.byName[e.lower] = e, e
 		d.sorted = append(d.sorted, e)
 	}

@@ -9,6 +9,13 @@
 //	a loss)│                                                   ▼
 //	       └ never once deleted            an instance that was displaced comes back: quarantined ──release──▶ offline
 //
+// From any of these a person may disable a host, and enable it again: it is offline then, or quarantined if it was. An
+// ephemeral host is deleted when it was offline for its time (SweepEphemeral).
+//
+// A host changes its key on the word of the present one (Rotate). One that lost its key is given another by who proves the
+// former one, or by a join token that a person made for this very host; a name or what a machine says of itself prove nothing
+// and make a second host.
+//
 // A stream writes under the fence that Attach gave it. Each later Attach of the host gives a greater one, and every
 // script refuses a write under another fence than the last: a replica that was cut off can't undo what came after.
 //
@@ -17,6 +24,8 @@
 //	hosts            hash  host → record: name, public key, tags, enrolled (JSON)
 //	hostnames        hash  lower-case name → host
 //	hostkeys         hash  public key → host, so that enrolment can be repeated
+//	machines         hash  machine (HostFacts) → the host that said so last when it was enrolled
+//	ephemeral        hash  host → ms offline after which it is deleted;  vanished  hash  deleted so, not yet cleaned up → name
 //	hostgone         hash  deleted host → when: tombstones
 //	hostsver         when names or tags last changed: replicas cache them
 //	fences           hash  host → fence of its last stream (package sets checks it too)
@@ -34,8 +43,6 @@ package hosts
 import (
 	"context"
 	"embed"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,7 +50,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/oklog/ulid/v2"
 	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
@@ -71,6 +77,10 @@ var (
 	ErrMissing = errors.New("the host's record is missing")
 	// ErrWrongKey: the host's record has another public key.
 	ErrWrongKey = errors.New("the host has another key")
+	// ErrDisabled: a person disabled the host.
+	ErrDisabled = errors.New("the host is disabled")
+	// ErrKeyTaken: another host has that key.
+	ErrKeyTaken = errors.New("the key is another host's")
 	// ErrStaleFence: a newer stream of the host took over, or it was deleted or quarantined.
 	ErrStaleFence = errors.New("a newer stream of the host took over")
 	// ErrReplayed: the assertion was presented before.
@@ -120,116 +130,57 @@ type Identity struct {
 	Name string
 }
 
-// record is a host as kept in Redis.
+// record is a host as kept in Redis. Times are Unix milliseconds.
 type record struct {
 	ID       string            `json:"id,omitempty"`
 	Name     string            `json:"name,omitempty"`
 	Key      string            `json:"key"`
 	Tags     map[string]string `json:"tags,omitempty"`
 	Enrolled int64             `json:"enrolled,omitempty"`
+	// Keyed is since when it has its key; 0: since it was enrolled.
+	Keyed int64 `json:"keyed,omitempty"`
+	// Ephemeral is for how many ms it may be offline; 0: for ever.
+	Ephemeral int64  `json:"ephemeral,omitempty"`
+	Machine   string `json:"machine,omitempty"`
+	// Granted is when the grant was made, Unix s, on whose word Redis has the host: a newer one with another key beats it.
+	Granted int64 `json:"granted,omitempty"`
+	// The scripts' own: disabled, quarantined, former.
 }
 
 //go:embed lua/*.lua
 var luaFiles embed.FS
 
-func script(name string, with ...string) *store.Script {
-	read := func(file string) string {
-		text, err := luaFiles.ReadFile("lua/" + file + ".lua")
-		if err != nil {
-			panic(err) // embedded
-		}
-		return string(text)
+func read(file string) string {
+	text, err := luaFiles.ReadFile("lua/" + file + ".lua")
+	if err != nil {
+		panic(err) // embedded
 	}
+	return string(text)
+}
+
+func told() string { return read("told") }
+
+func script(name string, with ...string) *store.Script {
 	parts := append([]string{read("common"), commandlog.Lua}, with...)
 	return store.NewScript("hosts/"+name, append(parts, read(name))...)
 }
 
 var (
-	enrolScript   = script("enrol")
+	enrolScript   = script("enrol", audit.Lua, told())
+	rekeyScript   = script("rekey", audit.Lua, told())
+	disableScript = script("disable", audit.Lua, told())
+	expireScript  = script("expire")
 	attachScript  = script("attach")
 	touchScript   = script("touch")
 	detachScript  = script("detach")
 	sweepScript   = script("sweep")
 	acksScript    = script("acks")
 	healthScript  = script("health")
-	deleteScript  = script("delete")
-	releaseScript = script("release", audit.Lua)
+	deleteScript  = script("delete", audit.Lua, told())
+	releaseScript = script("release", audit.Lua, told())
 	queueScript   = script("queue")
 	resultScript  = script("result")
 )
-
-// Enrol makes a host with a name near to name, or finds the one that has this public key.
-func (h *Hosts) Enrol(ctx context.Context, org, name string, publicKey []byte, tags map[string]string, facts *fleetbanv1.HostFacts) (Identity, error) {
-	id, made, err := h.enrol(ctx, org, ulid.Make().String(), name, publicKey, record{Tags: tags}, "enrol", encodeFacts(facts))
-	if err != nil {
-		return Identity{}, fmt.Errorf("enrol host: %w", err)
-	}
-	if made {
-		h.tell(ctx, org, sets.FleetEvent{
-			Kind: operatorv1.FleetEventKind_FLEET_EVENT_KIND_HOST_ENROLLED, HostID: id.ID,
-		})
-	}
-	return id, nil
-}
-
-// Adopt puts back a host that Redis lost, from what its grant says. ErrDeleted when it was deleted, not lost.
-func (h *Hosts) Adopt(ctx context.Context, org, id, name string, publicKey []byte, tags map[string]string, enrolled time.Time) (Identity, error) {
-	identity, made, err := h.enrol(ctx, org, id, name, publicKey, record{Tags: tags, Enrolled: enrolled.UnixMilli()}, "adopt", nil)
-	if err != nil {
-		return Identity{}, fmt.Errorf("adopt host %s: %w", id, err)
-	}
-	if made {
-		h.tell(ctx, org, sets.FleetEvent{
-			Kind: operatorv1.FleetEventKind_FLEET_EVENT_KIND_NOTICE, HostID: identity.ID,
-			Reason: "Redis had lost this host; it was taken back on the word of its grant",
-		})
-	}
-	return identity, nil
-}
-
-func (h *Hosts) enrol(ctx context.Context, org, id, name string, publicKey []byte, rec record, mode string, facts []byte) (identity Identity, made bool, err error) {
-	rec.Key = base64.RawStdEncoding.EncodeToString(publicKey)
-	raw, err := json.Marshal(rec)
-	if err != nil {
-		return Identity{}, false, fmt.Errorf("encode host: %w", err)
-	}
-	reply, err := enrolScript.Run(ctx, h.store, h.keys(org), id, name, rec.Key, raw, mode, facts).StringSlice()
-	switch {
-	case err != nil:
-		return Identity{}, false, err
-	case reply[0] == "deleted":
-		return Identity{}, false, ErrDeleted
-	default:
-		return Identity{ID: reply[1], Name: reply[2]}, reply[0] == "made", nil
-	}
-}
-
-// Delete forgets a host; its stream ends and its grant is refused from then on. ErrNotFound when there is none.
-func (h *Hosts) Delete(ctx context.Context, org, id, actor string) error {
-	host, err := h.find(ctx, org, id)
-	if err != nil {
-		return err
-	}
-	args := []any{host.id}
-	for _, set := range host.sets() {
-		args = append(args, set)
-	}
-	name, err := deleteScript.Run(ctx, h.store, h.keys(org), args...).Text()
-	if err != nil {
-		return fmt.Errorf("delete host: %w", err)
-	}
-	if name == "" {
-		return fmt.Errorf("delete host %s: %w", id, ErrNotFound)
-	}
-	// Its addresses are no longer the fleet's own.
-	if err := h.fleet.PutHostAddresses(ctx, org, host.id, nil); err != nil {
-		return fmt.Errorf("give up the addresses of host %s: %w", name, err)
-	}
-	h.tell(ctx, org, sets.FleetEvent{
-		Kind: operatorv1.FleetEventKind_FLEET_EVENT_KIND_HOST_DELETED, HostID: host.id, Actor: actor, Reason: name,
-	})
-	return nil
-}
 
 // Release ends a host's quarantine; false when it isn't quarantined. host is a name or an id.
 func (h *Hosts) Release(ctx context.Context, org, host, actor string) (bool, error) {

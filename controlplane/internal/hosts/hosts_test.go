@@ -86,7 +86,7 @@ func (f *fixture) enrol(name string, n byte, tags map[string]string) Identity {
 
 func (f *fixture) attach(id Identity, n byte, instance string) Fence {
 	f.t.Helper()
-	a, err := f.Attach(f.t.Context(), org, id.ID, instance, "replica-1", key(n), nil)
+	a, err := f.Attach(f.t.Context(), org, id.ID, instance, "replica-1", key(n), nil, time.Time{})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestFence(t *testing.T) {
 	if on, off := f.fleet.count(operatorv1.FleetEventKind_FLEET_EVENT_KIND_HOST_ONLINE), f.fleet.count(operatorv1.FleetEventKind_FLEET_EVENT_KIND_HOST_OFFLINE); on != 1 || off != 1 {
 		t.Errorf("told online %d times, offline %d times", on, off)
 	}
-	if _, err := f.Attach(ctx, org, id.ID, "one", "r", key(2), nil); !errors.Is(err, ErrWrongKey) {
+	if _, err := f.Attach(ctx, org, id.ID, "one", "r", key(2), nil, time.Time{}); !errors.Is(err, ErrWrongKey) {
 		t.Errorf("another key: %v", err)
 	}
 }
@@ -196,7 +196,7 @@ func TestClone(t *testing.T) {
 	id := f.enrol("web", 1, nil)
 	f.attach(id, 1, "one")
 	second := f.attach(id, 1, "two") // a restarted agent looks the same: no harm yet
-	_, err := f.Attach(ctx, org, id.ID, "one", "replica-1", key(1), nil)
+	_, err := f.Attach(ctx, org, id.ID, "one", "replica-1", key(1), nil, time.Time{})
 	var quarantined *QuarantinedError
 	if !errors.As(err, &quarantined) || !quarantined.New {
 		t.Fatalf("the displaced instance came back: %v", err)
@@ -205,7 +205,7 @@ func TestClone(t *testing.T) {
 		t.Errorf("the other half: %v, %v", state, err)
 	}
 	for _, instance := range []string{"one", "two", "three"} {
-		if _, err := f.Attach(ctx, org, id.ID, instance, "replica-1", key(1), nil); !errors.As(err, &quarantined) || quarantined.New {
+		if _, err := f.Attach(ctx, org, id.ID, instance, "replica-1", key(1), nil, time.Time{}); !errors.As(err, &quarantined) || quarantined.New {
 			t.Errorf("%s in quarantine: %v", instance, err)
 		}
 	}
@@ -246,10 +246,10 @@ func TestDeletedStaysDeleted(t *testing.T) {
 	if err := f.Delete(ctx, org, "web", "alice"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Attach(ctx, org, id.ID, "one", "r", key(1), nil); !errors.Is(err, ErrDeleted) {
+	if _, err := f.Attach(ctx, org, id.ID, "one", "r", key(1), nil, time.Time{}); !errors.Is(err, ErrDeleted) {
 		t.Errorf("attach: %v", err)
 	}
-	if _, err := f.Adopt(ctx, org, id.ID, "web", key(1), nil, time.Now()); !errors.Is(err, ErrDeleted) {
+	if _, err := f.Adopt(ctx, org, Lost{ID: id.ID, Name: "web", PublicKey: key(1), Granted: time.Now()}); !errors.Is(err, ErrDeleted) {
 		t.Errorf("adopt: %v", err)
 	}
 	if state, err := f.Touch(ctx, org, []Fence{fence}); err != nil || state[id.ID] != StateDeleted {
@@ -277,10 +277,10 @@ func TestAdoptAfterLoss(t *testing.T) {
 	if state, err := f.Touch(ctx, org, []Fence{old}); err != nil || state[id.ID] != StateLost {
 		t.Fatalf("%v, %v", state, err)
 	}
-	if _, err := f.Attach(ctx, org, id.ID, "one", "r", key(1), nil); !errors.Is(err, ErrMissing) {
+	if _, err := f.Attach(ctx, org, id.ID, "one", "r", key(1), nil, time.Time{}); !errors.Is(err, ErrMissing) {
 		t.Fatal(err)
 	}
-	if got, err := f.Adopt(ctx, org, id.ID, "web", key(1), map[string]string{"team": "web"}, time.UnixMilli(5)); err != nil || got != id {
+	if got, err := f.Adopt(ctx, org, Lost{ID: id.ID, Name: "web", PublicKey: key(1), Tags: map[string]string{"team": "web"}, Granted: time.UnixMilli(5)}); err != nil || got != id {
 		t.Fatal(got, err)
 	}
 	next := f.attach(id, 1, "one")

@@ -44,6 +44,8 @@ func presenceOf(raw string, live float64, enrolled, now int64) presence {
 	switch {
 	case r.State == "quarantined":
 		p.state = operatorv1.Presence_PRESENCE_QUARANTINED
+	case r.State == "disabled":
+		p.state = operatorv1.Presence_PRESENCE_DISABLED
 	case r.State == "online" && now-int64(live) < PresenceTTL.Milliseconds():
 		p.state, p.replica = operatorv1.Presence_PRESENCE_ONLINE, r.Replica
 	case r.State == "online":
@@ -142,6 +144,7 @@ func (h *Hosts) read(ctx context.Context, org string, entries []*entry) ([]*oper
 		b := operatorv1.Host_builder{
 			HostId: e.id, Name: e.name, Tags: e.tags, Facts: decodeFacts(str(facts.Val()[i])), Presence: p.state, EnrolledUnixMs: e.enrolled,
 			SeenUnixMs: p.seen, SinceUnixMs: p.since, Cause: p.cause, Replica: p.replica, Inert: parseInert(str(inert.Val()[i])),
+			EphemeralS: e.ephemeral / 1000, KeySinceUnixMs: e.keyed,
 		}
 		if raw := str(health.Val()[i]); raw != "" {
 			b.Health = &fleetbanv1.Health{}

@@ -174,7 +174,7 @@ func TestReceiptsOf5000(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := f.Attach(t.Context(), org, id.ID, "one", "r", k, nil)
+		a, err := f.Attach(t.Context(), org, id.ID, "one", "r", k, nil, time.Time{})
 		if err != nil {
 			t.Fatal(err)
 		}

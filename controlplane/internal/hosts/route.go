@@ -33,14 +33,18 @@ type Attachment struct {
 }
 
 // Attach makes this the host's stream: older ones are refused from here on, and told so by the doorbell. ErrMissing,
-// ErrDeleted, ErrWrongKey, *QuarantinedError, or an error of the store.
-func (h *Hosts) Attach(ctx context.Context, org, id, instance, replica string, publicKey []byte, facts *fleetbanv1.HostFacts) (Attachment, error) {
+// ErrDeleted, ErrDisabled, ErrWrongKey, *QuarantinedError, or an error of the store.
+//
+// granted is when the grant was made: after a loss of Redis the newest one of a host decides which key is its.
+func (h *Hosts) Attach(
+	ctx context.Context, org, id, instance, replica string, publicKey []byte, facts *fleetbanv1.HostFacts, granted time.Time,
+) (Attachment, error) {
 	var encoded []byte
 	if facts != nil {
 		encoded = encodeFacts(facts)
 	}
 	reply, err := attachScript.Run(ctx, h.store, h.keys(org), id, instance, replica, PresenceTTL.Milliseconds(), CloneWindow.Milliseconds(),
-		encoded, base64.RawStdEncoding.EncodeToString(publicKey)).StringSlice()
+		encoded, base64.RawStdEncoding.EncodeToString(publicKey), granted.Unix()).StringSlice()
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach host %s: %w", id, err)
 	}
@@ -51,6 +55,8 @@ func (h *Hosts) Attach(ctx context.Context, org, id, instance, replica string, p
 		return Attachment{}, ErrDeleted
 	case "other key":
 		return Attachment{}, ErrWrongKey
+	case "disabled":
+		return Attachment{}, ErrDisabled
 	case "quarantined":
 		return Attachment{}, &QuarantinedError{Cause: reply[1]}
 	case "cloned":
@@ -99,6 +105,7 @@ const (
 	StateStale       State = "stale"
 	StateDeleted     State = "deleted"
 	StateQuarantined State = "quarantined"
+	StateDisabled    State = "disabled"
 )
 
 // Touch says that the streams of one organisation were heard. It returns those, by host, that are not as they were.

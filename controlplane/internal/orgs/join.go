@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -26,6 +26,10 @@ type JoinToken struct {
 	Tags     map[string]string
 	Note     string
 	Actor    string
+	// Ephemeral is after how long offline the hosts that it enrols are deleted; 0: they stay.
+	Ephemeral time.Duration
+	// Host is the id of the host that it enrols again; "": new ones.
+	Host string
 	// Secret is set by CreateJoinToken only.
 	Secret string
 }
@@ -37,6 +41,10 @@ type NewJoinToken struct {
 	Tags  map[string]string
 	Note  string
 	Actor string
+	// Ephemeral is a minute to MaxEphemeral, or 0: hosts stay.
+	Ephemeral time.Duration
+	// Host is the id of a host to enrol again, which keeps its tags; Uses is one then.
+	Host string
 }
 
 // Join is what a join token gives the host that presents it.
@@ -44,6 +52,9 @@ type Join struct {
 	Org  string
 	ID   string
 	Tags map[string]string
+	// Ephemeral and Host as in JoinToken.
+	Ephemeral time.Duration
+	Host      string
 	// Again: this public key has used the token before; nothing was consumed.
 	Again bool
 }
@@ -56,18 +67,12 @@ var (
 	//go:embed lua/join_use.lua
 	joinUseText   string
 	joinUseScript = store.NewScript("orgs/join_use", joinUseText)
-
-	tagKey   = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,59}$`)
-	tagValue = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$`)
 )
 
 // CheckTag says whether k=v can be a host's tag.
 func CheckTag(k, v string) error {
-	if !tagKey.MatchString(k) {
-		return fmt.Errorf("%w tag name %q: lower-case letters, digits, '.', '_' and '-', at most 60", ErrInvalid, k)
-	}
-	if !tagValue.MatchString(v) {
-		return fmt.Errorf("%w tag value %q: letters, digits, '.', '_' and '-', at most 60", ErrInvalid, v)
+	if err := scope.Check(k, v); err != nil {
+		return fmt.Errorf("%w %s", ErrInvalid, strings.TrimPrefix(err.Error(), "invalid "))
 	}
 	return nil
 }
@@ -88,6 +93,12 @@ func (o *Orgs) CreateJoinToken(ctx context.Context, org string, n NewJoinToken) 
 	case len(n.Tags) > 16:
 		return JoinToken{}, fmt.Errorf("%w tags: %d, 16 are possible", ErrInvalid, len(n.Tags))
 	}
+	switch {
+	case n.Ephemeral != 0 && (n.Ephemeral < time.Minute || n.Ephemeral > MaxEphemeral):
+		return JoinToken{}, fmt.Errorf("%w time offline of %s: 1m to %s is possible", ErrInvalid, n.Ephemeral, MaxEphemeral)
+	case n.Host != "" && (n.Uses != 1 || len(n.Tags) > 0 || n.Ephemeral != 0):
+		return JoinToken{}, fmt.Errorf("%w token for one host: it is good once, and the host keeps its tags and the rest", ErrInvalid)
+	}
 	if err := checkText("note", n.Note, 200); err != nil {
 		return JoinToken{}, err
 	}
@@ -102,7 +113,8 @@ func (o *Orgs) CreateJoinToken(ctx context.Context, org string, n NewJoinToken) 
 	secret := newSecret(joinTokenPrefix)
 	id, hash := secret[:joinTokenIDAt], hashSecret(secret)
 	reply, err := joinCreateScript.Run(ctx, o.store, []string{joinKey(org, id), store.Key(org, "joins")},
-		id, hash, n.Life.Milliseconds(), n.Uses, encode(n.Tags), n.Note, n.Actor, MaxJoinTokens, keptAfterExpiry.Milliseconds()).Int64Slice()
+		id, hash, n.Life.Milliseconds(), n.Uses, encode(n.Tags), n.Note, n.Actor, MaxJoinTokens, keptAfterExpiry.Milliseconds(),
+		n.Ephemeral.Milliseconds(), n.Host).Int64Slice()
 	if err != nil {
 		return JoinToken{}, fmt.Errorf("create join token: %w", err)
 	}
@@ -115,6 +127,7 @@ func (o *Orgs) CreateJoinToken(ctx context.Context, org string, n NewJoinToken) 
 	}
 	return JoinToken{
 		ID: id, Created: reply[0], Expires: reply[1], Uses: n.Uses, UsesLeft: n.Uses, Tags: n.Tags, Note: n.Note, Actor: n.Actor, Secret: secret,
+		Ephemeral: n.Ephemeral, Host: n.Host,
 	}, nil
 }
 
@@ -123,7 +136,8 @@ const keptAfterExpiry = 7 * 24 * time.Hour
 
 // UseJoinToken takes one use of a join token for a host's public key, atomically; the same key takes it once however
 // often it tries, also when the token is used up since, so that an enrolment whose answer was lost can be repeated.
-// ErrMalformed, ErrUnknownToken, ErrTokenExpired, ErrTokenUsedUp or an error of the store.
+// ErrMalformed, ErrUnknownToken, ErrTokenExpired, ErrTokenUsedUp or an error of the store. The Join says whose token it is
+// with ErrTokenExpired and ErrTokenUsedUp too.
 func (o *Orgs) UseJoinToken(ctx context.Context, secret string, publicKey []byte) (Join, error) {
 	if err := checkSecret(joinTokenPrefix, secret); err != nil {
 		if strings.HasPrefix(secret, apiTokenPrefix) {
@@ -152,14 +166,17 @@ func (o *Orgs) UseJoinToken(ctx context.Context, secret string, publicKey []byte
 	case "unknown":
 		return Join{}, ErrUnknownToken
 	case "expired":
-		return Join{}, ErrTokenExpired
+		return join, ErrTokenExpired
 	case "used":
-		return Join{}, ErrTokenUsedUp
+		return join, ErrTokenUsedUp
 	case "again":
 		join.Again = true
 	}
 	if err := json.Unmarshal([]byte(reply[1]), &join.Tags); err != nil {
 		return Join{}, fmt.Errorf("stored join token %s is damaged: %w", id, err)
+	}
+	if len(reply) > 3 {
+		join.Ephemeral, join.Host = time.Duration(number(reply[2]))*time.Millisecond, reply[3]
 	}
 	return join, nil
 }
@@ -192,6 +209,7 @@ func (o *Orgs) ListJoinTokens(ctx context.Context, org string) ([]JoinToken, err
 		}
 		t := JoinToken{
 			ID: ids[i], Created: number(f["created"]), Expires: number(f["expires"]), Note: f["note"], Actor: f["actor"],
+			Ephemeral: time.Duration(number(f["ephemeral"])) * time.Millisecond, Host: f["host"],
 			Uses: uint32(number(f["uses"])), UsesLeft: uint32(max(0, number(f["left"]))), //nolint:gosec // at most 100,000
 		}
 		if err := json.Unmarshal([]byte(f["tags"]), &t.Tags); err != nil {

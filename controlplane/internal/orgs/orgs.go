@@ -45,6 +45,7 @@ const (
 // Organisation is a tenant's settings.
 type Organisation struct {
 	ID   string // ULID
+	MaxEphemeral     = 30 * 24 * time.Hour
 	Name string
 	Mode fleetbanv1.Mode
 	// PausedUntil is Unix milliseconds; 0 when enforcement isn't paused.

@@ -81,6 +81,15 @@ func (j *jobs) once(ctx context.Context) error {
 		} else if n > 0 {
 			j.logger.InfoContext(ctx, "hosts fell silent", slog.String("organisation", org), slog.Int("hosts", n))
 		}
+		gone, err := j.hosts.SweepEphemeral(ctx, org)
+		for _, h := range gone {
+			if err := j.audit.Record(ctx, org, audit.Record{Actor: audit.System, Action: "host.expire", Targets: []string{h.Name, h.ID}}); err != nil {
+				j.logger.WarnContext(ctx, "audit entry not written", slog.String("host", h.ID), slog.Any("error", err))
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("sweep ephemeral hosts of %s: %w", org, err)
+		}
 		// A log that somebody damaged must not keep the others from what is due.
 		if err := j.audit.Tend(ctx, org); err != nil {
 			j.logger.WarnContext(ctx, "the audit log could not be tended", slog.String("organisation", org), slog.Any("error", err))

@@ -211,9 +211,16 @@ func (s *Server) build(ctx context.Context) error {
 	h := hosts.New(st, s.sets, s.logger)
 	s.agents = agentapi.New(agentapi.Options{
 		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
-		Now: clk.now, Logger: s.logger, Metrics: s.figures,
+		Now: clk.now, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
 	})
 	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, holder: c.Replica, logger: s.logger, metrics: s.figures}
+	accounts := s.base.people
+	s.setup = setup.New(setup.Options{Store: st, Orgs: s.base.orgs, People: accounts, Audit: s.base.audit, Logger: s.logger})
+	s.gate = setup.NewGate(s.setup)
+	mode, err := modeOf(c.Mode)
+	if err != nil {
+		return err
+	}
 	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: s.isBare, logger: s.logger}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
 	if err != nil {

@@ -92,7 +92,9 @@ type Grant struct {
 	Name           string
 	PublicKey      ed25519.PublicKey
 	Tags           map[string]string
-	IssuedAt       time.Time
+	// Ephemeral is after how long offline the host is deleted; 0: it stays.
+	Ephemeral time.Duration
+	IssuedAt  time.Time
 }
 
 type grantClaims struct {
@@ -101,6 +103,7 @@ type grantClaims struct {
 	Name         string            `json:"name"`
 	Key          string            `json:"key"`
 	Tags         map[string]string `json:"tags,omitempty"`
+	Ephemeral    int64             `json:"eph,omitempty"` // seconds
 }
 
 // grantAudienceSuffix keeps a grant from being taken for another kind of token of the same key and audience.
@@ -119,6 +122,7 @@ func SignGrant(key ed25519.PrivateKey, audience string, g Grant) (string, error)
 		Name:         g.Name,
 		Key:          base64.RawURLEncoding.EncodeToString(g.PublicKey),
 		Tags:         g.Tags,
+		Ephemeral:    int64(g.Ephemeral / time.Second),
 	})
 	signed, err := token.SignedString(key)
 	if err != nil {
@@ -143,7 +147,10 @@ func VerifyGrant(token string, key ed25519.PublicKey, audience string) (Grant, e
 	if err != nil || len(raw) != ed25519.PublicKeySize || claims.Subject == "" || claims.Organisation == "" {
 		return Grant{}, fmt.Errorf("grant: %w", ErrMalformed)
 	}
-	g := Grant{HostID: claims.Subject, OrganisationID: claims.Organisation, Name: claims.Name, PublicKey: raw, Tags: claims.Tags}
+	g := Grant{
+		HostID: claims.Subject, OrganisationID: claims.Organisation, Name: claims.Name, PublicKey: raw, Tags: claims.Tags,
+		Ephemeral: time.Duration(max(claims.Ephemeral, 0)) * time.Second,
+	}
 	if claims.IssuedAt != nil {
 		g.IssuedAt = claims.IssuedAt.Time
 	}

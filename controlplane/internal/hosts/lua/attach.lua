@@ -4,8 +4,9 @@
 -- identity: each would displace the other for ever. Both are cut and the host is quarantined until a person releases it.
 --
 -- KEYS[1] fb:{ORG}:hosts
--- ARGV    id, instance, replica, presence TTL ms, clone window ms, facts (binary), public key as base64
--- Returns {"ok", fence, name, "1" when it was not online before, tags as JSON}, {"missing"}, {"deleted"}, {"other key"},
+-- ARGV    id, instance, replica, presence TTL ms, clone window ms, facts (binary), public key as base64,
+--         when its grant was made, Unix s
+-- Returns {"ok", fence, name, "1" when it was not online before, tags as JSON}, {"missing"}, {"deleted"}, {"other key"}, {"disabled", cause},
 --         {"quarantined", cause} or {"cloned", cause}. O(log n).
 local id, instance, replica = ARGV[1], ARGV[2], ARGV[3]
 local ttl, window = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -17,11 +18,20 @@ if not raw then
   return {'missing'}
 end
 local record = cjson.decode(raw)
-if record.key ~= ARGV[7] then
-  return {'other key'}
-end
 local now = now_ms()
 local route = route_of(id)
+if record.key ~= ARGV[7] then
+  -- Redis lost the host, and a former grant was presented before this one, which is newer.
+  if not record.granted or tonumber(ARGV[8]) <= record.granted then
+    return {'other key'}
+  end
+  rekey(id, record, ARGV[7], now)
+  record.granted = tonumber(ARGV[8])
+  redis.call('HSET', KEYS[1], id, cjson.encode(record))
+end
+if record.disabled then
+  return {'disabled', route.cause or 'disabled'}
+end
 if route.state == 'quarantined' then
   return {'quarantined', route.cause}
 end

@@ -48,3 +48,44 @@ end
 local function ring(message)
   redis.call('SPUBLISH', key('bell'), message)
 end
+
+-- Gives a host another key; the former one is refused from here on, and so is the stream that it opened.
+local function rekey(id, record, public, now)
+  if redis.call('HGET', key('hostkeys'), record.key) == id then
+    redis.call('HDEL', key('hostkeys'), record.key)
+  end
+  record.key, record.keyed, record.granted = public, now, nil
+  redis.call('HSET', key('hostkeys'), public, id)
+  redis.call('HSET', KEYS[1], id, cjson.encode(record))
+  directory_changed()
+  ring('kick ' .. id .. ' ' .. text(next_fence(id)))
+end
+
+-- Forgets a host and leaves a tombstone, so that its grant brings it back no more. Ends its stream.
+local function forget(id, record)
+  redis.call('HSET', key('hostgone'), id, text(now_ms()))
+  redis.call('HDEL', KEYS[1], id)
+  if redis.call('HGET', key('hostnames'), string.lower(record.name)) == id then
+    redis.call('HDEL', key('hostnames'), string.lower(record.name))
+  end
+  if redis.call('HGET', key('hostkeys'), record.key) == id then
+    redis.call('HDEL', key('hostkeys'), record.key)
+  end
+  if record.machine and redis.call('HGET', key('machines'), record.machine) == id then
+    redis.call('HDEL', key('machines'), record.machine)
+  end
+  for _, name in ipairs({'routes', 'facts', 'inert', 'exceptions', 'health', 'ephemeral'}) do
+    redis.call('HDEL', key(name), id)
+  end
+  for _, set in ipairs({'all', 'allow', 'hosts'}) do
+    redis.call('HDEL', key('acks:' .. set), id)
+  end
+  for k, v in pairs(record.tags or {}) do
+    redis.call('HDEL', key('acks:tag:' .. k .. '=' .. v), id)
+  end
+  redis.call('ZREM', key('live'), id)
+  redis.call('UNLINK', key('cmds:' .. id), key('results:' .. id))
+  directory_changed()
+  -- The fence stays, and refuses what a late stream writes.
+  ring('kick ' .. id .. ' ' .. text(next_fence(id)))
+end

@@ -5,19 +5,10 @@
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return {-1}
 end
-local function tell(found)
-  if ARGV[2] == '' then
-    return {}
-  end
-  audit.add(ARGV[2], ARGV[3], found)
-  return audit.write()
-end
-if ARGV[2] ~= '' then
-  audit.look(base)
-end
+told.begin(ARGV[2], ARGV[3])
 local route = route_of(ARGV[1])
 if route.state ~= 'quarantined' then
-  return {0, tell('was.quarantined=no')}
+  return {0, told.finish('was.quarantined=no')}
 end
 save_route(ARGV[1], {state = 'offline', since = now_ms(), seen = route.seen, cause = 'released from quarantine, not connected since'})
-return {1, tell('was.quarantined=yes quarantined=no')}
+return {1, told.finish('was.quarantined=yes quarantined=no')}

@@ -2,7 +2,7 @@
 -- KEYS[1] fb:{ORG}:hosts
 -- ARGV    id, fence, id, fence, ...
 -- Returns id, what, id, what, ... of those that are not as they were: "lost" when Redis lost the host, "deleted",
---         "quarantined", "stale", or "back" when it counted as offline. O(streams · log n).
+--         "quarantined", "disabled", "stale", or "back" when it counted as offline. O(streams · log n).
 local now, out = text(now_ms()), {}
 for i = 1, #ARGV, 2 do
   local id, what = ARGV[i], nil
@@ -24,10 +24,9 @@ for i = 1, #ARGV, 2 do
     what = 'deleted'
   elseif redis.call('HEXISTS', KEYS[1], id) == 0 then
     what = 'lost'
-  elseif route_of(id).state == 'quarantined' then
-    what = 'quarantined'
   else
-    what = 'stale'
+    local state = route_of(id).state
+    what = (state == 'quarantined' or state == 'disabled') and state or 'stale'
   end
   if what then
     out[#out + 1] = id

@@ -188,7 +188,7 @@ func (cp *ControlPlane) Enrol(name string, tags map[string]string, addresses ...
 // Attach opens the host's stream.
 func (h *Host) Attach() *Host {
 	h.cp.t.Helper()
-	a, err := h.cp.Hosts.Attach(context.Background(), h.cp.Org.ID, h.ID, "instance", "replica-1", []byte(h.fence.Host), nil)
+	a, err := h.cp.Hosts.Attach(context.Background(), h.cp.Org.ID, h.ID, "instance", "replica-1", []byte(h.fence.Host), nil, time.Time{})
 	if err != nil {
 		h.cp.t.Fatal(err)
 	}

@@ -1,8 +1,8 @@
 -- Takes one use of a join token for one public key.
 -- KEYS[1] fb:{ORG}:join:ID   KEYS[2] fb:{ORG}:join:ID:used, the public keys that used it
 -- ARGV    hash of the secret, public key
--- Returns {"unknown"}, {"expired"}, {"used"}, or {"taken" | "again", tags as JSON}. O(1).
-local token = redis.call('HMGET', KEYS[1], 'hash', 'expires', 'left', 'tags')
+-- Returns {"unknown"}, {"expired"}, {"used"}, or {"taken" | "again", tags as JSON, ephemeral ms, host or ""}. O(1).
+local token = redis.call('HMGET', KEYS[1], 'hash', 'expires', 'left', 'tags', 'ephemeral', 'host')
 if not token[1] or token[1] ~= ARGV[1] then
   return {'unknown'}
 end
@@ -12,7 +12,7 @@ if tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) >= tonumber(t
   return {'expired'}
 end
 if redis.call('SISMEMBER', KEYS[2], ARGV[2]) == 1 then
-  return {'again', token[4]}
+  return {'again', token[4], token[5] or '0', token[6] or ''}
 end
 if tonumber(token[3]) < 1 then
   return {'used'}
@@ -20,4 +20,4 @@ end
 redis.call('HINCRBY', KEYS[1], 'left', -1)
 redis.call('SADD', KEYS[2], ARGV[2])
 redis.call('PEXPIREAT', KEYS[2], redis.call('PEXPIRETIME', KEYS[1]))
-return {'taken', token[4]}
+return {'taken', token[4], token[5] or '0', token[6] or ''}
