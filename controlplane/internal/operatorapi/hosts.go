@@ -77,20 +77,20 @@ func (a *API) DeleteHost(ctx context.Context, req *connect.Request[operatorv1.De
 	if err := a.o.Sets.PutHostAddresses(ctx, p.Org, host.ID, nil); err != nil {
 		return nil, mapped(err)
 	}
+	retracted := 0
+	if req.Msg.GetRetractClaims() {
+		// Its stream first, so that it claims nothing anew; the host last, so that a repeated call finds it.
+		if _, err := a.o.Hosts.Disable(audit.With(ctx, nil), p.Org, host.ID, p.Name, "to be deleted"); err != nil {
+			return nil, mapped(err)
+		}
+		if retracted, err = a.o.Sets.WithdrawHost(ctx, p.Org, host.ID, p.Name); err != nil {
+			return nil, mapped(err)
+		}
+	}
 	if err := a.o.Hosts.Delete(ctx, p.Org, host.ID, p.Name); err != nil {
 		return nil, mapped(err)
 	}
-	return connect.NewResponse(&operatorv1.DeleteHostResponse{}), nil
-}
-
-// DisableHost implements HostService.
-func (a *API) DisableHost(ctx context.Context, req *connect.Request[operatorv1.DisableHostRequest]) (*connect.Response[operatorv1.DisableHostResponse], error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, nil)
-}
-
-// EnableHost implements HostService.
-func (a *API) EnableHost(ctx context.Context, req *connect.Request[operatorv1.EnableHostRequest]) (*connect.Response[operatorv1.EnableHostResponse], error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, nil)
+	return connect.NewResponse(operatorv1.DeleteHostResponse_builder{Retracted: uint32(retracted)}.Build()), nil //nolint:gosec // a count
 }
 
 // ReleaseHost implements HostService. Releasing a host that isn't quarantined changes nothing.
@@ -138,8 +138,20 @@ func (a *API) CreateJoinToken(
 	if s := req.Msg.GetDurationS(); s != 0 && s < 60 {
 		return nil, apierr.Invalid("duration_s", "duration_s: a join token lives a minute at least", "give 60 or more, or 0 for a day")
 	}
+	if s := req.Msg.GetEphemeralS(); s != 0 && s < 60 {
+		return nil, apierr.Invalid("ephemeral_s", "ephemeral_s: a host is a minute offline at least before it is deleted", "give 60 or more, or 0 to keep it")
+	}
+	again := ""
+	if name := req.Msg.GetHost(); name != "" {
+		host, err := a.o.Hosts.Find(ctx, p.Org, name)
+		if err != nil {
+			return nil, mapped(err)
+		}
+		again = host.ID
+	}
 	token, err := a.o.Orgs.CreateJoinToken(ctx, p.Org, orgs.NewJoinToken{
 		Life: time.Duration(req.Msg.GetDurationS()) * time.Second, Uses: req.Msg.GetUses(), Tags: req.Msg.GetTags(), Note: req.Msg.GetNote(), Actor: p.Name,
+		Ephemeral: time.Duration(req.Msg.GetEphemeralS()) * time.Second, Host: again,
 	})
 	if err != nil {
 		return nil, mapped(err)
@@ -190,5 +202,6 @@ func (a *API) RevokeJoinToken(
 func joinToken(t orgs.JoinToken) *operatorv1.JoinToken {
 	return operatorv1.JoinToken_builder{
 		Id: t.ID, CreatedUnixMs: t.Created, ExpiresUnixMs: t.Expires, UsesLeft: t.UsesLeft, Uses: t.Uses, Tags: t.Tags, Note: t.Note, Actor: t.Actor,
+		EphemeralS: int64(t.Ephemeral / time.Second), HostId: t.Host,
 	}.Build()
 }

@@ -44,8 +44,8 @@ const (
 )
 
 var (
-	applyScript    = store.NewScript("apply", shebang, luaPrelude, audit.Lua, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
-	applyOOMScript = store.NewScript("apply-oom", shebangOOM, luaPrelude, audit.Lua, luaFlush, commandlog.Lua, luaApply, luaEvents, luaRun)
+	applyScript    = store.NewScript("apply", shebang, luaPrelude, audit.Lua, luaFlush, commandlog.Lua, luaApply, luaEvents, luaWithdraw, luaRun)
+	applyOOMScript = store.NewScript("apply-oom", shebangOOM, luaPrelude, audit.Lua, luaFlush, commandlog.Lua, luaApply, luaEvents, luaWithdraw, luaRun)
 	statesScript   = store.NewScript("states", shebangOOM, luaPrelude, audit.Lua, luaFlush, luaStates)
 	sweepScript    = store.NewScript("sweep", shebangOOM, luaPrelude, audit.Lua, luaFlush, luaSweep)
 )
