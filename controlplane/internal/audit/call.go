@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
@@ -41,6 +42,19 @@ func (c *Call) Add(d Detail) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.record.Details = append(c.record.Details, d)
+}
+
+// Change says what a property was and is, in place of what the request says of it. One that didn't change is left out.
+func (c *Call) Change(name, before, after string) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Details = slices.DeleteFunc(slices.Clone(c.record.Details), func(d Detail) bool { return d.Name == name })
+	if before != after {
+		c.record.Details = append(c.record.Details, Detail{Name: name, Before: before, After: after})
+	}
 }
 
 // Record is what is known of it.

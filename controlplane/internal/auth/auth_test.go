@@ -20,7 +20,9 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
@@ -147,7 +149,7 @@ func start(t *testing.T, limits auth.Limits, recheck time.Duration) *rig {
 	t.Helper()
 	r := &rig{redis: redistest.Start(t), logs: &bytes.Buffer{}, watching: make(chan struct{}, 10)}
 	st := r.redis.Open()
-	r.orgs = orgs.New(st)
+	r.orgs = orgs.New(st, seal.New(keys.New([keys.SecretLen]byte{1}), seal.Options{Logger: slog.New(slog.DiscardHandler)}))
 	var err error
 	if r.org, err = r.orgs.Create(context.Background(), "Acme", fleetbanv1.Mode_MODE_ENFORCE); err != nil {
 		t.Fatal(err)

@@ -16,7 +16,10 @@ func bad(err error) error {
 	message, fix := "the API token is unknown here: it was revoked, or it belongs to another fleet", "make a new one, or check FLEETBAN_URL"
 	if errors.Is(err, orgs.ErrMalformed) {
 		message, fix = "the API token is malformed: it was mistyped or cut",
-			"copy all of it, from fbt_ to its end (a join token, fbj_, enrols hosts and is no API token)"
+			"copy all of it, from fbt_ or fbp_ to its end (a join token, fbj_, enrols hosts and is no API token)"
+	}
+	if errors.Is(err, orgs.ErrAPITokenExpired) {
+		message, fix = "the API token expired", "make a new one: fleetban tokens create"
 	}
 	if errors.Is(err, ErrSession) {
 		message, fix = "the access token is good no longer: it expired, or its session or role ended",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,6 +47,8 @@ type Options struct {
 type Interceptor struct {
 	options Options
 	table   map[string]optionsv1.Permission
+	// unscoped are the RPCs that show or change more than a part of the fleet.
+	unscoped map[string]bool
 	// A program that calls often at once costs one look at its token for all of them.
 	looks shared[Principal]
 }
@@ -73,7 +76,7 @@ func NewInterceptor(o Options) (*Interceptor, error) {
 	if o.Recheck <= 0 {
 		o.Recheck = 30 * time.Second
 	}
-	return &Interceptor{options: o, table: table}, nil
+	return &Interceptor{options: o, table: table, unscoped: unscopedOf(o.Services)}, nil
 }
 
 // PeerAddr is the address at the other end of the connection; the zero Addr on a Unix socket.
@@ -159,6 +162,13 @@ func (i *Interceptor) admit(ctx context.Context, procedure string, addr netip.Ad
 		}
 		return ctx, err
 	}
+	if !principal.Tags.Whole() && i.unscoped[procedure] {
+		err := beyondTags(principal)
+		if i.options.Denied != nil {
+			i.options.Denied(ctx, principal, procedure, addr, header, err)
+		}
+		return ctx, err
+	}
 	if err := i.options.Limiter.call(ctx, principal); err != nil {
 		return ctx, err
 	}
@@ -208,11 +218,10 @@ var errRevoked = errors.New("the credential was revoked")
 func (i *Interceptor) recheck(
 	ctx context.Context, cancel context.CancelCauseFunc, was Principal, permission optionsv1.Permission, header http.Header,
 ) {
-	standing, every := Standing(nil), i.options.Recheck
-	if was.Session.ID != "" {
-		if standing, _ = i.options.People.(Standing); standing != nil {
-			every = min(every, standingEvery)
-		}
+	standing, _ := i.options.People.(Standing)
+	every, looked := i.options.Recheck, time.Now()
+	if standing != nil {
+		every = min(every, standingEvery)
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -223,36 +232,43 @@ func (i *Interceptor) recheck(
 		case <-tick.C:
 		}
 		if standing != nil {
-			// What isn't known counts as ended: its client comes back, to this replica or another one.
-			if err := standing.Standing(was); err != nil {
-				cancel(ended(err))
+			err := standing.Standing(was)
+			// What isn't known of a person counts as ended: its client comes back, to this replica or another one.
+			if err != nil && (was.Session.ID != "" || errors.Is(err, ErrBadCredential)) {
+				cancel(ended(was, err))
 				return
 			}
-			continue
+			if was.Session.ID != "" || time.Since(looked) < i.options.Recheck {
+				continue
+			}
 		}
+		looked = time.Now()
 		credential, err := bearer(header)
 		if err != nil {
 			return
 		}
 		principal, err := i.options.People.Authenticate(ctx, credential)
-		if errors.Is(err, ErrBadCredential) || err == nil && (principal.Org != was.Org || !principal.May(permission)) {
-			cancel(apierr.Wrap(errRevoked, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
-				"the API token was revoked while the stream was open", "log in with another: fleetban login"))
+		if errors.Is(err, ErrBadCredential) ||
+			err == nil && (principal.Org != was.Org || !principal.May(permission) || !slices.Equal(principal.Tags, was.Tags)) {
+			cancel(ended(was, ErrBadCredential))
 			return
 		}
 	}
 }
 
-// standingEvery is how often a person's open stream is looked at: it costs nothing.
+// standingEvery is how often it is looked at whether an open stream's caller still is one: it costs nothing.
 const standingEvery = 200 * time.Millisecond
 
-// ended is how a person's stream ends.
-func ended(err error) error {
+// ended is how a stream ends whose caller is one no more.
+func ended(was Principal, err error) error {
 	if !errors.Is(err, ErrBadCredential) {
 		return fmt.Errorf("%w: %w", errRevoked, err)
 	}
-	return apierr.Wrap(errRevoked, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
-		"the session or its role ended while the stream was open", "open it again with a new access token; if there is none to be had: fleetban login")
+	message, fix := "the session or its role ended while the stream was open", "open it again with a new access token; if there is none to be had: fleetban login"
+	if was.Session.ID == "" {
+		message, fix = "the API token ended, or what it may changed, while the stream was open", "open it again; if the token was revoked: make another"
+	}
+	return apierr.Wrap(errRevoked, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "", message, fix)
 }
 
 func bearer(header http.Header) (string, error) {

@@ -3,12 +3,15 @@ package operatorapi
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -28,7 +31,7 @@ func (a *PeopleAPI) ListMembers(ctx context.Context, _ *connect.Request[operator
 	}
 	var answer operatorv1.ListMembersResponse_builder
 	for _, m := range all {
-		answer.Members = append(answer.Members, operatorv1.Member_builder{PersonId: m.Person, Email: m.Email, Role: m.Role, SinceUnixMs: m.Since}.Build())
+		answer.Members = append(answer.Members, operatorv1.Member_builder{PersonId: m.Person, Email: m.Email, Role: m.Role, SinceUnixMs: m.Since, Tags: m.Tags.Strings()}.Build())
 	}
 	return connect.NewResponse(answer.Build()), nil
 }
@@ -39,7 +42,11 @@ func (a *PeopleAPI) Invite(ctx context.Context, req *connect.Request[operatorv1.
 	if err != nil {
 		return nil, err
 	}
-	secret, expires, err := a.o.People.Invite(ctx, p.Org, p.ID, req.Msg.GetEmail(), req.Msg.GetRole())
+	tags, err := parseTags(req.Msg.GetTags())
+	if err != nil {
+		return nil, err
+	}
+	secret, expires, err := a.o.People.Invite(ctx, p.Org, p.ID, req.Msg.GetEmail(), req.Msg.GetRole(), tags)
 	if err != nil {
 		return nil, mappedMember(err)
 	}
@@ -73,11 +80,18 @@ func (a *PeopleAPI) SetRole(ctx context.Context, req *connect.Request[operatorv1
 	if err != nil {
 		return nil, err
 	}
-	m, err := a.o.People.SetRole(ctx, p.Org, p.ID, req.Msg.GetMember(), req.Msg.GetRole())
+	tags, err := parseTags(req.Msg.GetTags())
+	if err != nil {
+		return nil, err
+	}
+	was, is, err := a.o.People.SetRole(ctx, p.Org, p.ID, req.Msg.GetMember(), req.Msg.GetRole(), tags)
 	if err != nil {
 		return nil, mappedMember(err)
 	}
-	if err := a.o.Sessions.MemberChanged(ctx, p.Org, m); err != nil {
+	audit.From(ctx).SetTargets(was.Email, was.Person)
+	audit.From(ctx).Change("role", roleName(was.Role), roleName(is.Role))
+	audit.From(ctx).Change("tags", strings.Join(was.Tags.Strings(), " "), strings.Join(is.Tags.Strings(), " "))
+	if err := a.o.Sessions.MemberChanged(ctx, p.Org, is); err != nil {
 		return nil, mappedPeople(err)
 	}
 	return connect.NewResponse(&operatorv1.SetRoleResponse{}), nil
@@ -89,7 +103,11 @@ func (a *PeopleAPI) RemoveMember(ctx context.Context, req *connect.Request[opera
 	if err != nil {
 		return nil, err
 	}
-	m, err := a.o.People.Remove(ctx, p.Org, p.ID, req.Msg.GetMember())
+	was, m, err := a.o.People.Remove(ctx, p.Org, p.ID, req.Msg.GetMember())
+	if err == nil {
+		audit.From(ctx).SetTargets(was.Email, was.Person)
+		audit.From(ctx).Change("role", roleName(was.Role), "")
+	}
 	// Also of one who is gone: the removal may be repeated because its outcome was unknown.
 	if m.Version > 0 {
 		if err := a.o.Sessions.MemberChanged(ctx, p.Org, m); err != nil {
@@ -100,6 +118,20 @@ func (a *PeopleAPI) RemoveMember(ctx context.Context, req *connect.Request[opera
 		return nil, mappedMember(err)
 	}
 	return connect.NewResponse(&operatorv1.RemoveMemberResponse{}), nil
+}
+
+// roleName is a role as the audit log has it.
+func roleName(r people.Role) string {
+	return strings.ToLower(strings.TrimPrefix(r.String(), "ROLE_"))
+}
+
+// parseTags are the tags that someone is to be restricted to.
+func parseTags(texts []string) (scope.Tags, error) {
+	tags, err := scope.Parse(texts)
+	if err != nil {
+		return nil, apierr.Invalid("tags", "tags: "+err.Error(), "write for example --tag team=web")
+	}
+	return tags, nil
 }
 
 func mappedMember(err error) error {

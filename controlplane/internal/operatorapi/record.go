@@ -248,6 +248,10 @@ func actorOf(p auth.Principal) audit.Actor {
 	if p.Session.ID != "" {
 		kind = operatorv1.AuditActorKind_AUDIT_ACTOR_KIND_PERSON
 	}
+	if p.Token.ID != "" {
+		// A personal token acts under its person's name.
+		return audit.Actor{Kind: kind, ID: p.Token.ID, Name: p.Name}
+	}
 	return audit.Actor{Kind: kind, ID: p.ID, Name: p.Name}
 }
 
@@ -285,19 +289,27 @@ func valueOf(field protoreflect.FieldDescriptor, v protoreflect.Value) string {
 	case field.IsList():
 		var items []string
 		for i := range min(v.List().Len(), audit.MaxTargets) {
-			items = append(items, v.List().Get(i).String())
+			if item := v.List().Get(i); field.Kind() == protoreflect.EnumKind {
+				items = append(items, enumName(field, item.Enum()))
+			} else {
+				items = append(items, item.String())
+			}
 		}
 		return strings.Join(items, " ")
 	case field.Kind() == protoreflect.EnumKind:
-		value := field.Enum().Values().ByNumber(v.Enum())
-		if value == nil {
-			return strconv.Itoa(int(v.Enum()))
-		}
-		// MODE_ENFORCE of the enum Mode is "enforce".
-		return strings.ToLower(strings.TrimPrefix(string(value.Name()), strings.ToUpper(string(field.Enum().Name()))+"_"))
+		return enumName(field, v.Enum())
 	default:
 		return v.String()
 	}
+}
+
+// enumName: MODE_ENFORCE of the enum Mode is "enforce".
+func enumName(field protoreflect.FieldDescriptor, n protoreflect.EnumNumber) string {
+	value := field.Enum().Values().ByNumber(n)
+	if value == nil {
+		return strconv.Itoa(int(n))
+	}
+	return strings.ToLower(strings.TrimPrefix(string(value.Name()), strings.ToUpper(string(field.Enum().Name()))+"_"))
 }
 
 // shortened is a procedure without its package, where that is the one that people's services are in.

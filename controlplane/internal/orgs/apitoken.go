@@ -7,28 +7,18 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/oklog/ulid/v2"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 )
 
-// Token is an API token: a program's or, until accounts come, a person's.
-type Token struct {
-	ID          string // ULID
-	Org         string
-	Name        string
-	Permissions []optionsv1.Permission
-	Created     int64 // Unix milliseconds
-	// Secret is set by CreateToken only: it is shown once and kept nowhere.
-	Secret string
-}
+// API tokens as releases before tokens.go made them: 53 characters that say nothing, and so found by their hash under one
+// global key. They stay good; no new one is made.
 
-// tokenRecord is a token as stored, under its hash (fb:token:HASH) and listed by its id (fb:{ORG}:tokens).
-type tokenRecord struct {
+// oldRecord is such a token as stored under its hash (fb:token:HASH) and listed by its id (fb:{ORG}:tokens).
+type oldRecord struct {
 	Org         string   `json:"org"`
 	ID          string   `json:"id"`
 	Name        string   `json:"name"`
@@ -36,15 +26,27 @@ type tokenRecord struct {
 	Created     int64    `json:"created"`
 	// Hash is in the list only, so that revoking finds the key.
 	Hash string `json:"hash,omitempty"`
+	// Seal is over all the rest. Those that made the token didn't know of it: SignOld adds it.
+	Seal string `json:"seal,omitempty"`
 }
 
-// AllPermissions is what an administrator holds.
-func AllPermissions() []optionsv1.Permission {
-	return []optionsv1.Permission{
-		optionsv1.Permission_PERMISSION_FLEET_READ, optionsv1.Permission_PERMISSION_BANS_WRITE,
-		optionsv1.Permission_PERMISSION_ALLOWLIST_WRITE, optionsv1.Permission_PERMISSION_POLICY_WRITE,
-		optionsv1.Permission_PERMISSION_HOSTS_WRITE, optionsv1.Permission_PERMISSION_AUDIT_READ,
+// kindOldToken is what seals of old tokens are bound to.
+const kindOldToken = "old-token"
+
+// sealed is what the seal is over: hash is that of the key it stands under.
+func (r oldRecord) sealed(hash string) string {
+	r.Seal, r.Hash = "", hash
+	return string(encode(r))
+}
+
+// openOld checks the seal of one.
+func (o *Orgs) openOld(ctx context.Context, r oldRecord, hash string) error {
+	text := r.sealed(hash)
+	if r.Seal != "" {
+		text += r.Seal
 	}
+	_, err := o.seal.Open(ctx, kindOldToken, r.Org, r.ID, text)
+	return err
 }
 
 // beforeAudit is what an administrator held before there was an audit log: who holds all of it may read that too.
@@ -52,71 +54,35 @@ var beforeAudit = []string{
 	"PERMISSION_FLEET_READ", "PERMISSION_BANS_WRITE", "PERMISSION_ALLOWLIST_WRITE", "PERMISSION_POLICY_WRITE", "PERMISSION_HOSTS_WRITE",
 }
 
-// CreateToken makes an API token of an organisation.
-func (o *Orgs) CreateToken(ctx context.Context, org, name string, permissions []optionsv1.Permission) (Token, error) {
-	if err := checkText("name", name, MaxNameLen); err != nil {
-		return Token{}, err
-	}
-	all := AllPermissions()
-	names := make([]string, 0, len(permissions))
-	for _, p := range permissions {
-		if !slices.Contains(all, p) {
-			return Token{}, fmt.Errorf("%w permission %s: a token can't hold it", ErrInvalid, p)
-		}
-		names = append(names, p.String())
-	}
-	if len(names) == 0 {
-		return Token{}, fmt.Errorf("%w permissions: there are none", ErrInvalid)
-	}
-	secret := newSecret(apiTokenPrefix)
-	hash := hashSecret(secret)
-	record := tokenRecord{Org: org, ID: ulid.Make().String(), Name: name, Permissions: names, Created: time.Now().UnixMilli()}
-	listed := record
-	listed.Hash = hash
-	// Listed first: a token that works is always one that can be found and revoked.
-	if err := o.store.Client().HSet(ctx, store.Key(org, "tokens"), record.ID, encode(listed)).Err(); err != nil {
-		return Token{}, fmt.Errorf("list API token: %w", store.Classify(err))
-	}
-	if err := o.store.Client().Set(ctx, store.Global("token", hash), encode(record), 0).Err(); err != nil {
-		return Token{}, fmt.Errorf("store API token: %w", store.Classify(err))
-	}
-	token := record.token()
-	token.Secret = secret
-	return token, nil
-}
-
-// Token finds whose secret this is: ErrMalformed, ErrUnknownToken, or an error of the store.
-func (o *Orgs) Token(ctx context.Context, secret string) (Token, error) {
-	if err := checkSecret(apiTokenPrefix, secret); err != nil {
-		if strings.HasPrefix(secret, joinTokenPrefix) {
-			return Token{}, fmt.Errorf("%w: this is a join token, which enrols hosts; an API token begins with %s", err, apiTokenPrefix)
-		}
-		return Token{}, err
-	}
+func (o *Orgs) oldToken(ctx context.Context, secret string) (Token, error) {
 	// Found by its hash alone: what an attacker learns of the comparison's time is about the hash, which says nothing of the secret.
-	raw, err := o.store.Client().Get(ctx, store.Global("token", hashSecret(secret))).Bytes()
+	hash := hashSecret(secret)
+	raw, err := o.store.Client().Get(ctx, store.Global("token", hash)).Bytes()
 	if err != nil {
 		if err := isNil(err); err != nil {
 			return Token{}, fmt.Errorf("look up API token: %w", err)
 		}
 		return Token{}, ErrUnknownToken
 	}
-	var record tokenRecord
+	var record oldRecord
 	if err := json.Unmarshal(raw, &record); err != nil || record.Org == "" || record.ID == "" {
 		return Token{}, fmt.Errorf("stored API token is damaged: %w", errors.Join(err, ErrUnknownToken))
+	}
+	if err := o.openOld(ctx, record, hash); err != nil {
+		return Token{}, fmt.Errorf("%w: %w", ErrUnknownToken, err)
 	}
 	return record.token(), nil
 }
 
-// ListTokens lists an organisation's API tokens, oldest first.
-func (o *Orgs) ListTokens(ctx context.Context, org string) ([]Token, error) {
-	all, err := o.store.Client().HGetAll(ctx, store.Key(org, "tokens")).Result()
+// oldTokens lists those of an organisation, oldest first.
+func (o *Orgs) oldTokens(ctx context.Context, org string) ([]Token, error) {
+	all, err := o.store.Client().HGetAll(ctx, oldTokensKey(org)).Result()
 	if err != nil {
 		return nil, fmt.Errorf("list API tokens: %w", store.Classify(err))
 	}
 	tokens := make([]Token, 0, len(all))
 	for id, raw := range all {
-		var record tokenRecord
+		var record oldRecord
 		if err := json.Unmarshal([]byte(raw), &record); err != nil {
 			return nil, fmt.Errorf("stored API token %s is damaged: %w", id, err)
 		}
@@ -126,43 +92,88 @@ func (o *Orgs) ListTokens(ctx context.Context, org string) ([]Token, error) {
 	return tokens, nil
 }
 
-// RevokeToken ends a token at once, on every replica.
-func (o *Orgs) RevokeToken(ctx context.Context, org, id string) error {
-	client, key := o.store.Client(), store.Key(org, "tokens")
-	raw, err := client.HGet(ctx, key, id).Bytes()
+func (o *Orgs) findOldToken(ctx context.Context, org, id string) (Token, error) {
+	record, err := o.oldListed(ctx, org, id)
+	return record.token(), err
+}
+
+func (o *Orgs) oldListed(ctx context.Context, org, id string) (oldRecord, error) {
+	raw, err := o.store.Client().HGet(ctx, oldTokensKey(org), id).Bytes()
 	if err != nil {
 		if err := isNil(err); err != nil {
-			return fmt.Errorf("find API token: %w", err)
+			return oldRecord{}, fmt.Errorf("find API token: %w", err)
 		}
-		return fmt.Errorf("API token %q: %w", id, ErrNotFound)
+		return oldRecord{}, fmt.Errorf("API token %q: %w", id, ErrNotFound)
 	}
-	var record tokenRecord
+	var record oldRecord
 	if err := json.Unmarshal(raw, &record); err != nil || record.Hash == "" {
-		return fmt.Errorf("stored API token %s is damaged: %w", id, err)
+		return oldRecord{}, fmt.Errorf("stored API token %s is damaged: %w", id, errors.Join(err, ErrInvalid))
 	}
+	return record, nil
+}
+
+func (o *Orgs) revokeOld(ctx context.Context, org, id string) error {
+	record, err := o.oldListed(ctx, org, id)
+	if err != nil {
+		return err
+	}
+	client := o.store.Client()
 	// What lets it work goes first.
 	if err := client.Del(ctx, store.Global("token", record.Hash)).Err(); err != nil {
 		return fmt.Errorf("revoke API token: %w", store.Classify(err))
 	}
-	if err := client.HDel(ctx, key, id).Err(); err != nil {
+	if err := client.HDel(ctx, oldTokensKey(org), id).Err(); err != nil {
 		return fmt.Errorf("unlist API token: %w", store.Classify(err))
 	}
 	return nil
 }
 
-func (r tokenRecord) token() Token {
-	t := Token{ID: r.ID, Org: r.Org, Name: r.Name, Created: r.Created}
-	for _, name := range r.Permissions {
-		// One that a newer release gave and this one doesn't know grants nothing here.
-		if p, known := optionsv1.Permission_value[name]; known {
-			t.Permissions = append(t.Permissions, optionsv1.Permission(p))
-		}
+// SignOld seals an organisation's old tokens that aren't sealed, and says which: a person shall know them all.
+func (o *Orgs) SignOld(ctx context.Context, org string) ([]Token, error) {
+	all, err := o.oldTokens(ctx, org)
+	if err != nil {
+		return nil, err
 	}
+	var signed []Token
+	for _, t := range all {
+		listed, err := o.oldListed(ctx, org, t.ID)
+		if err != nil {
+			return nil, err
+		}
+		key := store.Global("token", listed.Hash)
+		raw, err := o.store.Client().Get(ctx, key).Bytes()
+		if errors.Is(err, redis.Nil) {
+			continue // revoked, half
+		}
+		var record oldRecord
+		if err = errors.Join(store.Classify(err), json.Unmarshal(raw, &record)); err != nil {
+			return nil, fmt.Errorf("read API token %s: %w", t.ID, err)
+		}
+		if record.Seal != "" {
+			continue
+		}
+		text := record.sealed(listed.Hash)
+		record.Seal = strings.TrimPrefix(o.seal.Seal(kindOldToken, record.Org, record.ID, text), text)
+		if err := o.store.Client().Set(ctx, key, encode(record), 0).Err(); err != nil {
+			return nil, fmt.Errorf("sign API token %s: %w", t.ID, store.Classify(err))
+		}
+		signed = append(signed, record.token())
+	}
+	return signed, nil
+}
+
+func oldTokensKey(org string) string { return store.Key(org, "tokens") }
+
+func (r oldRecord) token() Token {
+	t := Token{ID: r.ID, Org: r.Org, Name: r.Name, Created: r.Created, Permissions: permissionsOf(r.Permissions), isOld: r.ID != ""}
 	if slices.Equal(r.Permissions, beforeAudit) {
 		t.Permissions = append(t.Permissions, optionsv1.Permission_PERMISSION_AUDIT_READ)
 	}
 	return t
 }
+
+// old: it was made by a release before tokens.go.
+func (t Token) old() bool { return t.isOld }
 
 func encode(v any) []byte {
 	raw, err := json.Marshal(v)

@@ -19,6 +19,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -29,7 +30,11 @@ var (
 	// ErrUnknownToken: well-formed, and nobody's: revoked, or of another fleet.
 	ErrUnknownToken = errors.New("unknown token")
 	ErrTokenExpired = errors.New("the join token expired")
-	ErrTokenUsedUp  = errors.New("the join token is used up")
+	// ErrAPITokenExpired says so of an API token.
+	ErrAPITokenExpired = errors.New("the API token expired")
+	// ErrPageToken: not one that a list gave.
+	ErrPageToken   = errors.New("malformed page token")
+	ErrTokenUsedUp = errors.New("the join token is used up")
 	// ErrInvalid is wrapped by refusals of a value; the text says which and what would be right.
 	ErrInvalid = errors.New("invalid")
 )
@@ -40,12 +45,12 @@ const (
 	MaxPause         = 7 * 24 * time.Hour
 	MaxJoinTokenLife = 366 * 24 * time.Hour
 	MaxJoinTokens    = 1000
+	MaxEphemeral     = 30 * 24 * time.Hour
 )
 
 // Organisation is a tenant's settings.
 type Organisation struct {
 	ID   string // ULID
-	MaxEphemeral     = 30 * 24 * time.Hour
 	Name string
 	Mode fleetbanv1.Mode
 	// PausedUntil is Unix milliseconds; 0 when enforcement isn't paused.
@@ -61,10 +66,13 @@ func (o Organisation) Settings() *fleetbanv1.Settings {
 }
 
 // Orgs keeps organisations in Redis. Safe for concurrent use.
-type Orgs struct{ store *store.Store }
+type Orgs struct {
+	store *store.Store
+	seal  *seal.Sealer
+}
 
-// New makes an Orgs over st.
-func New(st *store.Store) *Orgs { return &Orgs{store: st} }
+// New makes an Orgs over st, which signs with s what it keeps there of who may do what.
+func New(st *store.Store, s *seal.Sealer) *Orgs { return &Orgs{store: st, seal: s} }
 
 var (
 	//go:embed lua/create.lua

@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
@@ -19,6 +22,10 @@ import (
 const watch, enforce = fleetbanv1.Mode_MODE_WATCH, fleetbanv1.Mode_MODE_ENFORCE
 
 // Replicas that start at once on an empty Redis: one organisation, and its token once.
+func sealer() *seal.Sealer {
+	return seal.New(keys.New([keys.SecretLen]byte{7}), seal.Options{Logger: slog.New(slog.DiscardHandler)})
+}
+
 func TestFirstStartIsWonOnce(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -26,7 +33,7 @@ func TestFirstStartIsWonOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	starts := make([]orgs.FirstStart, replicas)
 	for i := range starts {
-		o := orgs.New(server.Open())
+		o := orgs.New(server.Open(), sealer())
 		wg.Go(func() {
 			var err error
 			if starts[i], err = o.First(context.Background(), "Acme", enforce); err != nil {
@@ -35,7 +42,7 @@ func TestFirstStartIsWonOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	o := orgs.New(server.Open())
+	o := orgs.New(server.Open(), sealer())
 	tokens := 0
 	for _, s := range starts {
 		if s.Organisation.ID != starts[0].Organisation.ID || s.Organisation.Name != "Acme" || s.Organisation.Mode != enforce {
@@ -68,7 +75,7 @@ func TestFirstStartIsCompleted(t *testing.T) {
 	if err := st.Client().Set(ctx, store.Global("first"), "01ARZ3NDEKTSV4RRFFQ69G5FAV", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	got, err := orgs.New(st).First(ctx, "Acme", watch)
+	got, err := orgs.New(st, sealer()).First(ctx, "Acme", watch)
 	if err != nil || got.AdminToken == "" || got.Organisation.ID != "01ARZ3NDEKTSV4RRFFQ69G5FAV" {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -78,7 +85,7 @@ func TestSettings(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	st := redistest.Start(t).Open()
-	o := orgs.New(st)
+	o := orgs.New(st, sealer())
 	org, err := o.Create(ctx, "Acme", watch)
 	if err != nil || org.SettingsVersion != 1 {
 		t.Fatal(org, err)
@@ -149,7 +156,7 @@ func TestTokens(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	st := redistest.Start(t).Open()
-	o := orgs.New(st)
+	o := orgs.New(st, sealer())
 	org, err := o.Create(ctx, "Acme", watch)
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +244,7 @@ func TestJoinTokenRace(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	server := redistest.Start(t)
-	a, b := orgs.New(server.Open()), orgs.New(server.Open())
+	a, b := orgs.New(server.Open(), sealer()), orgs.New(server.Open(), sealer())
 	org, err := a.Create(ctx, "Acme", watch)
 	if err != nil {
 		t.Fatal(err)
@@ -291,7 +298,7 @@ func TestJoinTokenEnds(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	st := redistest.Start(t).Open()
-	o := orgs.New(st)
+	o := orgs.New(st, sealer())
 	org, err := o.Create(ctx, "Acme", watch)
 	if err != nil {
 		t.Fatal(err)
@@ -370,7 +377,7 @@ func TestStoreAway(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	server := redistest.Start(t)
-	o := orgs.New(server.Open())
+	o := orgs.New(server.Open(), sealer())
 	org, err := o.Create(ctx, "Acme", watch)
 	if err != nil {
 		t.Fatal(err)

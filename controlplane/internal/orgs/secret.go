@@ -12,8 +12,9 @@ import (
 
 // The kinds of secret, told apart by how they begin: a person who pastes the wrong one hears so.
 const (
-	apiTokenPrefix  = "fbt_"
-	joinTokenPrefix = "fbj_"
+	apiTokenPrefix      = "fbt_"
+	personalTokenPrefix = "fbp_"
+	joinTokenPrefix     = "fbj_"
 )
 
 const (
@@ -56,6 +57,19 @@ func hashSecret(secret string) string {
 
 func checksum(s string) string {
 	return base62(new(big.Int).SetUint64(uint64(crc32.ChecksumIEEE([]byte(s)))), checksumLen)
+}
+
+// unbase62 reads what base62 writes.
+func unbase62(s string) (*big.Int, bool) {
+	n, base := new(big.Int), big.NewInt(int64(len(alphabet)))
+	for i := range len(s) {
+		digit := strings.IndexByte(alphabet, s[i])
+		if digit < 0 {
+			return nil, false
+		}
+		n.Add(n.Mul(n, base), big.NewInt(int64(digit)))
+	}
+	return n, true
 }
 
 func base62(n *big.Int, width int) string {

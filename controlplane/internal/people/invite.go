@@ -13,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -24,6 +25,9 @@ const (
 	InvitationLife = 7 * 24 * time.Hour
 
 	invitePrefix = "fbi_"
+
+	// kindInvitation is what seals of invitations are bound to.
+	kindInvitation = "invitation"
 )
 
 // invitation is one as stored under the hash of its secret.
@@ -32,17 +36,19 @@ type invitation struct {
 	Email string `json:"email"`
 	Role  Role   `json:"role"`
 	By    string `json:"by"`
+	// Tags restrict the person to hosts that have one of them.
+	Tags []string `json:"tags,omitempty"`
 }
 
 // Invite makes an invitation in actor's right, and returns its secret: shown once and kept nowhere. Whether actor may is
 // looked at now and again when it is accepted.
-func (p *People) Invite(ctx context.Context, org, actor, email string, role Role) (secret string, expires time.Time, err error) {
+func (p *People) Invite(ctx context.Context, org, actor, email string, role Role, tags scope.Tags) (secret string, expires time.Time, err error) {
 	address, err := ParseEmail(email)
 	if err != nil {
 		return "", time.Time{}, err
 	}
-	if granted[role] == nil {
-		return "", time.Time{}, fmt.Errorf("%w role: owner, admin, operator or viewer is possible", ErrInvalid)
+	if err := checkRole(role, tags); err != nil {
+		return "", time.Time{}, err
 	}
 	by, err := p.Member(ctx, org, actor)
 	switch {
@@ -56,11 +62,12 @@ func (p *People) Invite(ctx context.Context, org, actor, email string, role Role
 	var raw [32]byte
 	_, _ = rand.Read(raw[:]) // never fails: crypto/rand ends the program instead
 	secret = invitePrefix + base64.RawURLEncoding.EncodeToString(raw[:])
-	record, err := json.Marshal(invitation{Org: org, Email: address.String(), Role: role, By: actor})
+	record, err := json.Marshal(invitation{Org: org, Email: address.String(), Role: role, By: actor, Tags: tags.Strings()})
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("make invitation: %w", err)
 	}
-	if err := p.store.Client().Set(ctx, inviteKey(secret), record, InvitationLife).Err(); err != nil {
+	sealed := p.seal.Seal(kindInvitation, "", hashOf(secret), string(record))
+	if err := p.store.Client().Set(ctx, inviteKey(secret), sealed, InvitationLife).Err(); err != nil {
 		return "", time.Time{}, fmt.Errorf("store invitation: %w", store.Classify(err))
 	}
 	return secret, time.Now().Add(InvitationLife), nil
@@ -74,19 +81,22 @@ func (p *People) Accept(ctx context.Context, secret, password string, from netip
 		return "", Member{}, ErrBadInvitation
 	}
 	client := p.store.Client()
-	raw, err := client.Get(ctx, inviteKey(secret)).Bytes()
+	raw, err := client.Get(ctx, inviteKey(secret)).Result()
 	if errors.Is(err, redis.Nil) {
 		return "", Member{}, ErrBadInvitation
 	}
 	if err != nil {
 		return "", Member{}, fmt.Errorf("look up invitation: %w", store.Classify(err))
 	}
-	var invited invitation
-	if err := json.Unmarshal(raw, &invited); err != nil {
-		return "", Member{}, fmt.Errorf("stored invitation is damaged: %w", err)
-	}
-	address, err := ParseEmail(invited.Email)
+	raw, err = p.seal.Open(ctx, kindInvitation, "", hashOf(secret), raw)
 	if err != nil {
+		return "", Member{}, fmt.Errorf("%w: %w", ErrBadInvitation, err)
+	}
+	var invited invitation
+	err1 := json.Unmarshal([]byte(raw), &invited)
+	address, err2 := ParseEmail(invited.Email)
+	tags, err3 := scope.Parse(invited.Tags)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return "", Member{}, fmt.Errorf("stored invitation is damaged: %w", err)
 	}
 	id, err := p.claim(ctx, address)
@@ -105,14 +115,16 @@ func (p *People) Accept(ctx context.Context, secret, password string, from netip
 	} else if n == 0 {
 		return "", Member{}, ErrBadInvitation
 	}
-	answer, version, err := p.members(ctx, invited.Org, "join", invited.By, id, invited.Role, address)
+	answer, _, joined, err := p.alter(ctx, invited.Org, alteration{
+		what: "join", actor: invited.By, person: id, role: invited.Role, tags: tags, email: address,
+	})
 	if err != nil {
 		return "", Member{}, err
 	}
 	if err := refusals[answer]; err != nil {
 		return "", Member{}, err
 	}
-	if err := p.joined(ctx, id, invited.Org, version); err != nil {
+	if err := p.joined(ctx, id, invited.Org, joined.Version); err != nil {
 		return "", Member{}, err
 	}
 	m, err = p.Member(ctx, invited.Org, id)
@@ -134,9 +146,17 @@ func (p *People) prove(ctx context.Context, id string, address Email, password s
 			return err
 		}
 		made, err := p.create(ctx, id, address, hash)
-		if made || err != nil {
+		if err != nil {
 			return err
 		}
+		if made {
+			// Somebody else's change of address may have taken it, before there was anything here (take).
+			if leads, err := p.find(ctx, address); err != nil || leads == id {
+				return err
+			}
+			return ErrBadLogin
+		}
 	}
-	return p.check(ctx, id, password)
+	_, err = p.check(ctx, id, password)
+	return err
 }

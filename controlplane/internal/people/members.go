@@ -3,17 +3,16 @@ package people
 import (
 	"cmp"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/scope"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -29,12 +28,6 @@ var (
 	ErrLastOwner = errors.New("this is the last owner")
 	// ErrOwnerStands: the first owner was made before.
 	ErrOwnerStands = errors.New("the organisation has its first owner already")
-)
-
-var (
-	//go:embed lua/members.lua
-	membersText   string
-	membersScript = store.NewScript("people/members", membersText)
 )
 
 // Member is one person in one organisation.
@@ -73,7 +66,7 @@ func (p *People) FirstOwner(ctx context.Context, org, email, password string) (M
 	}
 	if stood {
 		// Of another organisation: its password is the proof, and who is made an owner first decides.
-		if err := p.check(ctx, id, password); err != nil {
+		if _, err := p.check(ctx, id, password); err != nil {
 			return Member{}, err
 		}
 	}
@@ -108,7 +101,10 @@ func (p *People) Members(ctx context.Context, org string) ([]Member, error) {
 	}
 	members := make([]Member, 0, len(all))
 	for id, raw := range all {
-		m, err := parseMember(id, raw)
+		m, err := p.openMember(ctx, org, id, raw)
+		if errors.Is(err, seal.ErrForged) {
+			continue // nobody, and said so in the log
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -127,69 +123,65 @@ func (p *People) Member(ctx context.Context, org, person string) (Member, error)
 	if err != nil {
 		return Member{}, fmt.Errorf("read member: %w", store.Classify(err))
 	}
-	return parseMember(person, raw)
+	return p.openMember(ctx, org, person, raw)
 }
 
-// SetRole changes a member's role in actor's right. The Member's Version is the first with the new role.
-func (p *People) SetRole(ctx context.Context, org, actor, member string, role Role) (Member, error) {
-	if granted[role] == nil {
-		return Member{}, fmt.Errorf("%w role: owner, admin, operator or viewer is possible", ErrInvalid)
+// SetRole changes a member's role and tags in actor's right. Of the Members, Version of the latter is the first that has it.
+func (p *People) SetRole(ctx context.Context, org, actor, member string, role Role, tags scope.Tags) (was, is Member, err error) {
+	if err := checkRole(role, tags); err != nil {
+		return Member{}, Member{}, err
 	}
-	return p.change(ctx, org, "role", actor, member, role)
+	return p.change(ctx, org, "role", actor, member, role, tags)
+}
+
+// checkRole: owners and admins steer the organisation, of which a part of the fleet is no part.
+func checkRole(role Role, tags scope.Tags) error {
+	if granted[role] == nil {
+		return fmt.Errorf("%w role: owner, admin, operator or viewer is possible", ErrInvalid)
+	}
+	if !tags.Whole() && role != Operator && role != Viewer {
+		return fmt.Errorf("%w tags: only operators and viewers can be restricted to some", ErrInvalid)
+	}
+	return nil
 }
 
 // Remove ends a membership in actor's right. With ErrNoMember it returns the Person and a Version too: who repeats a
 // removal whose outcome was unknown can still have it taken notice of.
-func (p *People) Remove(ctx context.Context, org, actor, member string) (Member, error) {
-	m, err := p.change(ctx, org, "remove", actor, member, 0)
+func (p *People) Remove(ctx context.Context, org, actor, member string) (was, is Member, err error) {
+	was, is, err = p.change(ctx, org, "remove", actor, member, 0, nil)
 	if err != nil {
-		return m, err
+		return was, is, err
 	}
-	if err := p.store.Client().HDel(ctx, orgsKey(m.Person), org).Err(); err != nil {
-		return m, fmt.Errorf("forget the organisation: %w", store.Classify(err))
+	if err := p.store.Client().HDel(ctx, orgsKey(is.Person), org).Err(); err != nil {
+		return was, is, fmt.Errorf("forget the organisation: %w", store.Classify(err))
 	}
-	return m, nil
+	return was, is, nil
 }
 
 // change finds the member by id or address.
-func (p *People) change(ctx context.Context, org, what, actor, member string, role Role) (Member, error) {
+func (p *People) change(ctx context.Context, org, what, actor, member string, role Role, tags scope.Tags) (was, is Member, err error) {
 	id := member
 	if strings.Contains(member, "@") {
 		address, err := ParseEmail(member)
 		if err != nil {
-			return Member{}, err
+			return Member{}, Member{}, err
 		}
 		if id, err = p.find(ctx, address); err != nil {
-			return Member{}, err
+			return Member{}, Member{}, err
 		}
 	}
 	if _, err := ulid.ParseStrict(id); err != nil {
-		return Member{}, ErrNoMember
+		return Member{}, Member{}, ErrNoMember
 	}
-	answer, version, err := p.members(ctx, org, what, actor, id, role, Email{})
+	answer, was, is, err := p.alter(ctx, org, alteration{what: what, actor: actor, person: id, role: role, tags: tags})
 	if err != nil {
-		return Member{}, err
+		return Member{}, Member{}, err
 	}
-	return Member{Person: id, Role: role, Version: version}, refusals[answer]
+	return was, is, refusals[answer]
 }
 
 var refusals = map[string]error{
 	"missing": ErrNoMember, "actor": ErrNotAllowed, "owner": ErrOwnersOnly, "last": ErrLastOwner,
-}
-
-func (p *People) members(ctx context.Context, org, what, actor, person string, role Role, email Email) (answer string, version uint64, err error) {
-	reply, err := membersScript.Run(ctx, p.store, []string{membersKey(org)}, what, actor, person, int32(role), email.String()).Slice()
-	if err != nil {
-		return "", 0, fmt.Errorf("change members: %w", err)
-	}
-	if len(reply) == 2 {
-		text, ok := reply[0].(string)
-		n, isNumber := reply[1].(int64)
-		if ok && isNumber && n >= 0 {
-			return text, uint64(n), nil
-		}
-	}
-	return "", 0, fmt.Errorf("change members: unexpected reply %v", reply)
 }
 
 // joined notes at the account that it belongs to an organisation: where sign-in looks.
@@ -198,18 +190,4 @@ func (p *People) joined(ctx context.Context, person, org string, at uint64) erro
 		return fmt.Errorf("note the organisation: %w", store.Classify(err))
 	}
 	return nil
-}
-
-func parseMember(id, raw string) (Member, error) {
-	words := strings.Split(raw, " ")
-	if len(words) != 4 {
-		return Member{}, fmt.Errorf("stored member %s is damaged", id)
-	}
-	role, err1 := strconv.ParseInt(words[0], 10, 32)
-	version, err2 := strconv.ParseUint(words[1], 10, 64)
-	since, err3 := strconv.ParseInt(words[2], 10, 64)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return Member{}, fmt.Errorf("stored member %s is damaged: %w", id, err)
-	}
-	return Member{Person: id, Role: Role(role), Version: version, Since: since, Email: words[3]}, nil
 }

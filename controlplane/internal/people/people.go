@@ -21,6 +21,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -41,22 +42,17 @@ func (e *TooOftenError) Error() string {
 	return "too many attempts: try again in " + (e.RetryAfter.Truncate(time.Second) + time.Second).String()
 }
 
-// Limits of attempts with a password, a minute, over all replicas.
-const (
-	attemptsPerAccount = 10
-	attemptsPerAddress = 30
-)
-
 // People keeps accounts in Redis. Safe for concurrent use.
 type People struct {
 	store  *store.Store
+	seal   *seal.Sealer
 	hasher *hasher
 	rate   *redis_rate.Limiter
 }
 
-// New makes a People over st.
-func New(st *store.Store) *People {
-	return &People{store: st, hasher: newHasher(), rate: redis_rate.NewLimiter(st.Client())}
+// New makes a People over st, which signs with s what it keeps there.
+func New(st *store.Store, s *seal.Sealer) *People {
+	return &People{store: st, seal: s, hasher: newHasher(), rate: redis_rate.NewLimiter(st.Client())}
 }
 
 // Account is a person.
@@ -65,27 +61,36 @@ type Account struct {
 	Email string
 	// Orgs are the ids of the organisations that the person belongs to, the one first joined first.
 	Orgs []string
+	// State changes with the password: what was begun with one is not completed after a reset. SignIn sets it.
+	State string
 }
 
 // SignIn finds whose address and password these are: ErrInvalid, ErrBadLogin, ErrBusy, a *TooOftenError, or an error of
-// the store. from is where the person is. It takes the same time whether there is such an account or not, and is
-// refused while attempts can't be counted.
-func (p *People) SignIn(ctx context.Context, email, password string, from netip.Addr) (Account, error) {
+// the store. from is where the person is, and on what device. It takes the same time whether there is such an account or
+// not, and is refused while attempts can't be counted.
+func (p *People) SignIn(ctx context.Context, email, password string, from netip.Addr, on ...Device) (Account, error) {
 	address, err := ParseEmail(email)
 	if err != nil {
-		return Account{}, err
-	}
-	if err := p.attempt(ctx, address, from); err != nil {
 		return Account{}, err
 	}
 	id, err := p.find(ctx, address)
 	if err != nil {
 		return Account{}, err
 	}
-	if err := p.check(ctx, id, password); err != nil {
+	var device Device
+	if len(on) > 0 {
+		device = on[0]
+	}
+	if err := p.attemptFrom(ctx, address, id, from, device); err != nil {
 		return Account{}, err
 	}
-	return p.Account(ctx, id)
+	state, err := p.check(ctx, id, password)
+	if err != nil {
+		return Account{}, err
+	}
+	account, err := p.Account(ctx, id)
+	account.State = state
+	return account, err
 }
 
 // Account reads an account; ErrBadLogin where there is none.
@@ -104,11 +109,12 @@ func (p *People) Account(ctx context.Context, id string) (Account, error) {
 	account := Account{ID: id, Email: email}
 	for org := range joined {
 		// Who was removed meanwhile belongs to it no more: the organisation's own list decides.
-		is, err := p.store.Client().HExists(ctx, membersKey(org), id).Result()
-		if err != nil {
-			return Account{}, fmt.Errorf("read membership: %w", store.Classify(err))
-		}
-		if is {
+		_, err := p.Member(ctx, org, id)
+		switch {
+		case errors.Is(err, ErrNoMember):
+		case err != nil:
+			return Account{}, err
+		default:
 			account.Orgs = append(account.Orgs, org)
 		}
 	}
@@ -122,7 +128,7 @@ func (p *People) Account(ctx context.Context, id string) (Account, error) {
 
 // ChangePassword replaces a password by who knows it: ErrBadLogin, ErrWeakPassword, and what SignIn returns. The caller
 // ends the sessions that the old one began.
-func (p *People) ChangePassword(ctx context.Context, id, password, next string, from netip.Addr) error {
+func (p *People) ChangePassword(ctx context.Context, id, password, next string, _ netip.Addr) error {
 	text, err := p.store.Client().HGet(ctx, accountKey(id), "email").Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("read account: %w", store.Classify(err))
@@ -131,10 +137,7 @@ func (p *People) ChangePassword(ctx context.Context, id, password, next string, 
 	if err != nil {
 		return ErrBadLogin
 	}
-	if err := p.attempt(ctx, address, from); err != nil {
-		return err
-	}
-	if err := p.check(ctx, id, password); err != nil {
+	if err := p.Check(ctx, id, password); err != nil {
 		return err
 	}
 	if err := checkPassword(next, address); err != nil {
@@ -144,51 +147,51 @@ func (p *People) ChangePassword(ctx context.Context, id, password, next string, 
 	if err != nil {
 		return err
 	}
-	if err := p.store.Client().HSet(ctx, accountKey(id), "password", hash).Err(); err != nil {
+	if err := p.store.Client().HSet(ctx, accountKey(id), "password", hash, "secured", time.Now().UnixMilli()).Err(); err != nil {
 		return fmt.Errorf("store password: %w", store.Classify(err))
 	}
 	return nil
 }
 
-// attempt counts one try with a password. Whoever can't be counted isn't heard: an outage is no chance to guess.
-func (p *People) attempt(ctx context.Context, address Email, from netip.Addr) error {
-	type limit struct {
-		key string
-		n   int
+// Check verifies the password of a person who is signed in: ErrBadLogin, ErrBusy, *TooOftenError. Attempts are counted for
+// the person, apart from those of who isn't signed in.
+func (p *People) Check(ctx context.Context, id, password string) error {
+	if err := p.count(ctx, limit{store.Key(id, "checks"), attemptsOnDevice}); err != nil {
+		return err
 	}
-	limits := []limit{{store.Global("signin", "account", hashOf(address.String())), attemptsPerAccount}}
-	if from.IsValid() {
-		limits = append([]limit{{store.Global("signin", "address", group(from)), attemptsPerAddress}}, limits...)
-	}
-	for _, l := range limits {
-		result, err := p.rate.Allow(ctx, l.key, redis_rate.PerMinute(l.n))
-		if err != nil {
-			return fmt.Errorf("count attempts to sign in: %w", store.Classify(err))
-		}
-		if result.Allowed < 1 {
-			return &TooOftenError{RetryAfter: result.RetryAfter}
-		}
-	}
-	return nil
+	_, err := p.check(ctx, id, password)
+	return err
 }
 
 // check verifies a password; ErrBadLogin where it is another one or there is no account.
-func (p *People) check(ctx context.Context, id, password string) error {
+func (p *People) check(ctx context.Context, id, password string) (state string, err error) {
 	if id == "" {
-		id = "none" // the same work
+		id = nobody // the same work
 	}
 	stored, err := p.store.Client().HGet(ctx, accountKey(id), "password").Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return fmt.Errorf("read account: %w", store.Classify(err))
+		return "", fmt.Errorf("read account: %w", store.Classify(err))
 	}
 	right, err := p.hasher.verify(ctx, stored, normal(password))
 	if err != nil {
-		return err
+		return "", err
 	}
 	if !right {
-		return ErrBadLogin
+		return "", ErrBadLogin
 	}
-	return nil
+	return hashOf(stored), nil
+}
+
+// State is Account.State as it is now; "" without a password.
+func (p *People) State(ctx context.Context, id string) (string, error) {
+	stored, err := p.store.Client().HGet(ctx, accountKey(id), "password").Result()
+	if errors.Is(err, redis.Nil) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read account: %w", store.Classify(err))
+	}
+	return hashOf(stored), nil
 }
 
 // find is the id behind an address, "" where there is none.
@@ -222,16 +225,6 @@ func (p *People) create(ctx context.Context, id string, address Email, hash stri
 		return false, fmt.Errorf("store account: %w", store.Classify(err))
 	}
 	return made, nil
-}
-
-// group is what counts as one client: whoever has an IPv6 address usually has its /64.
-func group(addr netip.Addr) string {
-	if addr = addr.Unmap().WithZone(""); addr.Is6() {
-		if p, err := addr.Prefix(64); err == nil {
-			return p.String()
-		}
-	}
-	return addr.String()
 }
 
 func hashOf(s string) string {

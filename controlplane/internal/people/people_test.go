@@ -3,6 +3,7 @@ package people
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -13,6 +14,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 )
@@ -27,10 +30,14 @@ const (
 
 var home = netip.MustParseAddr("192.0.2.7")
 
+func sealer() *seal.Sealer {
+	return seal.New(keys.New([keys.SecretLen]byte{7}), seal.Options{Logger: slog.New(slog.DiscardHandler)})
+}
+
 func start(t *testing.T) (*People, *redistest.Server) {
 	t.Helper()
 	server := redistest.Start(t)
-	return New(server.Open()), server
+	return New(server.Open(), sealer()), server
 }
 
 func TestParseEmail(t *testing.T) {
@@ -168,7 +175,7 @@ func TestAttemptsAreLimited(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	server := redistest.Start(t)
-	replicas := []*People{New(server.Open()), New(server.Open()), New(server.Open())}
+	replicas := []*People{New(server.Open(), sealer()), New(server.Open(), sealer()), New(server.Open(), sealer())}
 	tries := func(email func(int) string, from func(int) netip.Addr, n int) (heard int) {
 		for i := range n {
 			address, err := ParseEmail(email(i))
@@ -264,7 +271,7 @@ func TestFirstOwnerIsOne(t *testing.T) {
 	t.Parallel()
 	for _, same := range []bool{true, false} {
 		server := redistest.Start(t)
-		replicas := []*People{New(server.Open()), New(server.Open())}
+		replicas := []*People{New(server.Open(), sealer()), New(server.Open(), sealer())}
 		var won atomic.Int64
 		var all sync.WaitGroup
 		for i := range 8 {
@@ -291,7 +298,7 @@ func TestFirstOwnerIsOne(t *testing.T) {
 
 func invite(t *testing.T, p *People, by, email string, role Role) Member {
 	t.Helper()
-	secret, _, err := p.Invite(t.Context(), org, by, email, role)
+	secret, _, err := p.Invite(t.Context(), org, by, email, role, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,40 +328,40 @@ func TestMembers(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, err, want)
 		}
 	}
-	_, err = p.SetRole(ctx, org, admin.Person, owner, Viewer)
+	_, _, err = p.SetRole(ctx, org, admin.Person, owner, Viewer, nil)
 	want("an admin changes an owner", err, ErrOwnersOnly)
-	_, err = p.SetRole(ctx, org, admin.Person, admin.Person, Owner)
+	_, _, err = p.SetRole(ctx, org, admin.Person, admin.Person, Owner, nil)
 	want("an admin makes themselves an owner", err, ErrOwnersOnly)
-	_, _, err = p.Invite(ctx, org, admin.Person, "x@example.com", Owner)
+	_, _, err = p.Invite(ctx, org, admin.Person, "x@example.com", Owner, nil)
 	want("an admin invites an owner", err, ErrOwnersOnly)
-	_, _, err = p.Invite(ctx, org, viewer.Person, "x@example.com", Viewer)
+	_, _, err = p.Invite(ctx, org, viewer.Person, "x@example.com", Viewer, nil)
 	want("a viewer invites", err, ErrNotAllowed)
-	_, err = p.SetRole(ctx, org, viewer.Person, viewer.Person, Admin)
+	_, _, err = p.SetRole(ctx, org, viewer.Person, viewer.Person, Admin, nil)
 	want("a viewer raises themselves", err, ErrNotAllowed)
-	_, err = p.SetRole(ctx, org, first.Person, first.Person, Admin)
+	_, _, err = p.SetRole(ctx, org, first.Person, first.Person, Admin, nil)
 	want("the last owner steps down", err, ErrLastOwner)
-	_, err = p.Remove(ctx, org, first.Person, owner)
+	_, _, err = p.Remove(ctx, org, first.Person, owner)
 	want("the last owner goes", err, ErrLastOwner)
-	_, err = p.SetRole(ctx, org, first.Person, viewer.Person, 9)
+	_, _, err = p.SetRole(ctx, org, first.Person, viewer.Person, 9, nil)
 	want("a role that isn't", err, ErrInvalid)
-	_, err = p.Remove(ctx, "01ARZ3NDEKTSV4RRFFQ69G5FAW", first.Person, viewer.Person)
+	_, _, err = p.Remove(ctx, "01ARZ3NDEKTSV4RRFFQ69G5FAW", first.Person, viewer.Person)
 	want("in another organisation", err, ErrNotAllowed)
-	raised, err := p.SetRole(ctx, org, first.Person, "BOB@example.com", Owner)
+	_, raised, err := p.SetRole(ctx, org, first.Person, "BOB@example.com", Owner, nil)
 	if err != nil || raised.Person != admin.Person || raised.Version <= admin.Version {
 		t.Errorf("%+v after %+v: %v", raised, admin, err)
 	}
-	if _, err = p.SetRole(ctx, org, first.Person, owner, Viewer); err != nil {
+	if _, _, err = p.SetRole(ctx, org, first.Person, owner, Viewer, nil); err != nil {
 		t.Errorf("one of two owners steps down: %v", err)
 	}
 	// Who invited must be one who may when it is accepted.
-	secret, _, err := p.Invite(ctx, org, admin.Person, "late@example.com", Admin)
+	secret, _, err := p.Invite(ctx, org, admin.Person, "late@example.com", Admin, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.SetRole(ctx, org, admin.Person, owner, Owner); err != nil {
+	if _, _, err := p.SetRole(ctx, org, admin.Person, owner, Owner, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Remove(ctx, org, first.Person, admin.Person); err != nil {
+	if _, _, err := p.Remove(ctx, org, first.Person, admin.Person); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := p.Accept(ctx, secret, "short", netip.Addr{}); !errors.Is(err, ErrWeakPassword) {
@@ -367,7 +374,7 @@ func TestMembers(t *testing.T) {
 		t.Errorf("who was removed: %+v, %v", gone, err)
 	}
 	// An account that stands is joined with its own password only.
-	secret, _, err = p.Invite(ctx, org, first.Person, "bob@example.com", Operator)
+	secret, _, err = p.Invite(ctx, org, first.Person, "bob@example.com", Operator, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +394,7 @@ func TestInvitationIsUsedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret, _, err := p.Invite(t.Context(), org, first.Person, "bob@example.com", Admin)
+	secret, _, err := p.Invite(t.Context(), org, first.Person, "bob@example.com", Admin, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

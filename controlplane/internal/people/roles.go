@@ -25,13 +25,13 @@ var granted = map[Role][]optionsv1.Permission{
 	Owner: {
 		optionsv1.Permission_PERMISSION_SELF, optionsv1.Permission_PERMISSION_FLEET_READ, optionsv1.Permission_PERMISSION_BANS_WRITE,
 		optionsv1.Permission_PERMISSION_ALLOWLIST_WRITE, optionsv1.Permission_PERMISSION_POLICY_WRITE, optionsv1.Permission_PERMISSION_HOSTS_WRITE,
-		optionsv1.Permission_PERMISSION_AUDIT_READ, optionsv1.Permission_PERMISSION_MEMBERS_READ, optionsv1.Permission_PERMISSION_MEMBERS_WRITE,
+		optionsv1.Permission_PERMISSION_AUDIT_READ, optionsv1.Permission_PERMISSION_MEMBERS_READ, optionsv1.Permission_PERMISSION_MEMBERS_WRITE, optionsv1.Permission_PERMISSION_TOKENS_WRITE,
 		optionsv1.Permission_PERMISSION_APPROVE, optionsv1.Permission_PERMISSION_APPROVAL_POLICY_WRITE,
 	},
 	Admin: {
 		optionsv1.Permission_PERMISSION_SELF, optionsv1.Permission_PERMISSION_FLEET_READ, optionsv1.Permission_PERMISSION_BANS_WRITE,
 		optionsv1.Permission_PERMISSION_ALLOWLIST_WRITE, optionsv1.Permission_PERMISSION_POLICY_WRITE, optionsv1.Permission_PERMISSION_HOSTS_WRITE,
-		optionsv1.Permission_PERMISSION_AUDIT_READ, optionsv1.Permission_PERMISSION_MEMBERS_READ, optionsv1.Permission_PERMISSION_MEMBERS_WRITE,
+		optionsv1.Permission_PERMISSION_AUDIT_READ, optionsv1.Permission_PERMISSION_MEMBERS_READ, optionsv1.Permission_PERMISSION_MEMBERS_WRITE, optionsv1.Permission_PERMISSION_TOKENS_WRITE,
 		optionsv1.Permission_PERMISSION_APPROVE,
 	},
 	Operator: {

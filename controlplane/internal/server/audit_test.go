@@ -35,7 +35,7 @@ func TestCommandsAreRecorded(t *testing.T) {
 		t.Fatal(err)
 	}
 	st := redis.Open()
-	id, err := orgs.New(st).FirstID(t.Context())
+	id, err := orgs.New(st, nil).FirstID(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,9 @@ type Backend struct {
 	DataDir    string `name:"data-dir" env:"FLEETBAN_DATA_DIR" default:"/var/lib/fleetban" placeholder:"DIR" help:"Folder of this process alone: the secret where --secret-file isn't given, and the data of its own redis-server."`
 	SecretFile string `name:"secret-file" env:"FLEETBAN_SECRET_FILE" placeholder:"FILE" help:"The fleet's secret, 32 bytes or 64 hex digits, the same for every replica; make the organisation with setup then. Without it: DATA-DIR/secret, made at the first start."`
 	PublicURL  string `name:"public-url" env:"FLEETBAN_PUBLIC_URL" placeholder:"URL" help:"How hosts and people reach the control plane: https://fleet.example.com. Without it: the host's name and the port of --listen."`
+	// AcceptUnsigned is for the time of an upgrade from a release that didn't sign members and tokens.
+	AcceptUnsigned bool `name:"accept-unsigned" env:"FLEETBAN_ACCEPT_UNSIGNED" help:"Take members and API tokens that Redis keeps without this fleet's signature: while replicas of a release that didn't sign still run. Then run fleetban-controlplane sign, and leave this out."`
+
 	LogLevel   string `name:"log-level" env:"FLEETBAN_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
 	LogFormat  string `name:"log-format" env:"FLEETBAN_LOG_FORMAT" enum:"auto,json,text" default:"auto" help:"json, text for people, or auto: text on a terminal, json elsewhere."`
 

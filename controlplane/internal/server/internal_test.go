@@ -22,6 +22,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 )
@@ -32,7 +33,7 @@ func TestLease(t *testing.T) {
 	s := sets.New(st, sets.Options{})
 	t.Cleanup(s.Close)
 	job := func(holder string) *jobs {
-		return &jobs{store: st, sets: s, hosts: hosts.New(st, s, nil), orgs: orgs.New(st), holder: holder, logger: slog.New(slog.DiscardHandler)}
+		return &jobs{store: st, sets: s, hosts: hosts.New(st, s, nil), orgs: orgs.New(st, seal.New(keys.New([keys.SecretLen]byte{1}), seal.Options{Logger: slog.New(slog.DiscardHandler)})), holder: holder, logger: slog.New(slog.DiscardHandler)}
 	}
 	one, two := job("one"), job("two")
 	hold := func(j *jobs) bool {

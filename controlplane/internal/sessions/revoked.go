@@ -14,6 +14,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -43,7 +44,8 @@ var (
 	revokeScript = store.NewScript("sessions/revoke", revokeText)
 )
 
-// revoked holds which sessions ended and which versions of memberships are no longer good: "s SESSION", "m ORG PERSON VERSION".
+// revoked holds which sessions and API tokens ended and which versions of memberships are no longer good: "s SESSION",
+// "t TOKEN", "m ORG PERSON VERSION".
 type revoked struct {
 	store  *store.Store
 	logger *slog.Logger
@@ -52,6 +54,7 @@ type revoked struct {
 	sessions map[string]time.Time // when it was heard of
 	members  map[[2]string]uint64 // org and person → the least version that is good
 	memberAt map[[2]string]time.Time
+	tokens   map[string]time.Time // when it was heard of
 
 	// read is when the last complete read began, on the monotonic clock; 0: never.
 	read  atomic.Int64
@@ -63,7 +66,7 @@ type revoked struct {
 func newRevoked(st *store.Store, logger *slog.Logger) *revoked {
 	return &revoked{
 		store: st, logger: logger, sessions: make(map[string]time.Time), members: make(map[[2]string]uint64),
-		memberAt: make(map[[2]string]time.Time), begun: time.Now(),
+		memberAt: make(map[[2]string]time.Time), tokens: make(map[string]time.Time), begun: time.Now(),
 	}
 }
 
@@ -99,6 +102,8 @@ func (r *revoked) take(entry string) {
 	switch {
 	case len(words) == 2 && words[0] == "s":
 		r.sessions[words[1]] = time.Now()
+	case len(words) == 2 && words[0] == "t":
+		r.tokens[words[1]] = time.Now()
 	case len(words) == 4 && words[0] == "m":
 		version, err := strconv.ParseUint(words[3], 10, 64)
 		if err != nil {
@@ -121,6 +126,20 @@ func (r *revoked) check(org, person string, version uint64, session string) erro
 	}
 	if least := r.members[[2]string{org, person}]; version < least {
 		return fmt.Errorf("%w: the member's role changed", ErrToken)
+	}
+	return nil
+}
+
+// checkToken reports why a token is good no longer, or that of a person with a membership of that version. Not knowing
+// is no reason.
+func (r *revoked) checkToken(org string, t auth.Token) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if _, ended := r.tokens[t.ID]; ended {
+		return fmt.Errorf("%w: the API token was revoked", ErrToken)
+	}
+	if least := r.members[[2]string{org, t.Person}]; t.Person != "" && t.Version < least {
+		return fmt.Errorf("%w: the role of the person whose token it is changed", ErrToken)
 	}
 	return nil
 }
@@ -183,6 +202,11 @@ func (r *revoked) forget() {
 	for id, at := range r.sessions {
 		if at.Before(old) {
 			delete(r.sessions, id)
+		}
+	}
+	for id, at := range r.tokens {
+		if at.Before(old) {
+			delete(r.tokens, id)
 		}
 	}
 	for key, at := range r.memberAt {

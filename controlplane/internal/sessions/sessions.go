@@ -264,6 +264,9 @@ func (s *Sessions) Authenticate(_ context.Context, credential string) (auth.Prin
 
 // Standing implements auth.Standing: whether a principal of Authenticate is one still, however long ago that was.
 func (s *Sessions) Standing(p auth.Principal) error {
+	if p.Token.ID != "" {
+		return s.standingToken(p)
+	}
 	err := s.revoked.check(p.Org, p.ID, p.Session.Version, p.Session.ID)
 	if err == nil && s.signer.now().UnixMilli() >= p.Session.Ends {
 		err = fmt.Errorf("%w: the session is over", ErrToken)
@@ -272,6 +275,23 @@ func (s *Sessions) Standing(p auth.Principal) error {
 		return err
 	}
 	return fmt.Errorf("%w: %w: %w", auth.ErrBadCredential, auth.ErrSession, err)
+}
+
+// standingToken is Standing of a program.
+func (s *Sessions) standingToken(p auth.Principal) error {
+	err := s.revoked.checkToken(p.Org, p.Token)
+	if err == nil && p.Token.Expires > 0 && s.signer.now().UnixMilli() >= p.Token.Expires {
+		err = fmt.Errorf("%w: the API token expired", ErrToken)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", auth.ErrBadCredential, err)
+	}
+	return nil
+}
+
+// TokenRevoked ends the open streams of an API token on every replica.
+func (s *Sessions) TokenRevoked(ctx context.Context, id string) error {
+	return s.revoked.add(ctx, "t "+id)
 }
 
 // Session is one as its owner sees it. Times are Unix milliseconds.

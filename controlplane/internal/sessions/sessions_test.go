@@ -15,6 +15,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 )
@@ -28,7 +29,7 @@ const (
 func replica(t *testing.T, server *redistest.Server) *Sessions {
 	t.Helper()
 	st := server.Open()
-	s := New(Options{Store: st, Keys: keys.New([keys.SecretLen]byte{7}), People: people.New(st), Logger: slog.New(slog.DiscardHandler)})
+	s := New(Options{Store: st, Keys: keys.New([keys.SecretLen]byte{7}), People: people.New(st, seal.New(keys.New([keys.SecretLen]byte{7}), seal.Options{Logger: slog.New(slog.DiscardHandler)})), Logger: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { s.Run(ctx) })

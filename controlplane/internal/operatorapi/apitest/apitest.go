@@ -25,6 +25,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -66,7 +67,8 @@ func Start(t testing.TB) *ControlPlane {
 	cp.Sets = sets.New(cp.Store, sets.Options{})
 	t.Cleanup(cp.Sets.Close)
 	cp.Hosts = hosts.New(cp.Store, cp.Sets, logger)
-	cp.Orgs = orgs.New(cp.Store)
+	sealer := seal.New(keys.New([keys.SecretLen]byte{1}), seal.Options{Logger: logger})
+	cp.Orgs = orgs.New(cp.Store, sealer)
 	first, err := cp.Orgs.First(ctx, "Acme", fleetbanv1.Mode_MODE_ENFORCE)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +92,7 @@ func Start(t testing.TB) *ControlPlane {
 		t.Fatal(err)
 	}
 	install.Register(mux)
-	cp.People = people.New(cp.Store)
+	cp.People = people.New(cp.Store, sealer)
 	signedIn := sessions.New(sessions.Options{Store: cp.Store, Keys: keys.New([keys.SecretLen]byte{1}), People: cp.People, Logger: logger})
 	following, unfollow := context.WithCancel(ctx)
 	var background sync.WaitGroup
@@ -106,7 +108,7 @@ func Start(t testing.TB) *ControlPlane {
 	}
 	guard, err := auth.NewInterceptor(auth.Options{
 		Denied:   recorder.Denied,
-		Services: operatorapi.Services(), People: auth.Callers{Programs: auth.Tokens{Orgs: cp.Orgs}, People: signedIn}, Limiter: auth.NewLimiter(cp.Store, auth.Limits{}, logger),
+		Services: operatorapi.Services(), People: auth.Callers{Programs: auth.Tokens{Orgs: cp.Orgs, Members: cp.People}, People: signedIn}, Limiter: auth.NewLimiter(cp.Store, auth.Limits{}, logger),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,72 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+)
+
+// SignOptions are those of the command sign.
+type SignOptions struct {
+	Backend
+}
+
+// Sign signs the members and API tokens that a release kept unsigned, and lists them: whoever runs it should know each.
+func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer) error {
+	b, err := o.open(ctx, logger, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.close() }()
+	ids, err := b.orgs.IDs(ctx)
+	if err != nil {
+		return fmt.Errorf("sign: %w", err)
+	}
+	signed := 0
+	for _, org := range ids {
+		members, err := b.people.Sign(ctx, org)
+		if err != nil {
+			return fmt.Errorf("sign the members of organisation %s: %w", org, err)
+		}
+		var targets []string
+		for _, m := range members {
+			_, _ = fmt.Fprintf(out, "organisation %s: signed member %s, %s\n", org, m.Email, m.Role)
+			targets = append(targets, m.Email)
+		}
+		tokens, err := b.orgs.SignOld(ctx, org)
+		if err != nil {
+			return fmt.Errorf("sign the API tokens of organisation %s: %w", org, err)
+		}
+		for _, t := range tokens {
+			_, _ = fmt.Fprintf(out, "organisation %s: signed API token %s, %q\n", org, t.ID, t.Name)
+			targets = append(targets, t.ID)
+		}
+		if len(targets) == 0 {
+			continue
+		}
+		signed += len(targets)
+		if err := b.audit.Record(ctx, org, audit.Record{Actor: audit.OperatorCommand, Action: "sign", Targets: targets}); err != nil {
+			return fmt.Errorf("record: %w", err)
+		}
+	}
+	_, err = fmt.Fprintf(out, "%d signed. Whom you don't know among them: remove (fleetban members remove, fleetban tokens revoke).\n", signed)
+	return err //nolint:wrapcheck // of standard output
+}
+
+// forged records that somebody wrote to Redis what only this fleet may.
+func (b *base) forged(ctx context.Context, kind, org, id string) {
+	if org == "" || b.audit == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = b.audit.Record(ctx, org, audit.Record{
+		Actor: audit.System, Action: "forged." + kind, Targets: []string{id}, Outcome: operatorv1.AuditOutcome_AUDIT_OUTCOME_REFUSED,
+		Reason: "Redis holds it without this fleet's signature",
+	})
+}
