@@ -98,7 +98,7 @@ func BenchmarkLargest(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-func (f *fixture) info(b *testing.B, section, field string) float64 {
+func (f *fixture) info(b testing.TB, section, field string) float64 {
 	b.Helper()
 	_, rest, _ := strings.Cut(must(f.store.Client().Info(context.Background(), section).Result())(b), field+":")
 	n, err := strconv.ParseFloat(strings.TrimSpace(strings.SplitN(rest, "\r\n", 2)[0]), 64)
