@@ -55,8 +55,8 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 		}
 		var err error
 		result, err = s.Sets.RecordEvents(ctx, org, sets.EventsInput{
-			HostID: host, Fence: st.currentFence().N, Spool: batch.GetSpool(), Events: aged, PolicyVersion: policy,
-			HostRate: promotion.HostPerMinute, OrganisationRate: promotion.OrganisationPerMinute,
+			HostID: host, Fence: st.currentFence().N, Spool: batch.GetSpool(), After: st.storedThrough().after(batch.GetSpool()),
+			Events: aged, PolicyVersion: policy, HostRate: promotion.HostPerMinute, OrganisationRate: promotion.OrganisationPerMinute,
 		})
 		switch {
 		case errors.Is(err, sets.ErrPolicyChanged):
@@ -65,6 +65,8 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 			return errAgain
 		case errors.Is(err, sets.ErrStaleFence):
 			return st.tenant.recheck(ctx, st)
+		case errors.Is(err, sets.ErrRewound):
+			return errRewound
 		case errors.Is(err, sets.ErrFull):
 			// It stays in the agent's spool until there is room.
 			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
@@ -73,6 +75,9 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	})
 	if err != nil || result.Through == 0 {
 		return err
+	}
+	if len(events) > 0 {
+		st.stored(batch.GetSpool(), result.Through)
 	}
 	st.tellRecorded(ctx, events, received)
 	s.Metrics.EventsStored(len(events), result.Promoted, result.OverHostRate, result.OverOrganisationRate, time.Since(received))

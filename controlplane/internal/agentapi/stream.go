@@ -53,6 +53,7 @@ type stream struct {
 	refusals *fleetbanv1.Ack    // last list of exceptions, where there are some
 	inert    fleetbanv1.Inert   // last said
 	owed     owed
+	mark     mark
 	box      mailbox
 	ended    bool
 	err      error
@@ -151,6 +152,7 @@ func (st *stream) attach(ctx context.Context, hello *fleetbanv1.Hello) (*fleetba
 	if err != nil {
 		return nil, err
 	}
+	st.stored(st.spool, through)
 	settings := st.tenant.current()
 	infos := make([]*fleetbanv1.SetInfo, len(st.sets))
 	for i, set := range st.sets {

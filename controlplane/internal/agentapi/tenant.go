@@ -278,6 +278,7 @@ func (t *tenant) touch(ctx context.Context) {
 				t.settle(ctx, st, state)
 			}
 		}
+		t.lookForLost(ctx, all[:n])
 		all = all[n:]
 	}
 }

@@ -3,7 +3,6 @@ package sets
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/hosts/commandlog"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -94,7 +92,11 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 	if err != nil {
 		return UnbanResult{}, fmt.Errorf("unban: %w", err)
 	}
-	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts).audited(ctx))
+	within, err := s.packWithin(ctx, org, kept, in.Within)
+	if err != nil {
+		return UnbanResult{}, fmt.Errorf("unban: %w", err)
+	}
+	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts, within).audited(ctx))
 	if err != nil {
 		return UnbanResult{}, err
 	}
@@ -230,7 +232,7 @@ func (s *Sets) RecordEvents(ctx context.Context, org string, in EventsInput) (Ev
 	if len(in.Events) > MaxEvents {
 		return EventsResult{}, fmt.Errorf("record events: %w: %d, at most %d", ErrTooLarge, len(in.Events), MaxEvents)
 	}
-	if in.HostID == "" || len(in.HostID) > maxName || !validSet(in.Spool, false) || len(in.Events) == 0 || in.Fence >= 1<<53 {
+	if in.HostID == "" || len(in.HostID) > maxName || !validSet(in.Spool, false) || len(in.Events) == 0 || in.Fence >= 1<<53 || in.After >= 1<<53 {
 		return EventsResult{}, fmt.Errorf("record events: %w: host %.40q, spool %.40q, %d events", ErrInvalid, in.HostID, in.Spool, len(in.Events))
 	}
 	var out EventsResult
@@ -245,7 +247,7 @@ func (s *Sets) RecordEvents(ctx context.Context, org string, in EventsInput) (Ev
 	for i, piece := range packed {
 		n := min(batchPrefixes, len(in.Events)-i*batchPrefixes)
 		_, r, err := s.mutate(ctx, org, "record events", newMutation(false, n, "events", strconv.FormatUint(in.PolicyVersion, 10), in.HostID,
-			strconv.FormatUint(in.Fence, 10), in.Spool, strconv.Itoa(max(in.HostRate, 0)), strconv.Itoa(max(in.OrganisationRate, 0)), piece))
+			strconv.FormatUint(in.Fence, 10), in.Spool, strconv.FormatUint(in.After, 10), strconv.Itoa(max(in.HostRate, 0)), strconv.Itoa(max(in.OrganisationRate, 0)), piece))
 		if err != nil {
 			return out, err
 		}
@@ -320,17 +322,36 @@ func (s *Sets) Sweep(ctx context.Context, org string) (SweepResult, error) {
 
 // EventsThrough is the last event of a host's spool that is stored; 0 for a spool that isn't known.
 func (s *Sets) EventsThrough(ctx context.Context, org, hostID, spool string) (uint64, error) {
-	mark, err := s.store.Client().HGet(ctx, store.Key(org, "hw"), hostID).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return 0, fmt.Errorf("read stored events: %w", store.Classify(err))
-	}
-	kept, seq, _ := strings.Cut(mark, " ")
-	if kept != spool || mark == "" {
-		return 0, nil
-	}
-	n, err := strconv.ParseUint(seq, 10, 64)
+	through, err := s.EventsThroughAll(ctx, org, []Spool{{hostID, spool}})
 	if err != nil {
-		return 0, fmt.Errorf("%w: high-water mark of host %s", errCorrupt, hostID)
+		return 0, err
 	}
-	return n, nil
+	return through[0], nil
+}
+
+// Spool names the spool of a host.
+type Spool struct{ HostID, ID string }
+
+// EventsThroughAll is EventsThrough of many, at least one, in their order.
+func (s *Sets) EventsThroughAll(ctx context.Context, org string, spools []Spool) ([]uint64, error) {
+	fields := make([]string, len(spools))
+	for i, spool := range spools {
+		fields[i] = spool.HostID
+	}
+	marks, err := s.store.Client().HMGet(ctx, store.Key(org, "hw"), fields...).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read stored events: %w", store.Classify(err))
+	}
+	out := make([]uint64, len(spools))
+	for i, raw := range marks {
+		mark, _ := raw.(string)
+		kept, seq, _ := strings.Cut(mark, " ")
+		if kept != spools[i].ID || mark == "" {
+			continue
+		}
+		if out[i], err = strconv.ParseUint(seq, 10, 64); err != nil {
+			return nil, fmt.Errorf("%w: high-water mark of host %s", errCorrupt, spools[i].HostID)
+		}
+	}
+	return out, nil
 }

@@ -133,6 +133,8 @@ func verdict(values []any) (*reader, error) {
 		return nil, ErrPolicyChanged
 	case "fence":
 		return nil, ErrStaleFence
+	case "rewound":
+		return nil, ErrRewound
 	case "closed":
 		return nil, ErrNotRebuilding
 	case "protected":

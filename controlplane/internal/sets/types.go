@@ -18,6 +18,8 @@ var (
 	ErrPolicyChanged = errors.New("the policy changed meanwhile")
 	// ErrStaleFence: a newer stream of the host took over. Nothing was changed; end the stream.
 	ErrStaleFence = errors.New("a newer stream of this host took over")
+	// ErrRewound: Redis lost events of the host that it had stored. Nothing was changed; have the host send them again first.
+	ErrRewound = errors.New("events of this host that were stored are lost")
 	// ErrFull: Redis is at maxmemory and refuses what needs more. Nothing was changed. Unban, Disallow and Sweep work still.
 	ErrFull = errors.New("redis is out of memory: raise maxmemory, or unban to free some")
 	// ErrNotRebuilding: the rebuild is over, nothing was taken.
@@ -195,6 +197,16 @@ type UnbanInput struct {
 	Prefixes []netip.Prefix
 	Actor    string
 	Reason   string
+	// Within restricts what is retracted. Nil: to nothing.
+	Within *Within
+}
+
+// Within is a part of the fleet: claims of jails of its hosts, and other claims in its sets.
+type Within struct {
+	// Sets, one at least, are sets of tags.
+	Sets []string
+	// Host reports whether a host, by id, is one of its.
+	Host func(id string) bool
 }
 
 // UnbannedPrefix is what became of one prefix.
@@ -286,6 +298,9 @@ type EventsInput struct {
 	// smaller one than is stored is refused with ErrStaleFence. Numbers stay below 2^53.
 	Fence uint64
 	Spool string
+	// After is the last event of the spool that was stored for all the caller knows; where less is, the events are refused
+	// with ErrRewound. 0 asks nothing.
+	After uint64
 	// Events, 1 to MaxEvents; those stored before are skipped.
 	Events []Event
 	// PolicyVersion is the one that promotion evaluated; 0 isn't checked.
@@ -400,6 +415,8 @@ type ListInput struct {
 	// Jail, HostID: only entries that a claim of this jail and host (both, of the same claim) stands on.
 	Jail   string
 	HostID string
+	// Keep, where it is given, leaves out entries, before pages are made of them.
+	Keep func(Entry) bool
 }
 
 // ListResult is one page.

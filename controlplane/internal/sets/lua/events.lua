@@ -1,4 +1,4 @@
--- events: policy, host, fence, spool, promotions a minute of a host and of all (0: unlimited), packed events.
+-- events: policy, host, fence, spool, the last event of it that was stored for all the stream knows, promotions a minute of a host and of all (0: unlimited), packed events.
 -- ok: through, promoted, skipped, refused, refused by the host's rate, by the rate of all.
 --
 -- An event is seq (6), kind (1), why it isn't promoted (1), age ms (6), duration ms (6, all ones: for ever), failures (4),
@@ -174,11 +174,12 @@ end
 
 function ops.events()
   local version, host, fence, spool = arg(), arg(), tonumber(arg()), arg()
-  local host_rate, all_rate, blob = tonumber(arg()), tonumber(arg()), arg()
+  local after, host_rate, all_rate, blob = tonumber(arg()), tonumber(arg()), tonumber(arg()), arg()
   if tonumber(call('HGET', key('h:' .. host), 'fence') or '0') > fence then return {'err', 'fence'} end
   if stale_policy(version) then return {'err', 'policy'} end
   local mark = mark_of(host)
   local last = mark[1] == spool and mark[2] or 0
+  if last < after then return {'err', 'rewound'} end -- what lies between was lost: with this event, nobody would send it again
   local count = {promoted = 0, refused = 0, skipped = 0, [HOST_RATE] = 0, [ALL_RATE] = 0}
   local pos, through = 1, last
   while pos <= #blob do
