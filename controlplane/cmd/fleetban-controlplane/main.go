@@ -18,9 +18,12 @@ import (
 )
 
 type program struct {
-	Serve   serveCommand   `cmd:"" help:"Run a replica. A start that has to make the fleet's secret makes an organisation too and prints its administrator's token, once; with a secret that was there already (--secret-file), setup makes it."`
-	Setup   setupCommand   `cmd:"" help:"Make the first organisation and print its administrator's token, and with --email its first owner: needed once where replicas share --secret-file, or to begin anew after Redis lost everything."`
+	Serve   serveCommand   `cmd:"" help:"Run a replica. Where nobody has set the control plane up yet, one prints the link with which to do it."`
+	Setup   setupCommand   `cmd:"" help:"Set the control plane up without a link: make the first organisation and print its administrator's token, and with --email its first owner."`
+	Link    linkCommand    `cmd:"" name:"setup-link" help:"Print a new set-up link, as long as nobody has set the control plane up."`
+	Reset   resetCommand   `cmd:"" name:"reset-link" help:"Print a link by which a person sets a new password."`
 	Token   tokenCommand   `cmd:"" help:"Administrator's tokens."`
+	Sign    signCommand    `cmd:"" help:"After an upgrade from a release that didn't: sign the members and API tokens that Redis keeps, and list them."`
 	Check   checkCommand   `cmd:"" help:"Say whether a replica with these settings would be ready, and what mends it if not."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
@@ -28,10 +31,13 @@ type program struct {
 type (
 	serveCommand struct{ server.Config }
 	setupCommand struct{ server.SetupOptions }
+	linkCommand  struct{ server.SetupLinkOptions }
+	resetCommand struct{ server.ResetLinkOptions }
 	tokenCommand struct {
 		Create tokenCreateCommand `cmd:"" help:"Make a token that may do everything, for who has lost theirs."`
 	}
 	tokenCreateCommand struct{ server.TokenOptions }
+	signCommand        struct{ server.SignOptions }
 	checkCommand       struct{ server.CheckOptions }
 	versionCommand     struct{}
 )
@@ -53,8 +59,20 @@ func (c *setupCommand) Run(ctx context.Context) error {
 	return server.Setup(ctx, c.SetupOptions, c.NewLogger(os.Stderr), os.Stdin, os.Stdout)
 }
 
+func (c *linkCommand) Run(ctx context.Context) error {
+	return server.SetupLink(ctx, c.SetupLinkOptions, c.NewLogger(os.Stderr), os.Stdout)
+}
+
+func (c *resetCommand) Run(ctx context.Context) error {
+	return server.ResetLink(ctx, c.ResetLinkOptions, c.NewLogger(os.Stderr), os.Stdout)
+}
+
 func (c *tokenCreateCommand) Run(ctx context.Context) error {
 	return server.CreateToken(ctx, c.TokenOptions, c.NewLogger(os.Stderr), os.Stdout)
+}
+
+func (c *signCommand) Run(ctx context.Context) error {
+	return server.Sign(ctx, c.SignOptions, c.NewLogger(os.Stderr), os.Stdout)
 }
 
 func (c *checkCommand) Run(ctx context.Context) error {

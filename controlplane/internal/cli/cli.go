@@ -46,6 +46,7 @@ type grammar struct {
 	Output  string   `short:"o" enum:"table,json,jsonl" default:"table" help:"table, json or jsonl."`
 	Timeout Duration `default:"15s" help:"How long to wait for an answer."`
 
+	Setup     setupCmd     `cmd:"" help:"Set a control plane up with the link that it showed, and become its owner."`
 	Login     loginCmd     `cmd:"" help:"Remember a control plane and an API token, or sign in as a person."`
 	Logout    logoutCmd    `cmd:"" help:"End this session."`
 	Whoami    whoamiCmd    `cmd:"" help:"Who is signed in here, and as what."`

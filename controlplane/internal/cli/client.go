@@ -39,6 +39,7 @@ type client struct {
 	// anonymous and joining carry no credential.
 	anonymous operatorv1connect.SessionServiceClient
 	joining   operatorv1connect.MemberServiceClient
+	setup     operatorv1connect.SetupServiceClient
 	// person is who is signed in; nil where an API token is used.
 	person *signedIn
 	close  func()
@@ -84,6 +85,7 @@ func newClient(cfg config) (*client, error) {
 		members:   operatorv1connect.NewMemberServiceClient(doer, u, options...),
 		anonymous: anonymous(doer, u),
 		joining:   operatorv1connect.NewMemberServiceClient(doer, u, connect.WithInterceptors(named{})),
+		setup:     operatorv1connect.NewSetupServiceClient(doer, u, connect.WithInterceptors(named{})),
 		person:    person,
 		close:     transport.CloseIdleConnections,
 	}, nil

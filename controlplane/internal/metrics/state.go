@@ -81,7 +81,7 @@ var NotReady = []string{
 }
 
 // Notes are the codes of what keeps nobody from being served but wants a person's attention, as /readyz names them.
-var Notes = []string{"no-organisation", "durability", "failover"}
+var Notes = []string{"not-set-up", "durability", "failover"}
 
 var durabilities = []string{"always", "replicated", "everysec", "none", "unknown"}
 
@@ -117,7 +117,7 @@ func declareState(c *catalog, version string) *state {
 	s.notReady = add("gauge", "fleetban_not_ready", "1 for each reason that this replica isn't ready.",
 		"/readyz says, for each, what mends it.", Label{"reason", list(withOther(NotReady))})
 	s.notes = add("gauge", "fleetban_notes", "1 for each thing that keeps nobody from being served but wants a person's attention.",
-		"/readyz says what it is and what mends it. no-organisation: Redis is empty. failover: a failover of Redis may lose its tail.", Label{"note", list(withOther(Notes))})
+		"/readyz says what it is and what mends it. not-set-up: Redis holds no organisation. failover: a failover of Redis may lose its tail.", Label{"note", list(withOther(Notes))})
 	s.durability = add("gauge", "fleetban_redis_durability", "1 for what Redis promises about acknowledged writes.",
 		"Not always: acknowledged bans may be lost when Redis crashes. Set appendfsync always, or know that you accepted it.", Label{"class", list(durabilities)})
 	s.clock = add("gauge", "fleetban_clock_offset_seconds", "How far Redis' clock is ahead of this machine's.",

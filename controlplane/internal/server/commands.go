@@ -15,6 +15,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/embedded"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/setup"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
@@ -73,7 +74,7 @@ func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, in io.Reade
 		if o.Email == "" {
 			return nil
 		}
-		owner, err := people.New(b.store).FirstOwner(ctx, made.Organisation.ID, o.Email, password)
+		owner, err := b.people.FirstOwner(ctx, made.Organisation.ID, o.Email, password)
 		if errors.Is(err, people.ErrOwnerStands) {
 			return fmt.Errorf("the organisation %q has its first owner: ask them for an invitation (fleetban members invite): %w", made.Organisation.Name, err)
 		}
@@ -86,6 +87,32 @@ func Setup(ctx context.Context, o SetupOptions, logger *slog.Logger, in io.Reade
 			return err
 		}
 		_, _ = fmt.Fprintf(out, "Made %s the owner of %q. Log in: fleetban login --url URL --email %s\n", owner.Email, made.Organisation.Name, owner.Email)
+		return nil
+	})
+}
+
+// SetupLinkOptions are what `setup-link` is told.
+type SetupLinkOptions struct {
+	Backend
+
+	Pin string `name:"pin" env:"FLEETBAN_PUBLIC_PIN" placeholder:"sha256//…" help:"With --public-url: the key to pin, where the certificate isn't publicly trusted. Without both, the replicas' own are taken."`
+}
+
+// SetupLink prints a new set-up link to out, as long as nobody set the control plane up. The former one ends.
+func SetupLink(ctx context.Context, o SetupLinkOptions, logger *slog.Logger, out io.Writer) error {
+	return o.with(ctx, logger, func(b *base) error {
+		if err := b.keys.Agree(ctx, b.store); err != nil {
+			return err
+		}
+		link, err := setup.New(setup.Options{Store: b.store, Orgs: b.orgs, People: b.people, Audit: b.audit, Logger: logger}).
+			Offer(ctx, o.PublicURL, o.Pin, true)
+		if errors.Is(err, setup.ErrDone) {
+			return fmt.Errorf("%w: its owner invites others (fleetban members invite), and fleetban-controlplane token create makes an administrator's token", err)
+		}
+		if err != nil {
+			return err
+		}
+		showLink(out, link, b.firstStart == "")
 		return nil
 	})
 }

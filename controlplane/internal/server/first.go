@@ -2,13 +2,13 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"time"
 
-	"github.com/fleetban/fleetban/controlplane/internal/audit"
-	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/controlplane/internal/setup"
 )
 
 func (s *Server) notBegun() string {
@@ -17,34 +17,30 @@ func (s *Server) notBegun() string {
 	return s.begun
 }
 
-// begin does the first start's work, as soon as Redis lets it: there is an organisation, and its administrator's token was
-// shown to a person.
+// begin looks, as soon as Redis lets it, whether there is an organisation. Where there is none it shows a set-up link, and
+// waits until a person has used it, or until hosts brought back the organisation that Redis lost.
 //
-// Only a secret that was made here says that there never was a fleet. With any other one, an empty Redis may as well have
-// lost everything: a second organisation beside the one that hosts are about to bring back would be no service. Then this
-// replica serves, so that they can, and waits.
+// Nothing is made here: an empty Redis may as well have lost everything, and a second organisation beside the one that hosts
+// are about to bring back would be no service.
 func (s *Server) begin(ctx context.Context) {
-	mode, err := modeOf(s.config.Mode)
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		if err == nil {
-			var there bool
-			if there, err = s.first(ctx, mode); err == nil && there {
-				s.setBegun("")
-				return
-			} else if err == nil {
-				s.await(ctx)
-				return
-			}
-			s.setBegun("the first organisation can't be made: " + short(err))
-			s.logger.WarnContext(ctx, "first start's work failed, trying again", slog.Any("error", err))
+		there, err := s.first(ctx)
+		if err == nil && there {
+			s.setBegun("")
+			return
 		}
+		if err == nil {
+			s.await(ctx)
+			return
+		}
+		s.setBegun("it isn't known whether there is an organisation: " + short(err))
+		s.logger.WarnContext(ctx, "can't look for the organisation, trying again", slog.Any("error", err))
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return
 		case <-timer.C:
-			err = nil
 		}
 	}
 }
@@ -58,13 +54,51 @@ func (s *Server) setBegun(problem string) {
 	s.ready.mu.Unlock()
 }
 
-// await waits until there is an organisation: its hosts bring it back, or a person sets one up.
+// first opens the gate where there is an organisation, and offers the set-up link where there is none.
+func (s *Server) first(ctx context.Context) (there bool, err error) {
+	// A replica with another secret must not leave its mark.
+	if err := s.base.keys.Agree(ctx, s.base.store); err != nil {
+		return false, err
+	}
+	there, err = s.look(ctx)
+	if there || err != nil {
+		return there, err
+	}
+	// With a secret of its own there is no other replica, and who starts it again may have lost the link.
+	return s.offer(ctx, s.config.SecretFile == "")
+}
+
+// look opens the gate where there is an organisation.
+func (s *Server) look(ctx context.Context) (there bool, err error) {
+	if there, err = s.setup.Done(ctx); !there || err != nil {
+		return false, err
+	}
+	s.gate.Open()
+	return true, s.base.firstDone()
+}
+
+// offer shows a set-up link, unless one was shown that is still good, here or by another replica.
+func (s *Server) offer(ctx context.Context, replace bool) (there bool, err error) {
+	link, err := s.setup.Offer(ctx, s.config.PublicURL, s.pin, replace)
+	switch {
+	case errors.Is(err, setup.ErrDone):
+		return s.look(ctx)
+	case errors.Is(err, setup.ErrBusy):
+		return false, nil
+	case err != nil:
+		return false, err
+	case link != "":
+		s.logger.InfoContext(ctx, "a set-up link was shown: the control plane waits for its owner")
+		showLink(s.notices, link, s.base.firstStart == "")
+	}
+	return false, nil
+}
+
+// await waits until there is an organisation. Meanwhile it shows another link when the last one expired.
 func (s *Server) await(ctx context.Context) {
-	s.logger.WarnContext(ctx, "Redis holds no organisation. If it lost one, wait: hosts bring theirs back when they connect, and then "+
-		"`fleetban-controlplane token create` makes a new administrator's token. If there never was one, run `fleetban-controlplane setup`.")
-	s.mu.Lock()
-	s.bare = true
-	s.mu.Unlock()
+	s.logger.WarnContext(ctx, "Redis holds no organisation. If nobody has set this control plane up: one of its replicas shows the link, "+
+		"`fleetban-controlplane setup-link` another one, and `fleetban-controlplane setup` does it without. If Redis lost an organisation, wait: "+
+		"hosts bring it back when they connect, and then `fleetban-controlplane token create` makes a new administrator's token.")
 	s.setBegun("")
 	tick := time.NewTicker(organisationEvery)
 	defer tick.Stop()
@@ -74,15 +108,15 @@ func (s *Server) await(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		ids, err := s.base.orgs.IDs(ctx)
-		if err != nil || len(ids) == 0 {
+		there, err := s.look(ctx)
+		if err == nil && !there {
+			there, err = s.offer(ctx, false)
+		}
+		if err != nil || !there {
 			continue
 		}
-		s.logger.InfoContext(ctx, "Redis holds an organisation now; `fleetban-controlplane token create --organisation-id ID` makes an "+
-			"administrator's token where none is left", slog.Any("organisations", ids))
-		s.mu.Lock()
-		s.bare = false
-		s.mu.Unlock()
+		s.setBegun("") // /readyz shall say so now
+		s.logger.InfoContext(ctx, "there is an organisation now; `fleetban-controlplane token create` makes an administrator's token where none is left")
 		return
 	}
 }
@@ -90,35 +124,15 @@ func (s *Server) await(ctx context.Context) {
 // organisationEvery is how often to look whether there is an organisation now.
 const organisationEvery = time.Second
 
-func (s *Server) isBare() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.bare
-}
-
-// first makes the first organisation where that is this start's business; false where there is none and it isn't.
-func (s *Server) first(ctx context.Context, mode fleetbanv1.Mode) (bool, error) {
-	// A replica with another secret must not leave its mark.
-	if err := s.base.keys.Agree(ctx, s.base.store); err != nil {
-		return false, err
+// showLink prints a set-up link for a person, and never through a logger. perhaps: Redis may have lost an organisation.
+func showLink(w io.Writer, link string, perhaps bool) {
+	warning := ""
+	if perhaps {
+		warning = "If Redis has lost its data, don't: your hosts bring the organisation back when they connect.\n\n"
 	}
-	if s.base.firstStart == "" {
-		ids, err := s.base.orgs.IDs(ctx)
-		return len(ids) > 0, err
-	}
-	made, err := s.base.orgs.First(ctx, s.config.Organisation, mode)
-	if err != nil {
-		return false, err
-	}
-	if made.AdminToken != "" {
-		if err := s.base.recordFirst(ctx, audit.System, "fleetban-controlplane serve", made.Organisation); err != nil {
-			s.logger.WarnContext(ctx, "the first start is missing in the audit log", slog.Any("error", err))
-		}
-		s.logger.InfoContext(ctx, "first organisation made", slog.String("name", made.Organisation.Name), slog.String("mode", s.config.Mode))
-		showToken(s.notices, fmt.Sprintf("Fleetban made the organisation %q; its mode is %s.", made.Organisation.Name, s.config.Mode),
-			made.AdminToken, s.config.PublicURL, s.pin)
-	}
-	return true, s.base.firstDone()
+	_, _ = fmt.Fprintf(w, "\nFleetban waits to be set up. Run this where you will work, or open the link in a browser:\n\n    fleetban setup '%s'\n\n"+
+		"It makes you the owner of this fleet. The link is shown once and good once, for %s: whoever has it can take the fleet.\n\n%s",
+		link, setup.Life, warning)
 }
 
 // showToken prints a token for a person: once, and never through a logger.

@@ -10,10 +10,12 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
 func hasNote(r server.Report, code string) bool { return len(r.Notes) == 1 && r.Notes[0].Code == code }
@@ -28,7 +30,7 @@ func TestTotalLossMakesNoSecondOrganisation(t *testing.T) {
 	p := serve(t, config)
 	p.awaitReady(t)
 	lb.send(p.addr())
-	pin, token := p.Pin(), apiToken.FindString(p.notices.String())
+	pin, token := p.Pin(), setupIn(t, config.Backend)
 	join, err := operatorv1connect.NewJoinTokenServiceClient(httpClient(t, pin), base, bearer(token)).
 		CreateJoinToken(t.Context(), connect.NewRequest(&operatorv1.CreateJoinTokenRequest{}))
 	if err != nil {
@@ -49,8 +51,8 @@ func TestTotalLossMakesNoSecondOrganisation(t *testing.T) {
 	}
 
 	p = serve(t, config)
-	until(t, "it waits, ready for the hosts", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "no-organisation") })
-	if shown := p.notices.String(); shown != "" || !strings.Contains(p.log.String(), "fleetban-controlplane setup") {
+	until(t, "it waits, ready for the hosts", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
+	if shown := p.notices.String(); !strings.Contains(shown, "lost its data") || strings.Contains(shown, "fbt_") || !strings.Contains(p.log.String(), "hosts bring it back") {
 		t.Fatalf("it shows %q", shown)
 	}
 	lb.send(p.addr())
@@ -69,41 +71,45 @@ func TestTotalLossMakesNoSecondOrganisation(t *testing.T) {
 	})
 }
 
-// A first start that died after it had made the secret is completed by the next.
-func TestFirstStartIsCompleted(t *testing.T) {
+// A link that was shown is good for whichever process serves next, and another start shows another one.
+func TestFirstStartAgain(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	nowhere := server.Backend{RedisURL: "unix://" + filepath.Join(dir, "none"), DataDir: dir}
-	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
-	if err := server.Setup(t.Context(), server.SetupOptions{Backend: nowhere, Organisation: "test", Mode: "watch"}, logger, nil, &bytes.Buffer{}); err == nil {
-		t.Fatal("set up without Redis")
-	}
 	redis := redistest.Start(t)
-	config := server.Config{Backend: server.Backend{RedisURL: redis.URL(), DataDir: dir}}
-	p := serve(t, config)
-	p.awaitReady(t)
-	if !apiToken.MatchString(p.notices.String()) {
-		t.Fatalf("the first start shows %q", p.notices)
+	config := server.Config{Backend: server.Backend{RedisURL: redis.URL(), DataDir: t.TempDir()}}
+	var links []string
+	for range 2 {
+		p := serve(t, config)
+		p.awaitReady(t)
+		until(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
+		if strings.Contains(p.notices.String(), "lost its data") {
+			t.Errorf("a first start shows %s", p.notices)
+		}
+		links = append(links, setupLink.FindString(p.notices.String()))
+		p.stop()
+		<-p.done
 	}
+	p := serve(t, config)
+	until(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
+	for _, old := range links {
+		if _, err := useLink(t, p, old, ownerEmail); apierr.ReasonOf(err) != fleetbanv1.Reason_REASON_BAD_CREDENTIAL {
+			t.Errorf("a link that was replaced: %v", err)
+		}
+	}
+	if _, err := useLink(t, p, setupLink.FindString(p.notices.String()), ownerEmail); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it has seen the organisation", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
 	p.stop()
 	<-p.done
 	redis.Empty()
 	p = serve(t, config)
-	until(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "no-organisation") })
-	// A person decides to begin anew.
+	until(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
+	if !strings.Contains(p.notices.String(), "lost its data") {
+		t.Errorf("after a loss it shows %s", p.notices)
+	}
+	// A person decides to begin anew, without the link.
 	if token := setupIn(t, config.Backend); token == "" {
 		t.Error("set-up printed no token")
 	}
 	until(t, "it has seen the new one", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
-}
-
-// A shared secret is no sign of a first start.
-func TestSharedSecretNeedsSetup(t *testing.T) {
-	t.Parallel()
-	redis := redistest.Start(t)
-	p := serve(t, server.Config{Backend: server.Backend{RedisURL: redis.URL(), SecretFile: secretFile(t, 1)}})
-	until(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "no-organisation") })
-	if p.notices.String() != "" {
-		t.Errorf("it shows %q", p.notices)
-	}
 }

@@ -132,8 +132,8 @@ func (r *readiness) check(ctx context.Context) Report {
 	report.Ready = len(report.Reasons) == 0
 	if r.bare != nil && r.bare() {
 		report.Notes = append(report.Notes, Reason{
-			"no-organisation", "Redis holds no organisation: either it lost everything, or none was made yet",
-			"wait for hosts to bring theirs back, or run fleetban-controlplane setup",
+			"not-set-up", "Redis holds no organisation: nobody has set this control plane up yet, or Redis lost everything",
+			"open the set-up link in a replica's output, or print another with fleetban-controlplane setup-link; after a loss, wait for hosts to bring theirs back",
 		})
 	}
 	var disagrees *Reason

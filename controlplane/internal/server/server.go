@@ -40,8 +40,10 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/setup"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
 )
@@ -80,9 +82,12 @@ type Server struct {
 	metricsL net.Listener
 	pin      string
 
+	setup *setup.Setup
+	// gate lets nothing through before there is an organisation.
+	gate *setup.Gate
+
 	mu    sync.Mutex
 	begun string // why the first start's work isn't done
-	bare  bool   // Redis holds no organisation, and making one isn't this process's business
 }
 
 // base is what every command needs: the secret and the store.
@@ -92,7 +97,9 @@ type base struct {
 	firstStart string
 	child      *embedded.Server
 	store      *store.Store
+	seal       *seal.Sealer
 	orgs       *orgs.Orgs
+	people     *people.People
 	audit      *audit.Log
 }
 
@@ -124,8 +131,9 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger, observe func(st
 	if out.store, err = store.Open(store.Options{URL: url, Logger: logger, Observe: observe}); err != nil {
 		return nil, errors.Join(err, out.close()) //nolint:contextcheck // closed also when ctx is over
 	}
-	out.orgs = orgs.New(out.store)
 	out.audit = audit.New(audit.Options{Store: out.store, Signer: out.keys, Logger: logger, Keep: b.auditKeep, KeepNumber: b.auditKeepNumber})
+	out.seal = seal.New(out.keys, seal.Options{AcceptUnsigned: b.AcceptUnsigned, Alarm: out.forged, Logger: logger})
+	out.orgs, out.people = orgs.New(out.store, out.seal), people.New(out.store, out.seal)
 	return out, nil
 }
 
@@ -204,6 +212,13 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	clk := &clock{}
+	accounts := s.base.people
+	s.setup = setup.New(setup.Options{Store: st, Orgs: s.base.orgs, People: accounts, Audit: s.base.audit, Logger: s.logger})
+	s.gate = setup.NewGate(s.setup)
+	mode, err := modeOf(c.Mode)
+	if err != nil {
+		return err
+	}
 	s.sets = sets.New(st, sets.Options{}) //nolint:contextcheck // mutations outlive the request that began them
 	s.feeds = feed.New(feed.Options{Store: st, Sets: s.sets, Logger: s.logger, Metrics: s.figures, Sign: func(org, set string, r sets.Record) []byte {
 		return k.Sign(org, set, r.Prefix, r.Kind, r.Since, r.Expires)
@@ -214,14 +229,7 @@ func (s *Server) build(ctx context.Context) error {
 		Now: clk.now, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
 	})
 	s.jobs = &jobs{store: st, sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, holder: c.Replica, logger: s.logger, metrics: s.figures}
-	accounts := s.base.people
-	s.setup = setup.New(setup.Options{Store: st, Orgs: s.base.orgs, People: accounts, Audit: s.base.audit, Logger: s.logger})
-	s.gate = setup.NewGate(s.setup)
-	mode, err := modeOf(c.Mode)
-	if err != nil {
-		return err
-	}
-	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: s.isBare, logger: s.logger}
+	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: func() bool { return s.gate.Closed() && s.notBegun() == "" }, logger: s.logger}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
 	if err != nil {
 		return err
@@ -233,7 +241,6 @@ func (s *Server) build(ctx context.Context) error {
 		Sets: s.sets, Hosts: h, Orgs: s.base.orgs, Feeds: s.feeds, Audit: s.base.audit, InstallLine: install.Line(), Draining: s.draining, Logger: s.logger,
 		Durability: func(ctx context.Context) string { return s.ready.check(ctx).Durability },
 	})
-	accounts := people.New(st)
 	s.sessions = sessions.New(sessions.Options{Store: st, Keys: k, People: accounts, Now: clk.now, Logger: s.logger})
 	signedIn := operatorapi.NewPeople(operatorapi.PeopleOptions{People: accounts, Sessions: s.sessions, PublicURL: c.PublicURL, Audit: s.base.audit, Logger: s.logger})
 	interceptors, err := s.interceptors(clk)
@@ -244,6 +251,9 @@ func (s *Server) build(ctx context.Context) error {
 	mux.Handle(s.agents.Handler(interceptors...))
 	operators.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
 	signedIn.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
+	setUp := &operatorapi.SetupAPI{Fleet: s.setup, People: signedIn, Organisation: c.Organisation, Mode: mode}
+	setUp.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))
+	s.gate.Register(mux)
 	install.Register(mux)
 	s.health(mux)
 	mux.HandleFunc("GET "+operatorapi.InvitationPath, invitation)
@@ -251,7 +261,7 @@ func (s *Server) build(ctx context.Context) error {
 		_, _ = fmt.Fprintf(w, "Fleetban control plane %s.\nOperators use the program `fleetban`; hosts are enrolled with `fleetban join-token create`.\n", version.Version)
 	})
 	s.observe()
-	return s.listen(ctx, mux, tlsConfig)
+	return s.listen(ctx, s.gate.Wrap(mux), tlsConfig)
 }
 
 func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
@@ -270,7 +280,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	authn, err := auth.NewInterceptor(auth.Options{
 		Denied:     recorder.Denied,
 		Services:   append(operatorapi.Services(), agentapi.Descriptor()),
-		People:     auth.Callers{Programs: auth.Tokens{Orgs: s.base.orgs}, People: s.sessions},
+		People:     auth.Callers{Programs: auth.Tokens{Orgs: s.base.orgs, Members: s.base.people}, People: s.sessions},
 		Hosts:      s.agents,
 		Limiter:    auth.NewLimiter(s.base.store, auth.Limits{}, s.logger),
 		ClientAddr: clientAddr(trusted),
@@ -282,7 +292,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, authn, recorder, validation}, nil
+	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, s.gate, authn, recorder, validation}, nil
 }
 
 func (s *Server) tls() (*tls.Config, error) {

@@ -607,8 +607,8 @@ func TestReadiness(t *testing.T) {
 	unready("redis-unreachable")
 	redis.Start()
 	p.awaitReady(t)
-	if strings.Contains(other.notices.String(), "fbt_") {
-		t.Error("a replica with another secret made an organisation")
+	if other.notices.String() != "" {
+		t.Error("a replica with another secret shows a link")
 	}
 }
 
@@ -617,13 +617,16 @@ func TestEmbeddedFirstStart(t *testing.T) {
 	dir := t.TempDir()
 	p := serve(t, server.Config{Backend: server.Backend{DataDir: dir}, MetricsListen: "127.0.0.1:0"})
 	p.awaitReady(t)
-	token := apiToken.FindString(p.notices.String())
-	if token == "" || !strings.Contains(p.notices.String(), p.Pin()) || !strings.Contains(p.notices.String(), "enforce") {
-		t.Fatalf("the first start shows: %s", p.notices)
+	until(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
+	link := setupLink.FindString(p.notices.String())
+	if strings.Contains(p.log.String(), link[strings.Index(link, "#")+1:]) {
+		t.Error("the link is in the log")
 	}
-	if strings.Contains(p.log.String(), token[4:]) {
-		t.Error("the token is in the log")
+	made, err := useLink(t, p, link, ownerEmail)
+	if err != nil || made.GetMode() != fleetbanv1.Mode_MODE_ENFORCE {
+		t.Fatal(made, err)
 	}
+	token := made.GetTokens().GetAccessToken()
 	fleet := operatorv1connect.NewFleetServiceClient(httpClient(t, p.Pin()), "https://"+p.addr(), bearer(token))
 	got, err := fleet.GetFleet(t.Context(), connect.NewRequest(&operatorv1.GetFleetRequest{}))
 	if err != nil || got.Msg.GetOrganisationName() != "test" || got.Msg.GetDurability() != "always" || got.Msg.GetRebuildUntilUnixMs() != 0 {
@@ -634,7 +637,7 @@ func TestEmbeddedFirstStart(t *testing.T) {
 	pin := p.Pin()
 	p = serve(t, server.Config{Backend: server.Backend{DataDir: dir}})
 	p.awaitReady(t)
-	if strings.Contains(p.notices.String(), "fbt_") || p.Pin() != pin {
+	if p.notices.String() != "" || p.Pin() != pin {
 		t.Errorf("the second start shows %q, pin %s before and %s now", p.notices, pin, p.Pin())
 	}
 	fleet = operatorv1connect.NewFleetServiceClient(httpClient(t, p.Pin()), "https://"+p.addr(), bearer(token))
@@ -688,7 +691,8 @@ func TestConfigErrors(t *testing.T) {
 		"--tls-off (FLEETBAN_TLS_OFF)":                     {Listen: ":1", TLSCert: "x", TLSKey: "y", TLSOff: true},
 		"--public-url (FLEETBAN_PUBLIC_URL)":               {Listen: ":1", Backend: server.Backend{PublicURL: "fleet.example.com", DataDir: "x"}},
 		"--accept-durability (FLEETBAN_ACCEPT_DURABILITY)": {Listen: ":1", AcceptDurability: []string{"sometimes"}},
-		"--trusted-proxy (FLEETBAN_TRUSTED_PROXIES)":       {Listen: ":1", TrustedProxies: []string{"10.0.0.1"}},
+		"--trusted-proxy (FLEETBAN_TRUSTED_PROXIES)":       {Listen: ":1", TrustedProxies: []string{"10.0.0.1/33"}},
+		"--proxy-protocol (FLEETBAN_PROXY_PROTOCOL)":       {Listen: ":1", ProxyProtocol: []string{"balancer"}},
 		"--data-dir (FLEETBAN_DATA_DIR)":                   {Listen: ":1"},
 	} {
 		var config *server.ConfigError
@@ -705,7 +709,9 @@ func TestConfigErrors(t *testing.T) {
 func TestUnknownPathsAndBigRequests(t *testing.T) {
 	t.Parallel()
 	redis := redistest.Start(t)
-	p := serve(t, server.Config{Backend: server.Backend{RedisURL: redis.URL(), SecretFile: secretFile(t, 1)}})
+	backend := server.Backend{RedisURL: redis.URL(), SecretFile: secretFile(t, 1)}
+	token := setup(t, backend)
+	p := serve(t, server.Config{Backend: backend})
 	p.awaitReady(t)
 	client := httpClient(t, p.Pin())
 	for path, want := range map[string]int{"/healthz": 200, "/": 200, "/nothing": 404, "/install.sh": 200} {
@@ -718,7 +724,7 @@ func TestUnknownPathsAndBigRequests(t *testing.T) {
 			t.Errorf("%s: %s", path, res.Status)
 		}
 	}
-	bans := operatorv1connect.NewBanServiceClient(client, "https://"+p.addr(), bearer(apiToken.FindString(p.notices.String())))
+	bans := operatorv1connect.NewBanServiceClient(client, "https://"+p.addr(), bearer(token))
 	_, err := bans.Ban(t.Context(), connect.NewRequest(operatorv1.BanRequest_builder{Reason: strings.Repeat("x", 10<<20), DurationS: 1, Prefixes: []string{"203.0.113.9"}}.Build()))
 	tooLarge(t, "10 MB", err)
 	base := "https://" + p.addr()
