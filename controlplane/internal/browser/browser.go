@@ -62,6 +62,7 @@ func New(publicURL string) (*Layer, error) {
 // console's own.
 type request struct {
 	refresh string
+	device  string
 	// header is the answer's. Cookies go there and not into an error's metadata, which gRPC-Web has in its body.
 	header http.Header
 }
@@ -91,7 +92,7 @@ func (l *Layer) Handler(next http.Handler) http.Handler {
 				"the header fleetban-session means nothing here", "send `fleetban-session: cookie` once, or leave it out"))
 			return
 		}
-		found := request{refresh: one(r, RefreshCookie), header: w.Header()}
+		found := request{refresh: one(r, RefreshCookie), device: one(r, DeviceCookie), header: w.Header()}
 		access := one(r, AccessCookie)
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, found))
 		r.Header = r.Header.Clone()
@@ -138,3 +139,8 @@ func SetTokens(w http.ResponseWriter, t sessions.Tokens) {
 
 // errNoCookie is wrapped by the refusal of a refresh without its cookie.
 var errNoCookie = errors.New("no refresh token in a cookie")
+
+// PagePolicy is the Content-Security-Policy of the console's pages: scripts, styles, fonts and images from here alone,
+// nothing inline, no frames, and nothing that turns text into markup or code.
+const PagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; " +
+	"manifest-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; require-trusted-types-for 'script'"

@@ -36,6 +36,7 @@ func (Interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			}
 			refresh.SetRefreshToken(found.refresh)
 		}
+		takeDevice(found, req.Any())
 		res, err := next(ctx, req)
 		signOut := req.Spec().Procedure == operatorv1connect.SessionServiceSignOutProcedure
 		// A session that ended long ago is signed out of, too.
@@ -45,6 +46,7 @@ func (Interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if err != nil || signOut {
 			return res, err
 		}
+		keepDevice(found.header, res.Any())
 		if message, ok := res.Any().(proto.Message); ok {
 			if tokens := tokensOf(message); tokens != nil {
 				set(found.header, tokens.GetAccessToken(), tokens.GetAccessS(), tokens.GetRefreshToken(), tokens.GetSessionEndsUnixMs())

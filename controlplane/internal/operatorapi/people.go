@@ -12,6 +12,8 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/factors"
+	"github.com/fleetban/fleetban/controlplane/internal/mail"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -25,19 +27,17 @@ type PeopleOptions struct {
 	Sessions *sessions.Sessions
 	// PublicURL begins the links of invitations.
 	PublicURL string
+	// Factors keeps second factors. Nil, in tests: nobody has any.
+	Factors *factors.Factors
+	// Mail sends letters. Nil sends none: links are printed by an operator's command then.
+	Mail *mail.Mailer
 	// Audit records who signed in and who joined. Nil, in tests, records nothing.
 	Audit  *audit.Log
 	Logger *slog.Logger
 }
 
 // PeopleAPI serves the services of people.proto.
-type PeopleAPI struct {
-	operatorv1connect.UnimplementedSessionServiceHandler
-	operatorv1connect.UnimplementedAccountServiceHandler
-	operatorv1connect.UnimplementedSecondFactorServiceHandler
-
-	o PeopleOptions
-}
+type PeopleAPI struct{ o PeopleOptions }
 
 var (
 	_ operatorv1connect.SessionServiceHandler      = (*PeopleAPI)(nil)
@@ -68,9 +68,20 @@ func clientOf(ctx context.Context, header http.Header) sessions.Client {
 
 // SignIn implements SessionService.
 func (a *PeopleAPI) SignIn(ctx context.Context, req *connect.Request[operatorv1.SignInRequest]) (*connect.Response[operatorv1.SignInResponse], error) {
-	account, err := a.o.People.SignIn(ctx, req.Msg.GetEmail(), req.Msg.GetPassword(), auth.Address(ctx))
+	account, err := a.o.People.SignIn(ctx, req.Msg.GetEmail(), req.Msg.GetPassword(), auth.Address(ctx), a.device(req.Msg.GetDevice()))
 	if err != nil {
 		return nil, mappedPeople(err)
+	}
+	if a.o.Factors != nil {
+		asked, err := a.o.Factors.Ask(ctx, account.ID, account.State)
+		if err != nil {
+			return nil, mappedPeople(err)
+		}
+		if asked != nil {
+			return noStore(connect.NewResponse(operatorv1.SignInResponse_builder{SecondFactor: operatorv1.SecondFactor_builder{
+				Challenge: asked.Challenge, Totp: asked.TOTP, RecoveryCode: asked.Recovery, PasskeyOptionsJson: asked.PasskeyOptions,
+			}.Build()}.Build())), nil
+		}
 	}
 	return a.begin(ctx, account, req.Msg.GetOrganisationId(), sessions.Password)
 }
@@ -92,13 +103,50 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 	if err != nil {
 		return sessions.Tokens{}, mappedPeople(err)
 	}
+	if err := a.still(ctx, account); err != nil {
+		return sessions.Tokens{}, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
+	}
 	if err := a.record(ctx, org, "sign-in", tokens.Member, audit.Detail{Name: "with", After: method}); err != nil {
 		// Nobody is let in unrecorded.
 		return sessions.Tokens{}, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
 	}
 	a.o.Logger.InfoContext(ctx, "a person signed in", slog.String("person", account.ID), slog.String("organisation", org),
 		slog.String("session", tokens.Session), slog.String("with", method))
+	if err := a.o.People.Familiar(ctx, account.ID, auth.Address(ctx)); err != nil {
+		a.o.Logger.WarnContext(ctx, "where a person signed in from is not remembered", slog.Any("error", err))
+	}
 	return tokens, nil
+}
+
+// still refuses a sign-in whose password was changed while it went on: what ended the person's sessions has not seen this one.
+func (a *PeopleAPI) still(ctx context.Context, account people.Account) error {
+	if account.State == "" {
+		return nil
+	}
+	state, err := a.o.People.State(ctx, account.ID)
+	if err != nil {
+		return mappedPeople(err)
+	}
+	if state != account.State {
+		return mappedPeople(people.ErrBadLogin)
+	}
+	return nil
+}
+
+// device is what a device shows of an earlier sign-in.
+func (a *PeopleAPI) device(text string) people.Device {
+	if a.o.Factors == nil {
+		return people.Device{}
+	}
+	return a.o.Factors.Device(text)
+}
+
+// newDevice makes it.
+func (a *PeopleAPI) newDevice(person string) string {
+	if a.o.Factors == nil {
+		return ""
+	}
+	return a.o.Factors.NewDevice(person)
 }
 
 // begin is Begin with the answer of SignIn.
@@ -108,7 +156,7 @@ func (a *PeopleAPI) begin(ctx context.Context, account people.Account, org, meth
 		return nil, err
 	}
 	return noStore(connect.NewResponse(operatorv1.SignInResponse_builder{
-		Tokens: tokensProto(tokens), Person: personOf(tokens), OrganisationIds: account.Orgs,
+		Tokens: tokensProto(tokens), Person: personOf(tokens), OrganisationIds: account.Orgs, Device: a.newDevice(account.ID),
 	}.Build())), nil
 }
 
@@ -264,7 +312,7 @@ func mappedPeople(err error) error {
 	switch {
 	case errors.As(err, &often):
 		return apierr.Wrap(err, connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "",
-			"too many attempts with a password", "try again in "+(often.RetryAfter.Truncate(time.Second)+time.Second).String())
+			"too many attempts", "try again in "+(often.RetryAfter.Truncate(time.Second)+time.Second).String())
 	case errors.Is(err, people.ErrBusy):
 		return apierr.Wrap(err, connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "",
 			"too many people sign in at this moment", "try again in a few seconds")
@@ -274,6 +322,29 @@ func mappedPeople(err error) error {
 	case errors.Is(err, people.ErrBadInvitation):
 		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "invitation",
 			"the invitation is unknown, used or expired", "copy the whole link, or ask for another invitation")
+	case errors.Is(err, factors.ErrChallenge):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "challenge",
+			"this attempt took too long, was completed or failed too often", "begin again")
+	case errors.Is(err, factors.ErrWrong):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
+			"the code or passkey is wrong, or was used before", "type the code that is shown now, or use a recovery code")
+	case errors.Is(err, factors.ErrNone):
+		return apierr.NotFound("id", "you have no such second factor", "list them: fleetban account factors")
+	case errors.Is(err, factors.ErrTooMany):
+		return apierr.Wrap(err, connect.CodeFailedPrecondition, fleetbanv1.Reason_REASON_INVALID_FIELD, "",
+			"you have as many passkeys as are kept", "delete one that you don't use")
+	case errors.Is(err, factors.ErrNoPasskeys):
+		return apierr.Wrap(err, connect.CodeFailedPrecondition, fleetbanv1.Reason_REASON_PASSKEYS_OFF, "",
+			"passkeys need a host name, and this control plane's public URL has none", "use a code; who runs it may set --public-url to a name")
+	case errors.Is(err, people.ErrBadLink):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
+			"the link is unknown, used or expired", "copy the whole link, or ask for another")
+	case errors.Is(err, people.ErrTaken):
+		return apierr.Wrap(err, connect.CodeAlreadyExists, fleetbanv1.Reason_REASON_EMAIL_TAKEN, "",
+			"there is another account with this address", "sign in with that one, or choose another address")
+	case errors.Is(err, mail.ErrFull):
+		return apierr.Wrap(err, connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "",
+			"too many letters wait to be sent", "try again in a few minutes")
 	case errors.Is(err, sessions.ErrReplayed):
 		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "refresh_token",
 			"this refresh token was used before, so someone else may hold a copy: the session was ended", "sign in again: fleetban login")
@@ -285,7 +356,7 @@ func mappedPeople(err error) error {
 	case errors.Is(err, people.ErrWeakPassword):
 		return apierr.Wrap(err, connect.CodeInvalidArgument, fleetbanv1.Reason_REASON_INVALID_FIELD, "password", err.Error(),
 			"take four or more words that have nothing to do with each other, or let a password manager make one")
-	case errors.Is(err, people.ErrInvalid):
+	case errors.Is(err, people.ErrInvalid), errors.Is(err, factors.ErrInvalid):
 		return apierr.Wrap(err, connect.CodeInvalidArgument, fleetbanv1.Reason_REASON_INVALID_FIELD, "", err.Error(), "correct the request")
 	default:
 		return err

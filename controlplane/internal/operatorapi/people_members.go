@@ -10,6 +10,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/mail"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -51,9 +52,31 @@ func (a *PeopleAPI) Invite(ctx context.Context, req *connect.Request[operatorv1.
 		return nil, mappedMember(err)
 	}
 	// Behind the #, it is sent to no server and stands in no log of one.
+	link, mailed := a.o.PublicURL+InvitationPath+"#"+secret, false
+	if a.o.Mail.On() {
+		if mailed, err = a.mailInvitation(ctx, p, req.Msg, link); err != nil {
+			return nil, err
+		}
+	}
 	return noStore(connect.NewResponse(operatorv1.InviteResponse_builder{
-		Link: a.o.PublicURL + InvitationPath + "#" + secret, ExpiresUnixMs: expires.UnixMilli(),
+		Link: link, ExpiresUnixMs: expires.UnixMilli(), Mailed: mailed,
 	}.Build())), nil
+}
+
+// mailInvitation sends it, unless its address had too many letters lately: the link is told to who invites anyhow.
+func (a *PeopleAPI) mailInvitation(ctx context.Context, p auth.Principal, m *operatorv1.InviteRequest, link string) (bool, error) {
+	address, err := people.ParseEmail(m.GetEmail())
+	if err != nil {
+		return false, mappedPeople(err)
+	}
+	var often *people.TooOftenError
+	if err := a.o.People.MayMail(ctx, address); errors.As(err, &often) {
+		return false, nil
+	} else if err != nil {
+		return false, mappedPeople(err)
+	}
+	letter := mail.Invitation(address.String(), p.Name, roleName(m.GetRole()), link, people.InvitationLife)
+	return a.o.Mail.Send(func(context.Context) (*mail.Letter, error) { return &letter, nil }) == nil, nil
 }
 
 // AcceptInvitation implements MemberService.

@@ -71,6 +71,14 @@ const (
 	Reason_REASON_NOT_SET_UP Reason = 26
 	// The control plane was set up before; there is one first owner.
 	Reason_REASON_SET_UP_ALREADY Reason = 27
+	// The caller must prove again who they are: `proof` is missing, or the password alone isn't enough.
+	Reason_REASON_PROOF_NEEDED Reason = 30
+	// This control plane sends no mail.
+	Reason_REASON_MAIL_OFF Reason = 31
+	// Passkeys can't be used with this control plane's public URL.
+	Reason_REASON_PASSKEYS_OFF Reason = 32
+	// There is another account with that address.
+	Reason_REASON_EMAIL_TAKEN Reason = 33
 	// Nothing was changed: it waits until a second person approves it. The message names the approval.
 	Reason_REASON_APPROVAL_REQUIRED Reason = 40
 	// Somebody decided the approval before, its time is over, or whose right it was has it no more.
@@ -108,6 +116,10 @@ var (
 		25: "REASON_INTERNAL",
 		26: "REASON_NOT_SET_UP",
 		27: "REASON_SET_UP_ALREADY",
+		30: "REASON_PROOF_NEEDED",
+		31: "REASON_MAIL_OFF",
+		32: "REASON_PASSKEYS_OFF",
+		33: "REASON_EMAIL_TAKEN",
 		40: "REASON_APPROVAL_REQUIRED",
 		41: "REASON_APPROVAL_OVER",
 	}
@@ -140,6 +152,10 @@ var (
 		"REASON_INTERNAL":             25,
 		"REASON_NOT_SET_UP":           26,
 		"REASON_SET_UP_ALREADY":       27,
+		"REASON_PROOF_NEEDED":         30,
+		"REASON_MAIL_OFF":             31,
+		"REASON_PASSKEYS_OFF":         32,
+		"REASON_EMAIL_TAKEN":          33,
 		"REASON_APPROVAL_REQUIRED":    40,
 		"REASON_APPROVAL_OVER":        41,
 	}
@@ -175,6 +191,7 @@ type ErrorInfo struct {
 	xxx_hidden_Field        string                 `protobuf:"bytes,3,opt,name=field"`
 	xxx_hidden_ServerUnixMs int64                  `protobuf:"varint,4,opt,name=server_unix_ms,json=serverUnixMs"`
 	xxx_hidden_RequestId    string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId"`
+	xxx_hidden_Subject      string                 `protobuf:"bytes,6,opt,name=subject"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -239,6 +256,13 @@ func (x *ErrorInfo) GetRequestId() string {
 	return ""
 }
 
+func (x *ErrorInfo) GetSubject() string {
+	if x != nil {
+		return x.xxx_hidden_Subject
+	}
+	return ""
+}
+
 func (x *ErrorInfo) SetReason(v Reason) {
 	x.xxx_hidden_Reason = v
 }
@@ -259,6 +283,10 @@ func (x *ErrorInfo) SetRequestId(v string) {
 	x.xxx_hidden_RequestId = v
 }
 
+func (x *ErrorInfo) SetSubject(v string) {
+	x.xxx_hidden_Subject = v
+}
+
 type ErrorInfo_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -271,6 +299,8 @@ type ErrorInfo_builder struct {
 	ServerUnixMs int64
 	// The call, as the control plane's log names it. Made by the control plane where the caller's `x-request-id` gives none.
 	RequestId string
+	// The id of what was made instead: of the approval that the request waits for.
+	Subject string
 }
 
 func (b0 ErrorInfo_builder) Build() *ErrorInfo {
@@ -282,6 +312,7 @@ func (b0 ErrorInfo_builder) Build() *ErrorInfo {
 	x.xxx_hidden_Field = b.Field
 	x.xxx_hidden_ServerUnixMs = b.ServerUnixMs
 	x.xxx_hidden_RequestId = b.RequestId
+	x.xxx_hidden_Subject = b.Subject
 	return m0
 }
 
@@ -289,14 +320,15 @@ var File_fleetban_v1_error_proto protoreflect.FileDescriptor
 
 const file_fleetban_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x17fleetban/v1/error.proto\x12\vfleetban.v1\"\xa5\x01\n" +
+	"\x17fleetban/v1/error.proto\x12\vfleetban.v1\"\xbf\x01\n" +
 	"\tErrorInfo\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.fleetban.v1.ReasonR\x06reason\x12\x10\n" +
 	"\x03fix\x18\x02 \x01(\tR\x03fix\x12\x14\n" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12$\n" +
 	"\x0eserver_unix_ms\x18\x04 \x01(\x03R\fserverUnixMs\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tR\trequestId*\xb6\x06\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\x12\x18\n" +
+	"\asubject\x18\x06 \x01(\tR\asubject*\x95\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1a\n" +
@@ -326,7 +358,11 @@ const file_fleetban_v1_error_proto_rawDesc = "" +
 	"\x18REASON_REPLICA_DISAGREES\x10\x18\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x19\x12\x15\n" +
 	"\x11REASON_NOT_SET_UP\x10\x1a\x12\x19\n" +
-	"\x15REASON_SET_UP_ALREADY\x10\x1b\x12\x1c\n" +
+	"\x15REASON_SET_UP_ALREADY\x10\x1b\x12\x17\n" +
+	"\x13REASON_PROOF_NEEDED\x10\x1e\x12\x13\n" +
+	"\x0fREASON_MAIL_OFF\x10\x1f\x12\x17\n" +
+	"\x13REASON_PASSKEYS_OFF\x10 \x12\x16\n" +
+	"\x12REASON_EMAIL_TAKEN\x10!\x12\x1c\n" +
 	"\x18REASON_APPROVAL_REQUIRED\x10(\x12\x18\n" +
 	"\x14REASON_APPROVAL_OVER\x10)BGZ@github.com/fleetban/fleetban/proto/gen/go/fleetban/v1;fleetbanv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 

@@ -2899,6 +2899,7 @@ type InviteResponse struct {
 	state                    protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Link          string                 `protobuf:"bytes,1,opt,name=link"`
 	xxx_hidden_ExpiresUnixMs int64                  `protobuf:"varint,2,opt,name=expires_unix_ms,json=expiresUnixMs"`
+	xxx_hidden_Mailed        bool                   `protobuf:"varint,3,opt,name=mailed"`
 	unknownFields            protoimpl.UnknownFields
 	sizeCache                protoimpl.SizeCache
 }
@@ -2942,6 +2943,13 @@ func (x *InviteResponse) GetExpiresUnixMs() int64 {
 	return 0
 }
 
+func (x *InviteResponse) GetMailed() bool {
+	if x != nil {
+		return x.xxx_hidden_Mailed
+	}
+	return false
+}
+
 func (x *InviteResponse) SetLink(v string) {
 	x.xxx_hidden_Link = v
 }
@@ -2950,12 +2958,18 @@ func (x *InviteResponse) SetExpiresUnixMs(v int64) {
 	x.xxx_hidden_ExpiresUnixMs = v
 }
 
+func (x *InviteResponse) SetMailed(v bool) {
+	x.xxx_hidden_Mailed = v
+}
+
 type InviteResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	// Shown once. What follows the # is the secret.
 	Link          string
 	ExpiresUnixMs int64
+	// The link was mailed to the invited person too.
+	Mailed bool
 }
 
 func (b0 InviteResponse_builder) Build() *InviteResponse {
@@ -2964,6 +2978,7 @@ func (b0 InviteResponse_builder) Build() *InviteResponse {
 	_, _ = b, x
 	x.xxx_hidden_Link = b.Link
 	x.xxx_hidden_ExpiresUnixMs = b.ExpiresUnixMs
+	x.xxx_hidden_Mailed = b.Mailed
 	return m0
 }
 
@@ -3475,10 +3490,11 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x03(\xfe\x01R\x05email\x12:\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1a.fleetban.operator.v1.RoleB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\x12\"\n" +
-	"\x04tags\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\b\"\x04r\x02\x18yR\x04tags\"Q\n" +
+	"\x04tags\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\b\"\x04r\x02\x18yR\x04tags\"i\n" +
 	"\x0eInviteResponse\x12\x17\n" +
 	"\x04link\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04link\x12&\n" +
-	"\x0fexpires_unix_ms\x18\x02 \x01(\x03R\rexpiresUnixMs\"s\n" +
+	"\x0fexpires_unix_ms\x18\x02 \x01(\x03R\rexpiresUnixMs\x12\x16\n" +
+	"\x06mailed\x18\x03 \x01(\bR\x06mailed\"s\n" +
 	"\x17AcceptInvitationRequest\x12-\n" +
 	"\n" +
 	"invitation\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\n" +
