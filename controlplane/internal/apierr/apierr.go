@@ -27,6 +27,8 @@ type Error struct {
 	Message string
 	// Fix says what to do about it, in one sentence.
 	Fix string
+	// Subject is the id of what it is about, where that is made by the refusal: an approval.
+	Subject string
 
 	cause error
 }
@@ -175,7 +177,7 @@ func build(ctx context.Context, e *Error, now time.Time, keep ...*connect.ErrorD
 		}
 	}
 	detail, err := connect.NewErrorDetail(fleetbanv1.ErrorInfo_builder{
-		Reason: e.Reason, Fix: e.Fix, Field: e.Field, ServerUnixMs: now.UnixMilli(), RequestId: requestid.From(ctx),
+		Reason: e.Reason, Fix: e.Fix, Field: e.Field, ServerUnixMs: now.UnixMilli(), RequestId: requestid.From(ctx), Subject: e.Subject,
 	}.Build())
 	if err == nil {
 		out.AddDetail(detail)

@@ -149,6 +149,35 @@ func (t Tokens) Authenticate(ctx context.Context, credential string) (Principal,
 	case err != nil:
 		return Principal{}, err
 	}
+	p, err := t.principal(ctx, token)
+	if err != nil {
+		return Principal{}, err
+	}
+	if err := t.Orgs.NoteUse(ctx, token, Address(ctx), time.Now()); err != nil {
+		// It is a note for people, and no reason to refuse.
+		logger := t.Logger
+		if logger == nil {
+			logger = slog.Default()
+		}
+		logger.WarnContext(ctx, "the use of an API token is not noted", slog.String("token", token.ID), slog.Any("error", err))
+	}
+	return p, nil
+}
+
+// Again is what Authenticate would return for the token with this id, now: whether who once called with it still may.
+func (t Tokens) Again(ctx context.Context, org, id string) (Principal, error) {
+	token, err := t.Orgs.FindToken(ctx, org, id)
+	if errors.Is(err, orgs.ErrNotFound) || err == nil && token.Expires > 0 && time.Now().UnixMilli() >= token.Expires {
+		return Principal{}, fmt.Errorf("%w: %w", ErrBadCredential, orgs.ErrUnknownToken)
+	}
+	if err != nil {
+		return Principal{}, err
+	}
+	return t.principal(ctx, token)
+}
+
+// principal is who calls with a token.
+func (t Tokens) principal(ctx context.Context, token orgs.Token) (Principal, error) {
 	p := Principal{
 		Org: token.Org, ID: token.ID, Name: token.Name, Permissions: token.Permissions, Tags: token.Tags,
 		Token: Token{ID: token.ID, Name: token.Name, Expires: token.Expires},

@@ -72,7 +72,7 @@ func Services() []protoreflect.ServiceDescriptor {
 	for _, file := range []protoreflect.FileDescriptor{
 		operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto,
 		operatorv1.File_fleetban_operator_v1_people_proto, operatorv1.File_fleetban_operator_v1_setup_proto,
-		operatorv1.File_fleetban_operator_v1_factors_proto,
+		operatorv1.File_fleetban_operator_v1_factors_proto, operatorv1.File_fleetban_operator_v1_approvals_proto,
 	} {
 		for i := range file.Services().Len() {
 			out = append(out, file.Services().Get(i))

@@ -116,23 +116,48 @@ func (r *Recorder) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if m, ok := req.Any().(proto.Message); ok {
 			describe(&record, declared, m.ProtoReflect())
 		}
+		run := func(ctx context.Context) (connect.AnyResponse, error) { return next(ctx, req) }
 		if declared.GetAtomic() {
-			return r.atomic(ctx, req, next, p.Org, record)
+			return r.atomic(ctx, req.Spec().Procedure, run, p.Org, record)
 		}
-		return r.around(ctx, req, next, p.Org, record)
+		return r.around(ctx, req.Spec().Procedure, run, p.Org, record)
 	}
 }
 
+// Perform records what is done for p, who asked for it at another time.
+func (r *Recorder) Perform(
+	ctx context.Context, procedure string, p auth.Principal, client audit.Client, m proto.Message, details []audit.Detail, run func(context.Context) error,
+) error {
+	declared := r.table[procedure]
+	if declared == nil {
+		return fmt.Errorf("%s isn't recorded, so it can't be done for anybody", procedure)
+	}
+	ctx = audit.WithClient(ctx, client)
+	record := audit.Record{Actor: actorOf(p), Client: client, Action: declared.GetAction(), Procedure: shortened(procedure)}
+	describe(&record, declared, m.ProtoReflect())
+	record.Details = append(record.Details, details...)
+	next := func(ctx context.Context) (connect.AnyResponse, error) { return nil, run(ctx) }
+	var err error
+	if declared.GetAtomic() {
+		_, err = r.atomic(ctx, procedure, next, p.Org, record)
+	} else {
+		_, err = r.around(ctx, procedure, next, p.Org, record)
+	}
+	return err
+}
+
 // atomic leaves the entry to the script that makes the change.
-func (r *Recorder) atomic(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc, org string, record audit.Record) (connect.AnyResponse, error) {
+func (r *Recorder) atomic(
+	ctx context.Context, procedure string, next func(context.Context) (connect.AnyResponse, error), org string, record audit.Record,
+) (connect.AnyResponse, error) {
 	call := r.log.NewCall(org, record, true)
-	res, err := next(audit.With(ctx, call), req)
+	res, err := next(audit.With(ctx, call))
 	switch outcome, reason := outcomeOf(ctx, err); {
 	case call.Wrote(), outcome == operatorv1.AuditOutcome_AUDIT_OUTCOME_UNKNOWN && away(err):
 		// Where it isn't known whether the change stands, the entry stands if it does.
 	case err == nil:
 		// A handler that didn't pass the entry on: a mistake, and no reason to have nothing.
-		r.logger.ErrorContext(ctx, "a change was recorded after it was made, not with it", slog.String("procedure", req.Spec().Procedure))
+		r.logger.ErrorContext(ctx, "a change was recorded after it was made, not with it", slog.String("procedure", procedure))
 		if err := r.log.Record(context.WithoutCancel(ctx), org, call.Record()); err != nil {
 			return nil, err
 		}
@@ -145,17 +170,19 @@ func (r *Recorder) atomic(ctx context.Context, req connect.AnyRequest, next conn
 }
 
 // around writes one entry before and one after.
-func (r *Recorder) around(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc, org string, record audit.Record) (connect.AnyResponse, error) {
+func (r *Recorder) around(
+	ctx context.Context, procedure string, next func(context.Context) (connect.AnyResponse, error), org string, record audit.Record,
+) (connect.AnyResponse, error) {
 	begun, err := r.log.Begin(ctx, org, record)
 	if err != nil {
 		return nil, err
 	}
 	call := r.log.NewCall(org, record, false)
-	res, err := next(audit.With(ctx, call), req)
+	res, err := next(audit.With(ctx, call))
 	begun.Record = call.Record()
 	outcome, reason := outcomeOf(ctx, err)
 	if err := begun.End(ctx, outcome, reason); err != nil {
-		r.logger.WarnContext(ctx, "the outcome of a change is missing in the audit log", slog.String("procedure", req.Spec().Procedure), slog.Any("error", err))
+		r.logger.WarnContext(ctx, "the outcome of a change is missing in the audit log", slog.String("procedure", procedure), slog.Any("error", err))
 	}
 	return res, err
 }

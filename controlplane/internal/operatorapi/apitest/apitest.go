@@ -16,6 +16,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/approvals"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
@@ -120,13 +121,22 @@ func Start(t testing.TB) *ControlPlane {
 	draining := make(chan struct{})
 	cp.Drain = sync.OnceFunc(func() { close(draining) })
 	t.Cleanup(cp.Drain) // before the server closes: it waits for streams
-	options := []connect.HandlerOption{
-		connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, recorder, validation), connect.WithReadMaxBytes(1 << 20),
-	}
-	operatorapi.New(operatorapi.Options{
+	operators := operatorapi.New(operatorapi.Options{
 		Sets: cp.Sets, Hosts: cp.Hosts, Orgs: cp.Orgs, Feeds: feeds, Audit: cp.Audit, InstallLine: install.Line(), Draining: draining, Logger: logger,
 		Durability: func(context.Context) string { return "always" },
-	}).Register(mux, options...)
+	})
+	approving, err := operatorapi.NewApprovals(operatorapi.ApprovalOptions{
+		Approvals: approvals.New(cp.Store, sealer), People: cp.People, Tokens: auth.Tokens{Orgs: cp.Orgs, Members: cp.People}, API: operators,
+		Recorder: recorder, Validation: validation, Logger: logger,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := []connect.HandlerOption{
+		connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, approving, recorder, validation), connect.WithReadMaxBytes(1 << 20),
+	}
+	operators.Register(mux, options...)
+	approving.Register(mux, options...)
 	operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, PublicURL: cp.URL, Logger: logger}).Register(mux, options...)
 	return cp
 }
