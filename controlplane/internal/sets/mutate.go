@@ -92,11 +92,7 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 	if err != nil {
 		return UnbanResult{}, fmt.Errorf("unban: %w", err)
 	}
-	within, err := s.packWithin(ctx, org, kept, in.Within)
-	if err != nil {
-		return UnbanResult{}, fmt.Errorf("unban: %w", err)
-	}
-	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts, within).audited(ctx))
+	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts).audited(ctx))
 	if err != nil {
 		return UnbanResult{}, err
 	}
