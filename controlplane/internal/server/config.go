@@ -25,12 +25,15 @@ type Backend struct {
 	RedisURL   string `name:"redis-url" env:"FLEETBAN_REDIS_URL" placeholder:"URL" help:"Redis or Valkey: redis://[user:password@]host:6379/0, rediss://… for TLS, unix:///path, redis+sentinel://host:26379,host:26379/MASTER, redis+cluster://host:6379,host:6379. Without it the control plane runs a redis-server of its own in --data-dir."`
 	DataDir    string `name:"data-dir" env:"FLEETBAN_DATA_DIR" default:"/var/lib/fleetban" placeholder:"DIR" help:"Folder of this process alone: the secret where --secret-file isn't given, and the data of its own redis-server."`
 	SecretFile string `name:"secret-file" env:"FLEETBAN_SECRET_FILE" placeholder:"FILE" help:"The fleet's secret, 32 bytes or 64 hex digits, the same for every replica; make the organisation with setup then. Without it: DATA-DIR/secret, made at the first start."`
-	PublicURL  string `name:"public-url" env:"FLEETBAN_PUBLIC_URL" placeholder:"URL" help:"How hosts and people reach the control plane: https://fleet.example.com. Without it: the host's name and the port of --listen."`
+	// KEKFile and KMSKeyIDs have the secret stand in Redis, wrapped.
+	KEKFile   string   `name:"kek-file" env:"FLEETBAN_KEK_FILE" placeholder:"FILE" help:"Keep the fleet's secret in Redis, encrypted under the key in this file: 32 bytes, or lines of 64 hex digits, of which the first encrypts and the others still decrypt. The same for every replica; the first start of all makes the secret."`
+	KMSKeyIDs []string `name:"kms-key-id" env:"FLEETBAN_KMS_KEY_ID" placeholder:"ARN" help:"The same under a symmetric key in AWS KMS: ARN, id or alias. Several: the first encrypts, the others (and --kek-file) still decrypt."`
+	PublicURL string   `name:"public-url" env:"FLEETBAN_PUBLIC_URL" placeholder:"URL" help:"How hosts and people reach the control plane: https://fleet.example.com. Without it: the host's name and the port of --listen."`
 	// AcceptUnsigned is for the time of an upgrade from a release that didn't sign members and tokens.
 	AcceptUnsigned bool `name:"accept-unsigned" env:"FLEETBAN_ACCEPT_UNSIGNED" help:"Take members and API tokens that Redis keeps without this fleet's signature: while replicas of a release that didn't sign still run. Then run fleetban-controlplane sign, and leave this out."`
 
-	LogLevel   string `name:"log-level" env:"FLEETBAN_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
-	LogFormat  string `name:"log-format" env:"FLEETBAN_LOG_FORMAT" enum:"auto,json,text" default:"auto" help:"json, text for people, or auto: text on a terminal, json elsewhere."`
+	LogLevel  string `name:"log-level" env:"FLEETBAN_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
+	LogFormat string `name:"log-format" env:"FLEETBAN_LOG_FORMAT" enum:"auto,json,text" default:"auto" help:"json, text for people, or auto: text on a terminal, json elsewhere."`
 
 	// What serve is told of the audit log; only it drops entries.
 	auditKeep       time.Duration
@@ -46,7 +49,8 @@ type Config struct {
 	TLSKey           string        `name:"tls-key" env:"FLEETBAN_TLS_KEY" placeholder:"FILE" help:"Its private key, PEM."`
 	TLSOff           bool          `name:"tls-off" env:"FLEETBAN_TLS_OFF" help:"Speak HTTP/1.1 and h2c without TLS: behind a proxy that ends TLS, or in a lab."`
 	Pin              string        `name:"pin" env:"FLEETBAN_PUBLIC_PIN" placeholder:"sha256//…" help:"The key that hosts shall pin, where a proxy ends TLS with a certificate that is not publicly trusted."`
-	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client."`
+	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client, and whose X-Forwarded-Proto says whether it came by HTTPS."`
+	ProxyProtocol    []string      `name:"proxy-protocol" env:"FLEETBAN_PROXY_PROTOCOL" placeholder:"PREFIX" help:"Networks of proxies that pass connections on and begin each with the PROXY protocol's header, version 1 or 2 (haproxy's send-proxy-v2, AWS NLB). From there it is required, from elsewhere refused."`
 	MetricsListen    string        `name:"metrics-listen" env:"FLEETBAN_METRICS_LISTEN" default:"127.0.0.1:9464" placeholder:"ADDR" help:"Address for /metrics and /debug/pprof; keep it private. off: none."`
 	AcceptDurability []string      `name:"accept-durability" env:"FLEETBAN_ACCEPT_DURABILITY" placeholder:"CLASS" help:"Durability of Redis to accept beside always: replicated, everysec, none, unknown. Acknowledged bans may be lost with these."`
 	AuditKeep        time.Duration `name:"audit-keep" env:"FLEETBAN_AUDIT_KEEP" default:"2160h" help:"How long the audit log keeps an entry, 24h to 87600h."`
@@ -92,10 +96,11 @@ func (c *Config) Complete() error {
 			return &ConfigError{"accept-durability", "FLEETBAN_ACCEPT_DURABILITY", fmt.Sprintf("there is no class %q", class), "choose from " + strings.Join(durabilityClasses, ", ")}
 		}
 	}
-	for _, p := range c.TrustedProxies {
-		if _, err := netip.ParsePrefix(p); err != nil {
-			return &ConfigError{"trusted-proxy", "FLEETBAN_TRUSTED_PROXIES", fmt.Sprintf("%q is no prefix", p), "write 10.0.0.0/8"}
-		}
+	if _, err := parseProxies(c.TrustedProxies); err != nil {
+		return &ConfigError{"trusted-proxy", "FLEETBAN_TRUSTED_PROXIES", err.Error(), "write 10.0.0.0/8 or an address"}
+	}
+	if _, err := parseProxies(c.ProxyProtocol); err != nil {
+		return &ConfigError{"proxy-protocol", "FLEETBAN_PROXY_PROTOCOL", err.Error(), "write 10.0.0.0/8 or an address"}
 	}
 	if c.MetricsListen == metricsOff {
 		c.MetricsListen = ""
@@ -131,6 +136,9 @@ func (c *Config) Complete() error {
 }
 
 func (b *Backend) complete() error {
+	if b.SecretFile != "" && b.wrapped() {
+		return &ConfigError{"secret-file", "FLEETBAN_SECRET_FILE", "it contradicts --kek-file and --kms-key-id, which keep the secret in Redis", "leave one of them out"}
+	}
 	if b.PublicURL != "" {
 		u, err := url.Parse(b.PublicURL)
 		if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") || strings.Trim(u.Path, "/") != "" {

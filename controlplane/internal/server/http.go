@@ -4,20 +4,19 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/netip"
-	"strings"
 	"time"
 
-	"connectrpc.com/connect"
-
-	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
 )
 
-// requestWithin bounds reading and answering a request that is no stream.
-const requestWithin = time.Minute
+const (
+	// requestWithin bounds reading and answering a request that is no stream.
+	requestWithin = time.Minute
+	// hsts says for how long a browser that came by HTTPS comes by nothing else: a year.
+	hsts = "max-age=31536000"
+)
 
 // streams live as long as both sides want.
 var streams = map[string]bool{
@@ -27,12 +26,31 @@ var streams = map[string]bool{
 	operatorv1connect.AuditServiceExportAuditProcedure: true,
 }
 
-// wrap gives each request an id, and those that are no stream a deadline.
-func wrap(next http.Handler, logger *slog.Logger) http.Handler {
+// fixed stand on every answer. What is no page of ours may load, run, frame and post nothing, whatever somebody makes a
+// browser take it for; handlers of pages set a policy of their own (browser.PagePolicy).
+var fixed = map[string]string{
+	"X-Content-Type-Options":       "nosniff",
+	"Referrer-Policy":              "no-referrer",
+	"Content-Security-Policy":      "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+	"X-Frame-Options":              "DENY", // for browsers that don't know frame-ancestors
+	"Cross-Origin-Opener-Policy":   "same-origin",
+	"Cross-Origin-Resource-Policy": "same-origin",
+	"Permissions-Policy":           "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
+// wrap gives each request an id, each answer the headers that keep browsers from harm, and those that are no stream a
+// deadline.
+func wrap(next http.Handler, from proxies, logger *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := requestid.Of(r.Header)
-		w.Header().Set(requestid.Header, id)
-		w.Header().Set("X-Content-Type-Options", "nosniff")
+		header := w.Header()
+		header.Set(requestid.Header, id)
+		for name, value := range fixed {
+			header[name] = []string{value}
+		}
+		if from.secure(r) {
+			header.Set("Strict-Transport-Security", hsts)
+		}
 		ctx := requestid.With(r.Context(), id)
 		// A stream on a connection that served something else must not inherit its deadline.
 		var deadline time.Time
@@ -49,39 +67,14 @@ func wrap(next http.Handler, logger *slog.Logger) http.Handler {
 	})
 }
 
-// clientAddr finds the caller's address behind trusted proxies: the last hop of X-Forwarded-For that isn't one of them.
-func clientAddr(trusted []netip.Prefix) func(connect.Peer, http.Header) netip.Addr {
-	isTrusted := func(a netip.Addr) bool {
-		for _, p := range trusted {
-			if p.Contains(a) {
-				return true
-			}
-		}
-		return false
-	}
-	return func(peer connect.Peer, header http.Header) netip.Addr {
-		addr := auth.PeerAddr(peer)
-		if !addr.IsValid() || !isTrusted(addr) {
-			return addr
-		}
-		hops := strings.Split(strings.Join(header.Values("X-Forwarded-For"), ","), ",")
-		for i := len(hops) - 1; i >= 0; i-- {
-			hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-			if err != nil {
-				return addr
-			}
-			addr = hop.Unmap()
-			if !isTrusted(addr) {
-				return addr
-			}
-		}
-		return addr
-	}
-}
-
 // invitation is where links of invitations lead. What stands behind the # isn't sent here.
 func invitation(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Referrer-Policy", "no-referrer")
 	_, _ = io.WriteString(w, "You are invited to a Fleetban fleet. Run\n\n    fleetban accept\n\nand paste this page's whole address when it asks for the link.\n")
+}
+
+// root tells a person who came by chance where they are. Which release it is, nobody needs to know before signing in.
+func root(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, "Fleetban control plane.\nOperators use the program `fleetban`; hosts are enrolled with `fleetban join-token create`.\n")
 }

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -112,9 +111,10 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger, observe func(st
 	}
 	out := &base{}
 	var err error
-	if b.SecretFile != "" {
+	switch {
+	case b.SecretFile != "":
 		out.keys, err = keys.Load(b.SecretFile)
-	} else {
+	case !b.wrapped(): // else it is in Redis
 		err = out.ownSecret(ctx, b.DataDir, logger)
 	}
 	if err != nil {
@@ -131,6 +131,11 @@ func (b *Backend) open(ctx context.Context, logger *slog.Logger, observe func(st
 	if out.store, err = store.Open(store.Options{URL: url, Logger: logger, Observe: observe}); err != nil {
 		return nil, errors.Join(err, out.close()) //nolint:contextcheck // closed also when ctx is over
 	}
+	if b.wrapped() {
+		if err := out.keptSecret(ctx, b, logger); err != nil {
+			return nil, errors.Join(err, out.close()) //nolint:contextcheck // closed also when ctx is over
+		}
+	}
 	out.audit = audit.New(audit.Options{Store: out.store, Signer: out.keys, Logger: logger, Keep: b.auditKeep, KeepNumber: b.auditKeepNumber})
 	out.seal = seal.New(out.keys, seal.Options{AcceptUnsigned: b.AcceptUnsigned, Alarm: out.forged, Logger: logger})
 	out.orgs, out.people = orgs.New(out.store, out.seal), people.New(out.store, out.seal)
@@ -144,8 +149,7 @@ func (b *Backend) redisDir() string { return filepath.Join(b.DataDir, "redis") }
 func (b *base) ownSecret(ctx context.Context, dir string, logger *slog.Logger) error {
 	path, marker := filepath.Join(dir, "secret"), filepath.Join(dir, "first-start")
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		const text = "The first start in this folder has not made its organisation yet.\n"
-		if err := os.WriteFile(marker, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(marker, []byte(firstText), 0o600); err != nil {
 			return fmt.Errorf("begin the first start: %w", err)
 		}
 	}
@@ -257,23 +261,17 @@ func (s *Server) build(ctx context.Context) error {
 	install.Register(mux)
 	s.health(mux)
 	mux.HandleFunc("GET "+operatorapi.InvitationPath, invitation)
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = fmt.Fprintf(w, "Fleetban control plane %s.\nOperators use the program `fleetban`; hosts are enrolled with `fleetban join-token create`.\n", version.Version)
-	})
+	mux.HandleFunc("GET /{$}", root)
 	s.observe()
 	return s.listen(ctx, s.gate.Wrap(mux), tlsConfig)
 }
 
 func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
-	trusted := make([]netip.Prefix, 0, len(s.config.TrustedProxies))
-	for _, p := range s.config.TrustedProxies {
-		parsed, err := netip.ParsePrefix(p)
-		if err != nil {
-			return nil, fmt.Errorf("--trusted-proxy: %w", err)
-		}
-		trusted = append(trusted, parsed)
+	trusted, err := parseProxies(s.config.TrustedProxies)
+	if err != nil {
+		return nil, fmt.Errorf("--trusted-proxy: %w", err)
 	}
-	recorder, err := operatorapi.NewRecorder(s.base.audit, operatorapi.Services(), clientAddr(trusted), s.logger)
+	recorder, err := operatorapi.NewRecorder(s.base.audit, operatorapi.Services(), trusted.client, s.logger)
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +281,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 		People:     auth.Callers{Programs: auth.Tokens{Orgs: s.base.orgs, Members: s.base.people}, People: s.sessions},
 		Hosts:      s.agents,
 		Limiter:    auth.NewLimiter(s.base.store, auth.Limits{}, s.logger),
-		ClientAddr: clientAddr(trusted),
+		ClientAddr: trusted.client,
 	})
 	if err != nil {
 		return nil, err
@@ -328,8 +326,16 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	if err != nil {
 		return err
 	}
+	trusted, err := parseProxies(s.config.TrustedProxies)
+	if err != nil {
+		return fmt.Errorf("--trusted-proxy: %w", err)
+	}
+	tunnels, err := parseProxies(s.config.ProxyProtocol)
+	if err != nil {
+		return fmt.Errorf("--proxy-protocol: %w", err)
+	}
 	s.main = &http.Server{
-		Handler: wrap(console.Handler(limitUnary(handler, maxRequest)), s.logger), TLSConfig: tlsConfig, Protocols: protocols,
+		Handler: wrap(console.Handler(limitUnary(handler, maxRequest)), trusted, s.logger), TLSConfig: tlsConfig, Protocols: protocols,
 		// No ReadTimeout or WriteTimeout: they would end streams. Requests that are none get theirs in wrap.
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000},
@@ -338,6 +344,7 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	if s.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen); err != nil {
 		return fmt.Errorf("--listen %s: %w", s.config.Listen, err)
 	}
+	s.listener = tunnels.behind(s.listener)
 	if s.config.MetricsListen == "" {
 		return nil
 	}
