@@ -55,7 +55,7 @@ type grammar struct {
 	Sessions  sessionsCmd  `cmd:"" help:"List and end your sessions."`
 	Members   membersCmd   `cmd:"" help:"List, invite, change and remove the organisation's people."`
 	Status    statusCmd    `cmd:"" help:"The fleet at a glance."`
-	Hosts     hostsCmd     `cmd:"" help:"List hosts."`
+	Hosts     hostsCmd     `cmd:"" help:"List hosts; disable, enable and delete one."`
 	Host      hostCmd      `cmd:"" help:"Everything about one host."`
 	Jails     jailsCmd     `cmd:"" help:"List the jails of all hosts."`
 	Bans      bansCmd      `cmd:"" help:"List fleet bans."`
@@ -75,6 +75,7 @@ type grammar struct {
 	Release   releaseCmd   `cmd:"" help:"End the quarantine of a host whose identity was used twice."`
 	Forget    forgetCmd    `cmd:"" help:"Delete a host: its stream ends and its identity is refused."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
+	Approvals approvalsCmd `cmd:"" help:"What waits for a second person: list, approve, reject; and what must wait."`
 }
 
 // run is what a verb works with.

@@ -33,9 +33,10 @@ type client struct {
 	join  operatorv1connect.JoinTokenServiceClient
 	audit operatorv1connect.AuditServiceClient
 	// people's
-	sessions operatorv1connect.SessionServiceClient
-	account  operatorv1connect.AccountServiceClient
-	members  operatorv1connect.MemberServiceClient
+	sessions  operatorv1connect.SessionServiceClient
+	account   operatorv1connect.AccountServiceClient
+	members   operatorv1connect.MemberServiceClient
+	approvals operatorv1connect.ApprovalServiceClient
 	// anonymous and joining carry no credential.
 	anonymous operatorv1connect.SessionServiceClient
 	joining   operatorv1connect.MemberServiceClient
@@ -83,6 +84,7 @@ func newClient(cfg config) (*client, error) {
 		sessions:  operatorv1connect.NewSessionServiceClient(doer, u, options...),
 		account:   operatorv1connect.NewAccountServiceClient(doer, u, options...),
 		members:   operatorv1connect.NewMemberServiceClient(doer, u, options...),
+		approvals: operatorv1connect.NewApprovalServiceClient(doer, u, options...),
 		anonymous: anonymous(doer, u),
 		joining:   operatorv1connect.NewMemberServiceClient(doer, u, connect.WithInterceptors(named{})),
 		setup:     operatorv1connect.NewSetupServiceClient(doer, u, connect.WithInterceptors(named{})),

@@ -24,10 +24,12 @@ const (
 	exitNotFound    = 4
 	exitCredential  = 5
 	exitUnavailable = 6
+	exitWaits       = 7 // for a second person
 )
 
 const exitCodesHelp = `Exit codes: 0 done, 1 failed, 2 wrong usage or value, 3 done but not (yet) in force everywhere,
-4 no such thing, 5 credential or permission, 6 the control plane can't be reached or has no answer now.`
+4 no such thing, 5 credential or permission, 6 the control plane can't be reached or has no answer now,
+7 not done yet: it waits for a second person's approval (fleetban approvals).`
 
 // failure is an error as a person or script gets it.
 type failure struct {
@@ -37,6 +39,7 @@ type failure struct {
 	message string
 	fix     string
 	call    string // the request's id, which the control plane's log has
+	subject string // what was made instead: an approval's id
 	printed bool   // an answer was printed; the code says the rest
 }
 
@@ -63,8 +66,12 @@ func explain(err error, serverURL string) *failure {
 			continue
 		}
 		if info, ok := value.(*fleetbanv1.ErrorInfo); ok {
+			code := exitCode(ce.Code())
+			if info.GetReason() == fleetbanv1.Reason_REASON_APPROVAL_REQUIRED {
+				code = exitWaits
+			}
 			return &failure{
-				code: exitCode(ce.Code()), reason: strings.TrimPrefix(info.GetReason().String(), "REASON_"), field: info.GetField(),
+				code: code, subject: info.GetSubject(), reason: strings.TrimPrefix(info.GetReason().String(), "REASON_"), field: info.GetField(),
 				message: strings.TrimSuffix(ce.Message(), "; "+info.GetFix()), fix: info.GetFix(), call: info.GetRequestId(),
 			}
 		}
@@ -132,13 +139,14 @@ func (f *failure) print(e *Env, format string) {
 	}
 	if format == "json" || format == "jsonl" {
 		text, err := json.Marshal(struct {
-			Error  string `json:"error"`
-			Fix    string `json:"fix,omitempty"`
-			Reason string `json:"reason,omitempty"`
-			Field  string `json:"field,omitempty"`
-			Call   string `json:"request_id,omitempty"`
-			Exit   int    `json:"exit"`
-		}{f.message, f.fix, f.reason, f.field, f.call, f.code})
+			Error    string `json:"error"`
+			Fix      string `json:"fix,omitempty"`
+			Reason   string `json:"reason,omitempty"`
+			Field    string `json:"field,omitempty"`
+			Call     string `json:"request_id,omitempty"`
+			Approval string `json:"approval,omitempty"`
+			Exit     int    `json:"exit"`
+		}{f.message, f.fix, f.reason, f.field, f.call, f.subject, f.code})
 		if err == nil {
 			_, _ = e.Stderr.Write(append(asciiControls(text), '\n'))
 			return

@@ -220,6 +220,9 @@ type joinCreateCmd struct {
 	Uses uint32            `default:"1" help:"How many hosts it may enrol."`
 	Tag  map[string]string `placeholder:"k=v" help:"Tags of the hosts it enrols; may be repeated."`
 	Note string            `help:"What it is for."`
+
+	Ephemeral Duration `placeholder:"1h" help:"Delete the hosts it enrols when they were offline for so long, 1m to 30d."`
+	Host      string   `placeholder:"NAME" help:"Enrol this host again, once, with a new key: its disk was replaced, or its key lost."`
 }
 
 func (j *joinCreateCmd) run(r *run) error {
@@ -227,6 +230,7 @@ func (j *joinCreateCmd) run(r *run) error {
 	defer cancel()
 	res, err := r.api.join.CreateJoinToken(ctx, connect.NewRequest(operatorv1.CreateJoinTokenRequest_builder{
 		DurationS: int64(time.Duration(j.For).Seconds()), Uses: j.Uses, Tags: j.Tag, Note: j.Note,
+		EphemeralS: int64(time.Duration(j.Ephemeral).Seconds()), Host: j.Host,
 	}.Build()))
 	if err != nil {
 		return err
@@ -241,6 +245,10 @@ func (j *joinCreateCmd) run(r *run) error {
 	r.out.line("  %s", escape(res.Msg.GetInstallLine(), 2000))
 	r.out.line("")
 	r.out.line("Join token (shown once): %s", safe(res.Msg.GetSecret()))
+	if j.Host != "" {
+		r.out.line("For %s again, which gets a new key by it, until %s.", safe(j.Host), r.out.clock.when(token.GetExpiresUnixMs()))
+		return nil
+	}
 	r.out.line("For %s, until %s.", plural(uint64(token.GetUses()), "host", "hosts"), r.out.clock.when(token.GetExpiresUnixMs()))
 	return nil
 }

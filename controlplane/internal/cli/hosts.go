@@ -46,9 +46,16 @@ func (r *run) allHosts() ([]*operatorv1.Host, error) {
 	}
 }
 
-type hostsCmd struct{}
+type hostsCmd struct {
+	List    listHostsCmd   `cmd:"" default:"1" help:"List hosts."`
+	Disable disableHostCmd `cmd:"" help:"End a host's stream and refuse its identity until it is enabled."`
+	Enable  enableHostCmd  `cmd:"" help:"Let a disabled host in again."`
+	Delete  forgetCmd      `cmd:"" help:"Delete a host: its stream ends and its identity is refused for good."`
+}
 
-func (hostsCmd) run(r *run) error {
+type listHostsCmd struct{}
+
+func (listHostsCmd) run(r *run) error {
 	hosts, err := r.allHosts()
 	if err != nil {
 		return err
@@ -82,6 +89,8 @@ func (r *run) presence(h *operatorv1.Host) cell {
 		return painted(warn, "new")
 	case operatorv1.Presence_PRESENCE_QUARANTINED:
 		return painted(wrong, "quarantined")
+	case operatorv1.Presence_PRESENCE_DISABLED:
+		return painted(warn, "disabled")
 	default:
 		return c("unknown")
 	}
@@ -401,15 +410,55 @@ func (cmd *releaseCmd) run(r *run) error {
 }
 
 type forgetCmd struct {
-	Host string `arg:"" help:"Name or id."`
+	Host          string `arg:"" help:"Name or id."`
+	RetractClaims bool   `help:"Also retract what its jails claim: bans that nothing else claims end."`
 }
 
 func (cmd *forgetCmd) run(r *run) error {
 	ctx, cancel := r.call()
 	defer cancel()
-	res, err := r.api.hosts.DeleteHost(ctx, connect.NewRequest(operatorv1.DeleteHostRequest_builder{Host: cmd.Host}.Build()))
+	res, err := r.api.hosts.DeleteHost(ctx, connect.NewRequest(operatorv1.DeleteHostRequest_builder{Host: cmd.Host, RetractClaims: cmd.RetractClaims}.Build()))
 	if err != nil {
 		return err
 	}
-	return r.done(res.Msg, safe(cmd.Host)+" is forgotten: its identity is refused. On the host: fleetban-agent uninstall.")
+	return r.done(res.Msg, safe(cmd.Host)+" is forgotten: its identity is refused. On the host: fleetban-agent uninstall."+retractedText(cmd.RetractClaims, res.Msg.GetRetracted()))
+}
+
+func retractedText(asked bool, n uint32) string {
+	if !asked {
+		return ""
+	}
+	return " " + plural(uint64(n), "claim of it was retracted.", "claims of it were retracted.")
+}
+
+type disableHostCmd struct {
+	Host          string `arg:"" help:"Name or id."`
+	RetractClaims bool   `help:"Also retract what its jails claim: bans that nothing else claims end."`
+	Reason        string `help:"Why; people and the audit log are told."`
+}
+
+func (cmd *disableHostCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.hosts.DisableHost(ctx, connect.NewRequest(operatorv1.DisableHostRequest_builder{
+		Host: cmd.Host, RetractClaims: cmd.RetractClaims, Reason: cmd.Reason,
+	}.Build()))
+	if err != nil {
+		return err
+	}
+	return r.done(res.Msg, safe(cmd.Host)+" is disabled: what it enforces stays as it is, until fleetban hosts enable."+retractedText(cmd.RetractClaims, res.Msg.GetRetracted()))
+}
+
+type enableHostCmd struct {
+	Host string `arg:"" help:"Name or id."`
+}
+
+func (cmd *enableHostCmd) run(r *run) error {
+	ctx, cancel := r.call()
+	defer cancel()
+	res, err := r.api.hosts.EnableHost(ctx, connect.NewRequest(operatorv1.EnableHostRequest_builder{Host: cmd.Host}.Build()))
+	if err != nil {
+		return err
+	}
+	return r.done(res.Msg, safe(cmd.Host)+" is enabled. Its agent tries again within five minutes.")
 }
