@@ -18,7 +18,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
-	"github.com/fleetban/fleetban/controlplane/internal/setup"
+	first "github.com/fleetban/fleetban/controlplane/internal/setup"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
@@ -143,7 +143,7 @@ func TestSetupLink(t *testing.T) {
 	}
 	linkBackend := backend
 	linkBackend.DataDir = t.TempDir()
-	if err := server.SetupLink(t.Context(), server.SetupLinkOptions{Backend: linkBackend}, slog.New(slog.DiscardHandler), io.Discard); !errors.Is(err, setup.ErrDone) {
+	if err := server.SetupLink(t.Context(), server.SetupLinkOptions{Backend: linkBackend}, slog.New(slog.DiscardHandler), io.Discard); !errors.Is(err, first.ErrDone) {
 		t.Errorf("another link, once it is set up: %v", err)
 	}
 }
@@ -206,17 +206,17 @@ func TestSetupLinkAgain(t *testing.T) {
 		err := server.SetupLink(t.Context(), server.SetupLinkOptions{Backend: command}, slog.New(slog.DiscardHandler), &out)
 		return setupLink.FindString(out.String()), err
 	}
-	if link, err := another(); !errors.Is(err, setup.ErrNoURL) {
+	if link, err := another(); !errors.Is(err, first.ErrNoURL) {
 		t.Errorf("a link to nowhere: %q, %v", link, err)
 	}
 	p := serve(t, server.Config{Backend: backend, MetricsListen: "off"})
 	until(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
-	first := setupLink.FindString(p.notices.String())
+	shown := setupLink.FindString(p.notices.String())
 	second, err := another()
-	if err != nil || second == first || len(second) != len(first) {
-		t.Fatal(first, second, err)
+	if err != nil || second == shown || len(second) != len(shown) {
+		t.Fatal(shown, second, err)
 	}
-	if _, err := useLink(t, p, first, ownerEmail); apierr.ReasonOf(err) != fleetbanv1.Reason_REASON_BAD_CREDENTIAL {
+	if _, err := useLink(t, p, shown, ownerEmail); apierr.ReasonOf(err) != fleetbanv1.Reason_REASON_BAD_CREDENTIAL {
 		t.Errorf("the link that was replaced: %v", err)
 	}
 	service := operatorv1connect.NewSetupServiceClient(httpClient(t, p.Pin()), "https://"+p.addr())
