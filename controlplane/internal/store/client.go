@@ -13,20 +13,24 @@ const slotsLife = time.Second
 
 // newClient makes the pool for a topology. All of them behave alike: a change that timed out is reported as unknown, never
 // repeated behind the caller's back; and whoever waits for Redis tries again by itself.
-func (s *Store) newClient(t target, timeout time.Duration) redis.UniversalClient {
+func (s *Store) newClient(t target, timeout time.Duration) (redis.UniversalClient, error) {
+	config, err := t.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
 	switch t.topology {
 	case Sentinel:
 		n := s.newNode(timeout)
 		n.client = redis.NewFailoverClient(&redis.FailoverOptions{
 			MasterName: t.master, SentinelAddrs: t.addresses, SentinelUsername: t.sentinelUser, SentinelPassword: t.sentinelPassword,
-			Username: t.user, Password: t.password, DB: t.db, PoolSize: t.pool, TLSConfig: t.tlsConfig(),
+			Username: t.user, Password: t.password, DB: t.db, PoolSize: t.pool, TLSConfig: config,
 			DialTimeout: timeout, ReadTimeout: timeout, WriteTimeout: timeout, ContextTimeoutEnabled: true,
 			MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, OnConnect: n.connected,
 		})
-		return n.hooked()
+		return n.hooked(), nil
 	case Cluster:
 		return redis.NewClusterClient(&redis.ClusterOptions{
-			Addrs: t.addresses, Username: t.user, Password: t.password, PoolSize: t.pool, TLSConfig: t.tlsConfig(),
+			Addrs: t.addresses, Username: t.user, Password: t.password, PoolSize: t.pool, TLSConfig: config,
 			DialTimeout: timeout, ReadTimeout: timeout, WriteTimeout: timeout, ContextTimeoutEnabled: true,
 			MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, ClusterStateReloadInterval: slotsLife,
 			// What crosses slots is a fault here, not something to be split and put together again.
@@ -38,12 +42,12 @@ func (s *Store) newClient(t target, timeout time.Duration) redis.UniversalClient
 				n.client = redis.NewClient(o)
 				return n.hooked()
 			},
-		})
+		}), nil
 	default:
 		o, n := t.single, s.newNode(timeout)
 		o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.ContextTimeoutEnabled = timeout, timeout, timeout, true
-		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.TLSConfig, o.OnConnect = -1, 1, true, t.tlsConfig(), n.connected
+		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.TLSConfig, o.OnConnect = -1, 1, true, config, n.connected
 		n.client = redis.NewClient(o)
-		return n.hooked()
+		return n.hooked(), nil
 	}
 }

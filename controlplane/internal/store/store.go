@@ -57,7 +57,9 @@ func Open(o Options) (*Store, error) {
 		o.Timeout = 3 * time.Second
 	}
 	s := &Store{topology: t.topology, observe: o.Observe}
-	s.client = s.newClient(t, o.Timeout)
+	if s.client, err = s.newClient(t, o.Timeout); err != nil {
+		return nil, err
+	}
 	if s.observe != nil {
 		s.client.AddHook(observer(s.observe))
 	}
@@ -87,8 +89,10 @@ func Key(org string, parts ...string) string {
 func Global(parts ...string) string { return "fb:" + strings.Join(parts, ":") }
 
 // refusals begin replies of a Redis that can't serve now and did nothing: it loads its data, is a replica, can't write its
-// append-only file, has too few replicas, is part of a cluster that is down or moves the slot, or runs a long script.
+// append-only file, has too few replicas, is part of a cluster that is down or moves the slot, or runs a long script; or that
+// doesn't know who calls.
 var refusals = []string{
+	"NOAUTH ", "WRONGPASS ",
 	"LOADING ", "MASTERDOWN ", "READONLY ", "MISCONF ", "NOREPLICAS ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY ", "MOVED ", "ASK ",
 }
 

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -26,7 +25,7 @@ const (
 // Forms are the URLs that Open takes, for people.
 const Forms = "redis://[user:password@]host:6379/0, rediss://… (TLS), unix:///path/redis.sock, " +
 	"redis+sentinel://[user:password@]host1:26379,host2:26379/master-name[?db=0] or redis+cluster://[user:password@]host1:6379,host2:6379 " +
-	"(rediss+… for TLS)"
+	"(rediss+… for TLS; after '?' then ca_file, cert_file and key_file)"
 
 // Bounds of a URL.
 const (
@@ -53,6 +52,7 @@ type target struct {
 	sentinelPassword string
 	pool             int // connections a server, 0 for the client's default
 	tls              bool
+	files            tlsFiles
 }
 
 // parseTarget parses a URL. Its errors hold nothing that may be a secret: not the user's part, nor what was mistaken for
@@ -71,11 +71,18 @@ func parseTarget(raw string) (target, error) {
 	t := target{topology: Standalone}
 	switch scheme {
 	case "redis", "rediss", "unix":
+		raw, err := t.files.cut(raw)
+		if err != nil {
+			return bad(err.Error())
+		}
 		options, err := redis.ParseURL(raw)
 		if err != nil {
 			return bad("it can't be parsed")
 		}
 		t.single, t.tls = options, options.TLSConfig != nil
+		if !t.tls && t.files != (tlsFiles{}) {
+			return bad("it names certificates and its scheme is without TLS")
+		}
 		return t, nil
 	case "redis+sentinel", "rediss+sentinel":
 		t.topology = Sentinel
@@ -164,26 +171,18 @@ func (t *target) parseQuery(query string) error {
 			t.sentinelPassword = value
 		case name == "pool_size":
 			t.pool, err = number(1, mostPool)
+		case t.files.named(name) != nil:
+			if *t.files.named(name) = value; !t.tls {
+				err = errors.New("it names certificates and its scheme is without TLS")
+			}
 		case t.topology == Sentinel:
-			err = fmt.Errorf("it knows no %.40q: db, sentinel_user, sentinel_password and pool_size are possible", name)
+			err = fmt.Errorf("it knows no %.40q: db, sentinel_user, sentinel_password, pool_size, ca_file, cert_file and key_file are possible", name)
 		default:
-			err = fmt.Errorf("it knows no %.40q: pool_size is possible", name)
+			err = fmt.Errorf("it knows no %.40q: pool_size, ca_file, cert_file and key_file are possible", name)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (t *target) tlsConfig() *tls.Config {
-	if !t.tls {
-		return nil
-	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if t.single != nil {
-		config = t.single.TLSConfig
-		config.MinVersion = tls.VersionTLS12
-	}
-	return config
 }

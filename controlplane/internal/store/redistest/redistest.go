@@ -45,6 +45,7 @@ type Node struct {
 	args   []string
 	socket string // "" for one on a port
 	port   int
+	secure *Secure
 	cmd    *exec.Cmd
 }
 
@@ -188,6 +189,9 @@ func (n *Node) Client() *redis.Client {
 	o := &redis.Options{Network: "tcp", Addr: n.Addr(), MaxRetries: -1, DisableIdentity: true, Protocol: 2, DialerRetries: 1}
 	if n.socket != "" {
 		o.Network, o.Addr = "unix", n.socket
+	}
+	if n.secure != nil {
+		o.TLSConfig, o.Password = n.secure.config, n.secure.Password
 	}
 	c := redis.NewClient(o)
 	n.t.Cleanup(func() { _ = c.Close() })

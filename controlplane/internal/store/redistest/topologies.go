@@ -29,9 +29,15 @@ const nodeTimeout = 2 * time.Second
 // StartCluster starts a cluster of three masters and stops it when the test ends.
 func StartCluster(t testing.TB) *RedisCluster {
 	t.Helper()
+	return StartSecureCluster(t, nil)
+}
+
+// StartSecureCluster is StartCluster of servers that ask for something.
+func StartSecureCluster(t testing.TB, secure *Secure) *RedisCluster {
+	t.Helper()
 	c := &RedisCluster{Server{t: t}}
 	for range 3 {
-		c.nodes = append(c.nodes, newClusterNode(t))
+		c.nodes = append(c.nodes, newClusterNode(t, secure))
 	}
 	c.settled = c.settle
 	addresses := make([]string, 0, len(c.nodes))
@@ -46,18 +52,18 @@ func StartCluster(t testing.TB) *RedisCluster {
 		}
 	}
 	c.meet()
-	c.url = "redis+cluster://" + strings.Join(addresses, ",")
+	c.url = secure.url("redis+cluster", strings.Join(addresses, ","))
 	c.settle()
 	return c
 }
 
-func newClusterNode(t testing.TB) *Node {
+func newClusterNode(t testing.TB, secure *Secure) *Node {
 	n := newNode(t)
-	n.port = freePort(t)
-	n.args = append([]string{
-		"--repl-diskless-sync-delay", "0", "--port", strconv.Itoa(n.port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort(t)),
+	n.secure, n.port = secure, freePort(t)
+	n.args = append(append(secure.arguments(n.port), []string{
+		"--repl-diskless-sync-delay", "0", "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort(t)),
 		"--cluster-node-timeout", strconv.FormatInt(nodeTimeout.Milliseconds(), 10), "--cluster-replica-validity-factor", "0",
-	}, durable...)
+	}...), durable...)
 	return n
 }
 
@@ -221,7 +227,7 @@ func (c *RedisCluster) Move(key string, with bool, between func()) {
 func (c *RedisCluster) AddReplica(key string) (master, replica *Node) {
 	c.t.Helper()
 	master = c.Masters(key)[0]
-	replica = newClusterNode(c.t)
+	replica = newClusterNode(c.t, master.secure)
 	replica.Start()
 	c.nodes = append(c.nodes, replica)
 	c.meet()
@@ -247,11 +253,17 @@ const downAfter = time.Second
 // those of the redis-servers.
 func StartSentinels(t testing.TB, options ...string) *Sentinels {
 	t.Helper()
+	return StartSecureSentinels(t, nil, options...)
+}
+
+// StartSecureSentinels is StartSentinels of servers, and Sentinels, that ask for something.
+func StartSecureSentinels(t testing.TB, secure *Secure, options ...string) *Sentinels {
+	t.Helper()
 	s := &Sentinels{Server: Server{t: t}}
 	for i := range 3 {
 		n := newNode(t)
-		n.port = freePort(t)
-		n.args = append([]string{"--port", strconv.Itoa(n.port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"}, durable...)
+		n.secure, n.port = secure, freePort(t)
+		n.args = append(append(secure.arguments(n.port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"), durable...)
 		n.args = append(n.args, options...)
 		if i > 0 {
 			n.args = append(n.args, "--replicaof", "127.0.0.1 "+strconv.Itoa(s.nodes[0].port))
@@ -265,10 +277,13 @@ func StartSentinels(t testing.TB, options ...string) *Sentinels {
 	var addresses []string
 	for range 3 {
 		n := newNode(t)
-		n.port = freePort(t)
-		config := fmt.Sprintf("port %d\nbind 127.0.0.1\nsentinel monitor %s 127.0.0.1 %d 2\nsentinel down-after-milliseconds %s %d\n"+
+		n.secure, n.port = secure, freePort(t)
+		config := secure.sentinel(n.port) + fmt.Sprintf("bind 127.0.0.1\nsentinel monitor %s 127.0.0.1 %d 2\nsentinel down-after-milliseconds %s %d\n"+
 			"sentinel failover-timeout %s 6000\nsentinel parallel-syncs %s 2\n",
-			n.port, masterName, s.nodes[0].port, masterName, downAfter.Milliseconds(), masterName, masterName)
+			masterName, s.nodes[0].port, masterName, downAfter.Milliseconds(), masterName, masterName)
+		if secure != nil {
+			config += "sentinel auth-pass " + masterName + " " + secure.Password + "\n"
+		}
 		if err := os.WriteFile(n.path("sentinel.conf"), []byte(config), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -293,7 +308,7 @@ func StartSentinels(t testing.TB, options ...string) *Sentinels {
 		})
 		_ = client.Close()
 	}
-	s.url = "redis+sentinel://" + strings.Join(addresses, ",") + "/" + masterName
+	s.url = secure.url("redis+sentinel", strings.Join(addresses, ",")+"/"+masterName)
 	return s
 }
 
