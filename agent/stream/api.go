@@ -101,6 +101,8 @@ type Config struct {
 	// Key, HostID, Audience and Grant are the host's identity.
 	Key                     ed25519.PrivateKey
 	HostID, Audience, Grant string
+	// Credentials gives Key and Grant as they are now, for each attempt. Optional; for a host that changes its key.
+	Credentials func(ctx context.Context) (key ed25519.PrivateKey, grant string)
 	// Instance is new with each start of the process.
 	Instance string
 	// Features are the names of optional behaviours. Optional.

@@ -9,14 +9,14 @@ import (
 )
 
 const (
-	// grantHeader is hostauth.GrantHeader, and assertionLife its AssertionLife; a test holds them together.
-	grantHeader   = "Fleetban-Grant"
+	// GrantHeader is hostauth.GrantHeader, and assertionLife its AssertionLife; a test holds them together.
+	GrantHeader   = "Fleetban-Grant"
 	assertionLife = 60 * time.Second
 )
 
-// sign makes what hostauth.Sign makes: a JWT (EdDSA) that says that this host connects to this audience now. It is written
+// Assertion makes what hostauth.Sign makes: a JWT (EdDSA) that says that this host connects to this audience now. It is written
 // out here because golang-jwt brings every algorithm it knows, 140 kB, to a program that only ever signs this one.
-func sign(key ed25519.PrivateKey, hostID, audience string, now time.Time) (string, error) {
+func Assertion(key ed25519.PrivateKey, hostID, audience string, now time.Time) (string, error) {
 	var id [16]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return "", err

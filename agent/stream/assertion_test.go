@@ -11,13 +11,13 @@ import (
 // TestAssertion holds what is signed here to what the control plane verifies.
 func TestAssertion(t *testing.T) {
 	t.Parallel()
-	if grantHeader != hostauth.GrantHeader || assertionLife != hostauth.AssertionLife {
+	if GrantHeader != hostauth.GrantHeader || assertionLife != hostauth.AssertionLife {
 		t.Error("the constants differ from hostauth's")
 	}
 	public, private, _ := ed25519.GenerateKey(nil)
 	now := time.Unix(1_800_000_000, 0)
 	for _, audience := range []string{"fleetban:test", `odd "\` + "\x01é"} {
-		token, err := sign(private, "H1", audience, now)
+		token, err := Assertion(private, "H1", audience, now)
 		if err != nil {
 			t.Fatal(err)
 		}

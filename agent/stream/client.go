@@ -62,6 +62,12 @@ func (c *Client) Run(ctx context.Context) error {
 			continue
 		}
 		v, problem := judge(err)
+		if InfoOf(err).GetReason() == fleetbanv1.Reason_REASON_WRONG_KEY && c.cfg.Credentials != nil {
+			// The key may have been changed while this was under way.
+			if _, grant := c.cfg.Credentials(ctx); grant != s.grant {
+				v = soon
+			}
+		}
 		if away := isStoreAway(err); away || v != now {
 			c.setStoreAway(away, away)
 		}
@@ -82,7 +88,12 @@ func (c *Client) Run(ctx context.Context) error {
 			misses, told = 0, ""
 		}
 		misses++
-		d := pause.next(v)
+		d := busyFor(err)
+		if d > 0 {
+			problem = "the control plane has too many hosts coming at once, and named the moment to come again"
+		} else {
+			d = pause.next(v)
+		}
 		// One line an outage, and one where a stream comes and goes. A stream that is back at its first retry is no news: a
 		// replica was restarted. What only a person can mend is told at once.
 		if v == later && problem != told || v == soon && (misses == 2 || pause.failures == 2) {

@@ -60,6 +60,7 @@ type session struct {
 	// Closed when the Welcome came; when a Drain's pause is over; when run has ended and err is set.
 	welcomed, drain, done chan struct{}
 	welcome               *fleetbanv1.Welcome
+	grant                 string // that it was opened with
 	requestID             string // what the replica's log calls this stream
 	err                   error
 	began                 atomic.Int64 // when it was welcome, Unix nanoseconds
@@ -155,7 +156,12 @@ func (s *session) live() error {
 	if err != nil {
 		return err
 	}
-	assertion, err := sign(s.cfg.Key, s.cfg.HostID, s.cfg.Audience, s.c.clock.now())
+	key, grant := s.cfg.Key, s.cfg.Grant
+	if s.cfg.Credentials != nil {
+		key, grant = s.cfg.Credentials(s.ctx)
+	}
+	s.grant = grant
+	assertion, err := Assertion(key, s.cfg.HostID, s.cfg.Audience, s.c.clock.now())
 	if err != nil {
 		return err
 	}
@@ -163,7 +169,7 @@ func (s *session) live() error {
 		envelope.Responses(newResponse), connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage), connect.WithSendMaxBytes(maxMessage))
 	s.stream = pipe{client.CallBidiStream(s.ctx)}
 	s.stream.RequestHeader().Set("Authorization", "Bearer "+assertion)
-	s.stream.RequestHeader().Set(grantHeader, s.cfg.Grant)
+	s.stream.RequestHeader().Set(GrantHeader, grant)
 	// Cancelling alone doesn't end a Receive; closing the connection below it and both halves does.
 	defer func() {
 		_ = s.stream.CloseRequest()

@@ -45,7 +45,8 @@ type verb struct {
 func verbs() []verb {
 	return []verb{
 		{"enroll", "--url URL [--token-file FILE]", "make this host a member of a fleet", (*cli).enroll},
-		{"run", "", "the unprivileged half: the stream to the control plane (a service)", (*cli).runAgent},
+		{"rotate-key", "", "give this host a new key, at once; the former one is refused from then on", (*cli).rotateKey},
+		{"run", "[--rotate-key-every 30d]", "the unprivileged half: the stream to the control plane (a service)", (*cli).runAgent},
 		{"helper", "", "the root half: fail2ban and nftables (a service)", (*cli).runHelper},
 		{"status", "[-o json]", "how this host and its connection are", (*cli).status},
 		{"doctor", "", "what is wrong and what mends it; ends with 1 if something must be mended", (*cli).doctor},
@@ -73,6 +74,7 @@ type options struct {
 	table, output, logLevel                     string
 	agentDir, helperDir                         string
 	url, tokenFile, name, pin, caFile, duration string
+	rotateEvery                                 string
 	force, remove, yes                          bool
 }
 
@@ -152,6 +154,8 @@ func (c *cli) parse(v verb, args []string) ([]string, error) {
 		f.StringVar(&o.pin, "pin", "", "trust this key of the control plane only, as sha256//`BASE64` of its public key (curl's --pinnedpubkey)")
 		f.StringVar(&o.caFile, "ca-file", "", "trust the certificate authorities in this PEM `FILE` only")
 		f.BoolVar(&o.force, "force", false, "enrol anew, with a new key, although the host is enrolled")
+	case "run":
+		f.StringVar(&o.rotateEvery, "rotate-key-every", "30d", "change the host's key when it is so `OLD` (90s, 30m, 1h, 7d); 0 never does")
 	case "status", "doctor":
 		f.StringVar(&o.output, "o", "text", "text or json")
 	case "off":

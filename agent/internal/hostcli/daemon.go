@@ -20,10 +20,14 @@ func (c *cli) runAgent(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
+	every, err := parseDuration(c.opts.rotateEvery)
+	if err != nil && c.opts.rotateEvery != "0" {
+		return err
+	}
 	ctx, stop := sdnotify.Watchdog(ctx)
 	defer stop()
 	return run.Run(ctx, run.Config{
-		StateDir: c.opts.agentDir, HelperSocket: c.opts.helperSocket, Socket: c.opts.socket, Log: log,
+		RotateKeyEvery: every, StateDir: c.opts.agentDir, HelperSocket: c.opts.helperSocket, Socket: c.opts.socket, Log: log,
 	}, sdnotify.Ready)
 }
 

@@ -24,12 +24,9 @@ func (c *cli) enroll(ctx context.Context, _ []string) error {
 	if o.url == "" {
 		return &usageError{"enroll needs --url, the control plane's address"}
 	}
-	uid, gid := -1, -1
-	if os.Geteuid() == 0 {
-		var err error
-		if uid, gid, err = helper.LookUpUser(o.runUser); err != nil {
-			return err
-		}
+	uid, gid, err := c.owner()
+	if err != nil {
+		return err
 	}
 	r := identity.Request{
 		Dir: o.agentDir, URL: o.url, Pin: o.pin, CAFile: o.caFile, Name: o.name, Facts: identity.Facts(), Force: o.force, UID: uid, GID: gid,
@@ -66,6 +63,27 @@ func (c *cli) enroll(ctx context.Context, _ []string) error {
 		c.printf("The fleet enforces: what one host bans, all ban. What %s forbids is refused here.\n", o.policy)
 	default: // a mode of a later version
 	}
+	return nil
+}
+
+// owner is who is to own what is written for run; -1 where this is no root.
+func (c *cli) owner() (uid, gid int, err error) {
+	if os.Geteuid() != 0 {
+		return -1, -1, nil
+	}
+	return helper.LookUpUser(c.opts.runUser)
+}
+
+func (c *cli) rotateKey(ctx context.Context, _ []string) error {
+	uid, gid, err := c.owner()
+	if err != nil {
+		return err
+	}
+	id, err := identity.Rotate(ctx, c.opts.agentDir, uid, gid)
+	if err != nil {
+		return fmt.Errorf("the key was not changed, or not to its end: %w; run this again, nothing is lost", err)
+	}
+	c.printf("%s of %s has a new key. The former one is refused; a running agent connects anew.\n", id.HostName, id.Organisation)
 	return nil
 }
 

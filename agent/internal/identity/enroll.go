@@ -83,6 +83,11 @@ func Enroll(ctx context.Context, r Request) (Result, error) {
 			return Result{}, err
 		}
 	}
+	unlock, err := lock(ctx, r.Dir)
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
 	old, err := Load(r.Dir)
 	switch {
 	case err == nil && old.URL == u.String() && !r.Force:
@@ -99,18 +104,27 @@ func Enroll(ctx context.Context, r Request) (Result, error) {
 			return Result{}, err
 		}
 	}
+	if err := os.Remove(filepath.Join(r.Dir, nextFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return Result{}, err
+	}
 	key, err := makeKey(r.Dir, r.UID, r.GID)
 	if err != nil {
 		return Result{}, err
+	}
+	ask := fleetbanv1.EnrollRequest_builder{
+		JoinToken: r.Token, PublicKey: key.Public().(ed25519.PublicKey), Name: r.Name, Facts: r.Facts, //nolint:forcetypeassert // an ed25519 key's
+	}.Build()
+	if old != nil && old.URL == u.String() {
+		// The same host, with another key: not a second one.
+		ask.SetFormerKey(old.public())
+		ask.SetFormerProof(ed25519.Sign(old.Key, reenrolment(old.Audience, old.public(), ask.GetPublicKey())))
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: tlsConf, TLSHandshakeTimeout: 15 * time.Second, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
 	res := new(fleetbanv1.EnrollResponse)
 	client := connect.NewClient[envelope.Envelope, envelope.Envelope](retrying(transport), u.String()+fleetbanv1connect.AgentServiceEnrollProcedure,
 		envelope.Responses(func() proto.Message { return res }), connect.WithReadMaxBytes(64<<10))
-	_, err = client.CallUnary(ctx, connect.NewRequest(&envelope.Envelope{Message: fleetbanv1.EnrollRequest_builder{
-		JoinToken: r.Token, PublicKey: key.Public().(ed25519.PublicKey), Name: r.Name, Facts: r.Facts, //nolint:forcetypeassert // an ed25519 key's
-	}.Build()}))
+	_, err = client.CallUnary(ctx, connect.NewRequest(&envelope.Envelope{Message: ask}))
 	if err != nil {
 		return Result{}, fmt.Errorf("enrol with %s: %w", u, explain(err))
 	}

@@ -41,6 +41,8 @@ type Identity struct {
 	Audience       string `json:"audience"`
 	// Pin is the server's public key, as Pin parses it; empty for the trust of certificates.
 	Pin string `json:"pin,omitempty"`
+	// PublicKey is of the key that the grant is for, base64; empty before the key was first changed.
+	PublicKey string `json:"public_key,omitempty"`
 
 	Key ed25519.PrivateKey `json:"-"`
 	dir string
@@ -59,8 +61,17 @@ func Load(dir string) (*Identity, error) {
 	if err := json.Unmarshal(b, id); err != nil {
 		return nil, fmt.Errorf("%s is damaged: %w; enrol again with --force", filepath.Join(dir, identityFile), err)
 	}
-	if id.Key, err = loadKey(dir); err != nil {
+	if id.Key, err = loadKey(dir, keyFile); err != nil {
 		return nil, err
+	}
+	if id.PublicKey != "" && id.PublicKey != publicOf(id.Key) {
+		// Killed after the last change of the key was settled, and before its file was renamed.
+		next, err := loadKey(dir, nextFile)
+		if err != nil || publicOf(next) != id.PublicKey {
+			return nil, fmt.Errorf("the key in %s is not the one of its identity.json; enrol again with --force", dir)
+		}
+		id.Key = next
+		_ = os.Rename(filepath.Join(dir, nextFile), filepath.Join(dir, keyFile))
 	}
 	if id.HostID == "" || id.Grant == "" || id.Audience == "" {
 		return nil, fmt.Errorf("%s lacks what enrolment writes; enrol again with --force", filepath.Join(dir, identityFile))
@@ -155,7 +166,7 @@ func tlsConfig(address, pin string, ca []byte) (*tls.Config, error) {
 
 // makeKey reads the key in dir or makes one.
 func makeKey(dir string, uid, gid int) (ed25519.PrivateKey, error) {
-	key, err := loadKey(dir)
+	key, err := loadKey(dir, keyFile)
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return key, err
 	}
@@ -166,8 +177,8 @@ func makeKey(dir string, uid, gid int) (ed25519.PrivateKey, error) {
 	return key, writeFile(filepath.Join(dir, keyFile), encodeKey(key), uid, gid)
 }
 
-func loadKey(dir string) (ed25519.PrivateKey, error) {
-	path := filepath.Join(dir, keyFile)
+func loadKey(dir, name string) (ed25519.PrivateKey, error) {
+	path := filepath.Join(dir, name)
 	b, err := readFile(path)
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ package run
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -40,6 +41,8 @@ type Config struct {
 	// HelperSocket is where HelperService is served, Socket where RunService will be.
 	HelperSocket, Socket string
 	Log                  *slog.Logger
+	// RotateKeyEvery is how old the host's key may be; 0: it stays.
+	RotateKeyEvery time.Duration
 }
 
 // firstHelper is how long the first Hello waits for the helper, so that it can say what is held.
@@ -80,7 +83,8 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	r.link.lately = &r.lately
 	r.client = stream.New(stream.Config{
 		URL: u, TLS: tlsConfig, Proxy: http.ProxyFromEnvironment, Key: id.Key, HostID: id.HostID, Audience: id.Audience, Grant: id.Grant,
-		Instance: instance(), Facts: identity.Facts, Health: r.health, Sink: r.link, Source: r.spool, Log: cfg.Log, Lately: &r.lately,
+		Credentials: r.credentials(cfg.StateDir),
+		Instance:    instance(), Facts: identity.Facts, Health: r.health, Sink: r.link, Source: r.spool, Log: cfg.Log, Lately: &r.lately,
 	})
 	r.link.healthChanged, r.link.exceptionsChanged, r.link.back = r.client.HealthChanged, r.client.ExceptionsChanged, r.client.Resync
 
@@ -96,7 +100,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	parts := []func(context.Context) error{server.Serve, r.link.run, r.keepStream}
+	parts := []func(context.Context) error{server.Serve, r.link.run, r.keepStream, func(ctx context.Context) error { return r.keepKey(ctx, cfg) }}
 	errs := make([]error, len(parts))
 	for i, part := range parts {
 		wg.Go(func() {
@@ -119,6 +123,40 @@ func (r *Runner) keepStream(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return r.client.Run(ctx)
+}
+
+// credentials are read for each stream: fleetban-agent rotate-key changes them beside this process.
+func (r *Runner) credentials(dir string) func(context.Context) (ed25519.PrivateKey, string) {
+	return func(ctx context.Context) (ed25519.PrivateKey, string) {
+		if now, err := identity.Settle(ctx, dir); err == nil && now.HostID == r.id.HostID && now.URL == r.id.URL {
+			return now.Key, now.Grant
+		}
+		return r.id.Key, r.id.Grant
+	}
+}
+
+// keyLook is how often the key's age is looked at; a change that failed is tried again then.
+const keyLook = time.Hour
+
+// keepKey changes the key when it is old, while the control plane can be asked. The stream ends by it and is made anew.
+func (r *Runner) keepKey(ctx context.Context, cfg Config) error {
+	look := time.NewTicker(min(keyLook, max(cfg.RotateKeyEvery/4, time.Second)))
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-look.C:
+		}
+		if cfg.RotateKeyEvery <= 0 || identity.KeyAge(cfg.StateDir) < cfg.RotateKeyEvery || !r.client.Status().Connected {
+			continue
+		}
+		if _, err := identity.Rotate(ctx, cfg.StateDir, -1, -1); err != nil {
+			r.log.Warn("the host's key is old and could not be changed; trying again in an hour", "error", err)
+			continue
+		}
+		r.log.Info("the host has a new key; the former one is refused from now on")
+	}
 }
 
 // health is what the control plane is told.
