@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -89,6 +90,13 @@ func (h *Hosts) Get(ctx context.Context, org, host string) (*operatorv1.Host, er
 
 // List lists hosts by name, from the page after token ("" is the first); next is "" after the last.
 func (h *Hosts) List(ctx context.Context, org string, size int, token string) (page []*operatorv1.Host, next string, err error) {
+	return h.ListWithin(ctx, org, nil, size, token)
+}
+
+// ListWithin is List of the hosts within a scope.
+func (h *Hosts) ListWithin(
+	ctx context.Context, org string, within scope.Tags, size int, token string,
+) (page []*operatorv1.Host, next string, err error) {
 	d, err := h.directory(ctx, org)
 	if err != nil {
 		return nil, "", err
@@ -101,10 +109,14 @@ func (h *Hosts) List(ctx context.Context, org string, size int, token string) (p
 		after := strings.ToLower(token)
 		from = sort.Search(len(d.sorted), func(i int) bool { return d.sorted[i].lower > after })
 	}
-	to := min(from+size, len(d.sorted))
-	page, err = h.read(ctx, org, d.sorted[from:to])
-	if err == nil && to < len(d.sorted) {
-		next = d.sorted[to-1].name
+	rest := d.sorted[from:]
+	if !within.Whole() {
+		rest = slices.DeleteFunc(slices.Clone(rest), func(e *entry) bool { return !within.Has(e.tags) })
+	}
+	to := min(size, len(rest))
+	page, err = h.read(ctx, org, rest[:to])
+	if err == nil && to < len(rest) {
+		next = rest[to-1].name
 	}
 	return page, next, err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -37,6 +38,13 @@ func (s Standing) message() *operatorv1.HostEnforcement {
 // Standings tells for each host, by name, whether it has acknowledged the cursor, and whether it refuses any of the
 // packed prefixes. Hosts outside the set's scope come as OUT_OF_SCOPE. Two round trips; some tens of bytes a host.
 func (h *Hosts) Standings(ctx context.Context, org string, cursor *fleetbanv1.SetCursor, packed [][]byte) ([]Standing, error) {
+	return h.StandingsWithin(ctx, org, nil, cursor, packed)
+}
+
+// StandingsWithin is Standings of the hosts within a scope.
+func (h *Hosts) StandingsWithin(
+	ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte,
+) ([]Standing, error) {
 	pipe := h.store.Client().Pipeline()
 	version := pipe.Get(ctx, store.Key(org, "hostsver"))
 	clock := pipe.Time(ctx)
@@ -62,6 +70,9 @@ func (h *Hosts) Standings(ctx context.Context, org string, cursor *fleetbanv1.Se
 	now := clock.Val().UnixMilli()
 	out := make([]Standing, 0, len(d.sorted))
 	for _, e := range d.sorted {
+		if !within.Has(e.tags) {
+			continue
+		}
 		s := Standing{HostID: e.id, Name: e.name, Seen: heard[e.id]}
 		acked := parseCursor(cursor.GetSet(), acks.Val()[e.id])
 		switch {
@@ -89,7 +100,13 @@ func (h *Hosts) Standings(ctx context.Context, org string, cursor *fleetbanv1.Se
 
 // Receipts sums Standings up.
 func (h *Hosts) Receipts(ctx context.Context, org string, cursor *fleetbanv1.SetCursor, packed [][]byte) (*operatorv1.WatchReceiptsResponse, error) {
-	standings, err := h.Standings(ctx, org, cursor, packed)
+	return h.receipts(ctx, org, nil, cursor, packed)
+}
+
+func (h *Hosts) receipts(
+	ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte,
+) (*operatorv1.WatchReceiptsResponse, error) {
+	standings, err := h.StandingsWithin(ctx, org, within, cursor, packed)
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +151,13 @@ const receiptRecheck = 2 * time.Second
 func (h *Hosts) WatchReceipts(ctx context.Context, org string, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
 	send func(*operatorv1.WatchReceiptsResponse) error,
 ) error {
+	return h.WatchReceiptsWithin(ctx, org, nil, cursor, packed, bell, send)
+}
+
+// WatchReceiptsWithin is WatchReceipts of the hosts within a scope.
+func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
+	send func(*operatorv1.WatchReceiptsResponse) error,
+) error {
 	rung := make(chan struct{}, 1)
 	defer bell.Listen(func(b store.Bell) {
 		switch b.Kind {
@@ -159,7 +183,7 @@ func (h *Hosts) WatchReceipts(ctx context.Context, org string, cursor *fleetbanv
 			}
 		}
 		began := time.Now()
-		receipts, err := h.Receipts(ctx, org, cursor, packed)
+		receipts, err := h.receipts(ctx, org, within, cursor, packed)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -38,6 +39,9 @@ func (a *API) Ban(ctx context.Context, req *connect.Request[operatorv1.BanReques
 	if err != nil {
 		return nil, err
 	}
+	if err := checkBanScope(p, k, v); err != nil {
+		return nil, err
+	}
 	if k != "" {
 		known, err := a.o.Hosts.HasTag(ctx, p.Org, k, v)
 		if err != nil {
@@ -51,7 +55,7 @@ func (a *API) Ban(ctx context.Context, req *connect.Request[operatorv1.BanReques
 		Prefixes: parsed, Set: set, Duration: time.Duration(req.Msg.GetDurationS()) * time.Second, Actor: p.Name, Reason: req.Msg.GetReason(),
 	})
 	if protected := (*sets.ProtectedError)(nil); errors.As(err, &protected) {
-		return nil, a.protected(ctx, p.Org, protected, where)
+		return nil, a.protected(ctx, p, protected, where)
 	}
 	if err != nil {
 		return nil, mapped(err)
@@ -67,21 +71,30 @@ func (a *API) Ban(ctx context.Context, req *connect.Request[operatorv1.BanReques
 	}.Build()), nil
 }
 
-// protected names the host whose address a ban would hit.
-func (a *API) protected(ctx context.Context, org string, e *sets.ProtectedError, where map[netip.Prefix]int) error {
-	whose := "one of the fleet's own addresses"
-	if owners, err := a.owners(ctx, org, e.By); err != nil {
+// protected names the host whose address a ban would hit, and the address, to who sees that host.
+func (a *API) protected(ctx context.Context, p auth.Principal, e *sets.ProtectedError, where map[netip.Prefix]int) error {
+	whose, fix := "one of the fleet's own addresses", "leave it out, or ban the narrower prefixes beside it"
+	owners, err := a.owners(ctx, p, e.By)
+	if err != nil {
 		a.o.Logger.WarnContext(ctx, "owner of a protected address not found", slog.Any("error", err))
-	} else if len(owners) > 0 {
-		whose = "an address of " + strings.Join(owners, " and ")
+	}
+	switch {
+	case len(owners) > 0:
+		whose = prefix.Format(e.By) + ", an address of " + strings.Join(owners, " and ")
+	case p.Tags.Whole():
+		whose = prefix.Format(e.By) + ", " + whose
+	default:
+		// Whose it is isn't the caller's to know, nor where it is.
+		fix = "leave it out"
 	}
 	return apierr.Wrap(e, connect.CodeInvalidArgument, fleetbanv1.Reason_REASON_PREFIX_PROTECTED, field(where[e.Prefix]),
-		fmt.Sprintf("%s covers %s, %s", prefix.Format(e.Prefix), prefix.Format(e.By), whose), "leave it out, or ban the narrower prefixes beside it")
+		fmt.Sprintf("%s covers %s", prefix.Format(e.Prefix), whose), fix)
 }
 
-// owners are the names of the hosts that have an address.
-func (a *API) owners(ctx context.Context, org string, address netip.Prefix) ([]string, error) {
-	n, err := a.o.Hosts.Names(ctx, org)
+// owners are the names of the hosts that have an address, of those that the caller sees.
+func (a *API) owners(ctx context.Context, p auth.Principal, address netip.Prefix) ([]string, error) {
+	org := p.Org
+	n, err := a.o.Hosts.NamesWithin(ctx, org, p.Tags)
 	if err != nil {
 		return nil, err
 	}
@@ -115,18 +128,20 @@ func (a *API) Unban(ctx context.Context, req *connect.Request[operatorv1.UnbanRe
 		return nil, err
 	}
 	audit.From(ctx).SetTargets(formatAll(parsed)...)
-	result, err := a.o.Sets.Unban(ctx, p.Org, sets.UnbanInput{Prefixes: parsed, Actor: p.Name, Reason: req.Msg.GetReason()})
+	v, err := a.view(ctx, p)
 	if err != nil {
 		return nil, mapped(err)
 	}
-	known, err := a.o.Hosts.Names(ctx, p.Org)
+	result, err := a.o.Sets.Unban(ctx, p.Org, sets.UnbanInput{Prefixes: parsed, Actor: p.Name, Reason: req.Msg.GetReason(), Within: v.within()})
 	if err != nil {
 		return nil, mapped(err)
 	}
-	n := names(known)
+	n := v.names
 	answer := operatorv1.UnbanResponse_builder{}
 	for _, c := range result.Cursors {
-		answer.Cursors = append(answer.Cursors, c.Proto())
+		if v.tags.Shows(c.Set) {
+			answer.Cursors = append(answer.Cursors, c.Proto())
+		}
 	}
 	for _, u := range result.Prefixes {
 		b := operatorv1.UnbannedPrefix_builder{Prefix: prefix.Format(u.Prefix), Retracted: n.claims(u.Retracted)}
@@ -135,7 +150,7 @@ func (a *API) Unban(ctx context.Context, req *connect.Request[operatorv1.UnbanRe
 				b.OrderedHosts = append(b.OrderedHosts, n[id])
 			}
 		}
-		for _, c := range u.StillCoveredBy {
+		for _, c := range v.covers(u.StillCoveredBy) {
 			b.StillCoveredBy = append(b.StillCoveredBy, operatorv1.Cover_builder{Prefix: prefix.Format(c.Prefix), Set: c.Set, ExpiresUnixMs: c.Expires}.Build())
 		}
 		answer.Prefixes = append(answer.Prefixes, b.Build())
@@ -165,25 +180,47 @@ func (a *API) ListBans(ctx context.Context, req *connect.Request[operatorv1.List
 		IncludeUnpromoted: req.Msg.GetIncludeUnpromoted(), Jail: req.Msg.GetJail(),
 	}
 	if req.Msg.GetHost() != "" {
-		host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
+		host, err := a.host(ctx, p, req.Msg.GetHost())
 		if err != nil {
 			return nil, mapped(err)
 		}
 		in.HostID = host.ID
 	}
+	v, err := a.view(ctx, p)
+	if err != nil {
+		return nil, mapped(err)
+	}
+	in.Keep = v.keep(in)
 	result, err := a.o.Sets.List(ctx, p.Org, in)
 	if err != nil {
 		return nil, mapped(err)
 	}
-	known, err := a.o.Hosts.Names(ctx, p.Org)
-	if err != nil {
-		return nil, mapped(err)
+	if !p.Tags.Whole() {
+		if result.Total, err = a.bansWithin(ctx, p); err != nil {
+			return nil, mapped(err)
+		}
 	}
 	bans := make([]*operatorv1.FleetBan, 0, len(result.Entries))
 	for _, e := range result.Entries {
-		bans = append(bans, names(known).ban(e))
+		seen, _ := v.entry(e)
+		bans = append(bans, v.names.ban(seen))
 	}
 	return connect.NewResponse(operatorv1.ListBansResponse_builder{Bans: bans, NextPageToken: result.NextPageToken, Total: result.Total}.Build()), nil
+}
+
+// bansWithin is how many fleet bans are in force in the sets that the caller sees.
+func (a *API) bansWithin(ctx context.Context, p auth.Principal) (uint64, error) {
+	states, err := a.o.Sets.States(ctx, p.Org)
+	if err != nil {
+		return 0, err
+	}
+	total := uint64(0)
+	for _, s := range states.Sets {
+		if s.Kind == fleetbanv1.SetKind_SET_KIND_BAN && p.Tags.Shows(s.Cursor.Set) {
+			total += s.Records
+		}
+	}
+	return total, nil
 }
 
 // WatchReceipts implements BanService.
@@ -204,7 +241,7 @@ func (a *API) WatchReceipts(
 	}
 	// No host can ever acknowledge a version that isn't: waiting for it would not end.
 	cursor := req.Msg.GetCursor()
-	if state := states.Set(cursor.GetSet()); cursor.GetEpoch() > states.Epoch || cursor.GetEpoch() == states.Epoch && cursor.GetVersion() > state.Cursor.Version {
+	if state := states.Set(cursor.GetSet()); !p.Tags.Shows(cursor.GetSet()) || cursor.GetEpoch() > states.Epoch || cursor.GetEpoch() == states.Epoch && cursor.GetVersion() > state.Cursor.Version {
 		return apierr.Invalid("cursor", fmt.Sprintf("the set %q has no version %d", cursor.GetSet(), cursor.GetVersion()),
 			"pass the cursor that Ban, Unban or Allow answered, as it is")
 	}
@@ -212,5 +249,5 @@ func (a *API) WatchReceipts(
 	defer cancel()
 	bell, release := a.bell(p.Org)
 	defer release()
-	return ended(ctx, a.o.Hosts.WatchReceipts(ctx, p.Org, cursor, packAll(parsed), bell, stream.Send))
+	return ended(ctx, a.o.Hosts.WatchReceiptsWithin(ctx, p.Org, p.Tags, cursor, packAll(parsed), bell, stream.Send))
 }

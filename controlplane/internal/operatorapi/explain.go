@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -30,15 +31,28 @@ func (a *API) Explain(ctx context.Context, req *connect.Request[operatorv1.Expla
 	if err != nil {
 		return nil, mapped(err)
 	}
-	events, err := a.o.Sets.LatestEvents(ctx, p.Org, address, explainedEvents)
+	v, err := a.view(ctx, p)
 	if err != nil {
 		return nil, mapped(err)
 	}
-	known, err := a.o.Hosts.Names(ctx, p.Org)
+	kept := explainedEvents
+	if !p.Tags.Whole() {
+		kept *= 50 // most may be others'
+	}
+	events, err := a.o.Sets.LatestEvents(ctx, p.Org, address, kept)
 	if err != nil {
 		return nil, mapped(err)
 	}
-	n := names(known)
+	events = slices.DeleteFunc(events, func(e sets.FleetEvent) bool { return !v.event(e) })
+	events = events[:min(len(events), explainedEvents)]
+	entries := found.Entries
+	found.Entries = nil
+	for _, e := range entries {
+		if seen, any := v.entry(e); any {
+			found.Entries = append(found.Entries, seen)
+		}
+	}
+	n := v.names
 	answer := operatorv1.ExplainResponse_builder{Address: prefix.Format(address)}
 	for _, e := range found.Entries {
 		answer.Bans = append(answer.Bans, n.ban(e))
@@ -54,14 +68,14 @@ func (a *API) Explain(ctx context.Context, req *connect.Request[operatorv1.Expla
 	for _, e := range events {
 		answer.Events = append(answer.Events, n.event(e))
 	}
-	if answer.Hosts, err = a.enforcement(ctx, p.Org, n, found); err != nil {
+	if answer.Hosts, err = a.enforcement(ctx, p, n, found); err != nil {
 		return nil, mapped(err)
 	}
 	return connect.NewResponse(answer.Build()), nil
 }
 
 // enforcement tells for each host whether it enforces a fleet ban that covers the address, and which of its jails have it.
-func (a *API) enforcement(ctx context.Context, org string, n names, found sets.Explanation) ([]*operatorv1.HostEnforcement, error) {
+func (a *API) enforcement(ctx context.Context, p auth.Principal, n names, found sets.Explanation) ([]*operatorv1.HostEnforcement, error) {
 	bySet := map[string][]netip.Prefix{}
 	jails := map[string][]string{}
 	for _, e := range found.Entries {
@@ -77,12 +91,12 @@ func (a *API) enforcement(ctx context.Context, org string, n names, found sets.E
 	best := map[string]hosts.Standing{}
 	var order []string
 	if len(bySet) > 0 {
-		states, err := a.o.Sets.States(ctx, org)
+		states, err := a.o.Sets.States(ctx, p.Org)
 		if err != nil {
 			return nil, err
 		}
 		for set, prefixes := range bySet {
-			standings, err := a.o.Hosts.Standings(ctx, org, states.Set(set).Cursor.Proto(), packAll(prefixes))
+			standings, err := a.o.Hosts.StandingsWithin(ctx, p.Org, p.Tags, states.Set(set).Cursor.Proto(), packAll(prefixes))
 			if err != nil {
 				return nil, err
 			}

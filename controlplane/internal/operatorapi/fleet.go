@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -32,7 +33,7 @@ func (a *API) GetFleet(ctx context.Context, _ *connect.Request[operatorv1.GetFle
 	if err != nil {
 		return nil, mapped(err)
 	}
-	all, online, err := a.o.Hosts.Count(ctx, p.Org)
+	all, online, err := a.o.Hosts.CountWithin(ctx, p.Org, p.Tags)
 	if err != nil {
 		return nil, mapped(err)
 	}
@@ -44,6 +45,9 @@ func (a *API) GetFleet(ctx context.Context, _ *connect.Request[operatorv1.GetFle
 		answer.PausedUntilUnixMs = 0
 	}
 	for _, s := range states.Sets {
+		if !p.Tags.Shows(s.Cursor.Set) {
+			continue
+		}
 		answer.Sets = append(answer.Sets, operatorv1.SetState_builder{Cursor: s.Cursor.Proto(), Kind: s.Kind, Records: s.Records}.Build())
 		if s.Kind == fleetbanv1.SetKind_SET_KIND_BAN {
 			answer.Bans += s.Records
@@ -130,7 +134,7 @@ func (a *API) Watch(ctx context.Context, req *connect.Request[operatorv1.WatchRe
 	// Heard before the first look: nothing falls in between.
 	rung, stop := rings(bell, store.BellEvents, store.BellEpoch)
 	defer stop()
-	w := &watcher{api: a, org: p.Org, after: req.Msg.GetAfter(), would: req.Msg.GetWould(), stream: stream}
+	w := &watcher{api: a, caller: p, org: p.Org, after: req.Msg.GetAfter(), would: req.Msg.GetWould(), stream: stream}
 	if w.after == "" {
 		if w.after, err = a.o.Sets.LastEventID(ctx, p.Org); err != nil {
 			return ended(ctx, err)
@@ -171,11 +175,12 @@ func (a *API) Watch(ctx context.Context, req *connect.Request[operatorv1.WatchRe
 
 // watcher is one Watch's position.
 type watcher struct {
-	api   *API
-	org   string
-	after string
-	would bool
-	gap   bool
+	api    *API
+	caller auth.Principal
+	org    string
+	after  string
+	would  bool
+	gap    bool
 	// sent: the client has something, and so a stream that is worth keeping.
 	sent   bool
 	stream *connect.ServerStream[operatorv1.WatchResponse]
@@ -192,13 +197,13 @@ func (w *watcher) send(ctx context.Context) error {
 		if len(events) == 0 {
 			return nil
 		}
-		known, err := w.api.o.Hosts.Names(ctx, w.org)
+		v, err := w.api.view(ctx, w.caller)
 		if err != nil {
 			return err
 		}
 		for _, e := range events {
-			if !w.would || wouldHave(e) {
-				if err := w.stream.Send(operatorv1.WatchResponse_builder{Event: names(known).event(e), Gap: w.gap}.Build()); err != nil {
+			if v.event(e) && (!w.would || wouldHave(e)) {
+				if err := w.stream.Send(operatorv1.WatchResponse_builder{Event: v.names.event(e), Gap: w.gap}.Build()); err != nil {
 					return fmt.Errorf("send event: %w", err)
 				}
 				w.gap, w.sent = false, true

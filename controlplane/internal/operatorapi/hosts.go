@@ -9,6 +9,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
@@ -19,7 +20,7 @@ func (a *API) ListHosts(ctx context.Context, req *connect.Request[operatorv1.Lis
 	if err != nil {
 		return nil, err
 	}
-	page, next, err := a.o.Hosts.List(ctx, p.Org, int(req.Msg.GetPageSize()), req.Msg.GetPageToken())
+	page, next, err := a.o.Hosts.ListWithin(ctx, p.Org, p.Tags, int(req.Msg.GetPageSize()), req.Msg.GetPageToken())
 	if err != nil {
 		return nil, mapped(err)
 	}
@@ -35,7 +36,11 @@ func (a *API) GetHost(ctx context.Context, req *connect.Request[operatorv1.GetHo
 	if err != nil {
 		return nil, err
 	}
-	host, err := a.o.Hosts.Get(ctx, p.Org, req.Msg.GetHost())
+	found, err := a.host(ctx, p, req.Msg.GetHost())
+	if err != nil {
+		return nil, mapped(err)
+	}
+	host, err := a.o.Hosts.Get(ctx, p.Org, found.ID)
 	if err != nil {
 		return nil, mapped(err)
 	}
@@ -68,7 +73,7 @@ func (a *API) DeleteHost(ctx context.Context, req *connect.Request[operatorv1.De
 	if err != nil {
 		return nil, err
 	}
-	host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
+	host, err := a.host(ctx, p, req.Msg.GetHost())
 	if err != nil {
 		return nil, mapped(err)
 	}
@@ -99,7 +104,7 @@ func (a *API) ReleaseHost(ctx context.Context, req *connect.Request[operatorv1.R
 	if err != nil {
 		return nil, err
 	}
-	host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
+	host, err := a.host(ctx, p, req.Msg.GetHost())
 	if err != nil {
 		return nil, mapped(err)
 	}
@@ -116,7 +121,7 @@ func (a *API) ListCommands(ctx context.Context, req *connect.Request[operatorv1.
 	if err != nil {
 		return nil, err
 	}
-	host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
+	host, err := a.host(ctx, p, req.Msg.GetHost())
 	if err != nil {
 		return nil, mapped(err)
 	}
@@ -143,11 +148,17 @@ func (a *API) CreateJoinToken(
 	}
 	again := ""
 	if name := req.Msg.GetHost(); name != "" {
-		host, err := a.o.Hosts.Find(ctx, p.Org, name)
+		host, err := a.host(ctx, p, name)
 		if err != nil {
 			return nil, mapped(err)
 		}
 		again = host.ID
+	}
+	// One for a host that enrols again gives it what tags it has.
+	if again == "" || len(req.Msg.GetTags()) > 0 {
+		if err := checkJoinScope(p, req.Msg.GetTags()); err != nil {
+			return nil, err
+		}
 	}
 	token, err := a.o.Orgs.CreateJoinToken(ctx, p.Org, orgs.NewJoinToken{
 		Life: time.Duration(req.Msg.GetDurationS()) * time.Second, Uses: req.Msg.GetUses(), Tags: req.Msg.GetTags(), Note: req.Msg.GetNote(), Actor: p.Name,
@@ -176,7 +187,9 @@ func (a *API) ListJoinTokens(
 	}
 	out := make([]*operatorv1.JoinToken, 0, len(tokens))
 	for _, t := range tokens {
-		out = append(out, joinToken(t))
+		if checkJoinScope(p, t.Tags) == nil {
+			out = append(out, joinToken(t))
+		}
 	}
 	return connect.NewResponse(operatorv1.ListJoinTokensResponse_builder{JoinTokens: out}.Build()), nil
 }
@@ -191,12 +204,33 @@ func (a *API) RevokeJoinToken(
 	}
 	// Whoever pastes the whole secret means that token, and the log is no place for a secret.
 	audit.From(ctx).SetTargets(orgs.JoinTokenID(req.Msg.GetId()))
-	if err := a.o.Orgs.RevokeJoinToken(ctx, p.Org, req.Msg.GetId()); errors.Is(err, orgs.ErrNotFound) {
+	id, err := a.joinTokenOf(ctx, p, req.Msg.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if err := a.o.Orgs.RevokeJoinToken(ctx, p.Org, id); errors.Is(err, orgs.ErrNotFound) {
 		return nil, apierr.NotFound("id", "there is no such join token", "fleetban join-token list shows them")
 	} else if err != nil {
 		return nil, mapped(err)
 	}
 	return connect.NewResponse(&operatorv1.RevokeJoinTokenResponse{}), nil
+}
+
+// joinTokenOf is the id of a join token as the caller may know it: whole, for who is restricted to tags, and one of theirs.
+func (a *API) joinTokenOf(ctx context.Context, p auth.Principal, id string) (string, error) {
+	if p.Tags.Whole() {
+		return id, nil
+	}
+	tokens, err := a.o.Orgs.ListJoinTokens(ctx, p.Org)
+	if err != nil {
+		return "", mapped(err)
+	}
+	for _, t := range tokens {
+		if t.ID == orgs.JoinTokenID(id) && checkJoinScope(p, t.Tags) == nil {
+			return t.ID, nil
+		}
+	}
+	return "", apierr.NotFound("id", "there is no such join token", "fleetban join-token list shows them")
 }
 
 func joinToken(t orgs.JoinToken) *operatorv1.JoinToken {

@@ -100,7 +100,8 @@ func (t Tags) Names(k, v string) bool { return t.Whole() || slices.Contains(t, T
 func (t Tags) Shows(set string) bool {
 	tag, is := strings.CutPrefix(set, banset.TagPrefix)
 	if !is || t.Whole() {
-		return true
+		// What every host protects is of each of them alone.
+		return t.Whole() || set != banset.Hosts
 	}
 	k, v, _ := strings.Cut(tag, "=")
 	return t.Names(k, v)

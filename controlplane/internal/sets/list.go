@@ -69,7 +69,7 @@ func (s *Sets) List(ctx context.Context, org string, in ListInput) (ListResult, 
 		}
 		bucket = last
 		for _, e := range entries {
-			if !in.named(e) {
+			if !in.named(e) || in.Keep != nil && !in.Keep(e) {
 				continue
 			}
 			if len(out.Entries) == in.PageSize {
@@ -86,7 +86,7 @@ func (s *Sets) List(ctx context.Context, org string, in ListInput) (ListResult, 
 	return out, nil
 }
 
-func (in ListInput) filters() bool { return in.Jail != "" || in.HostID != "" }
+func (in ListInput) filters() bool { return in.Jail != "" || in.HostID != "" || in.Keep != nil }
 
 // selects is what can be told without names.
 func (in ListInput) selects(claims []rawClaim, now int64) bool {
@@ -96,7 +96,7 @@ func (in ListInput) selects(claims []rawClaim, now int64) bool {
 }
 
 func (in ListInput) named(e Entry) bool {
-	return !in.filters() || slices.ContainsFunc(e.Claims, func(c Claim) bool {
+	return in.Jail == "" && in.HostID == "" || slices.ContainsFunc(e.Claims, func(c Claim) bool {
 		return (in.Jail == "" || c.Jail == in.Jail) && (in.HostID == "" || c.HostID == in.HostID) && (c.Counts() || in.IncludeUnpromoted)
 	})
 }

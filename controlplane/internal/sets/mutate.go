@@ -92,7 +92,11 @@ func (s *Sets) Unban(ctx context.Context, org string, in UnbanInput) (UnbanResul
 	if err != nil {
 		return UnbanResult{}, fmt.Errorf("unban: %w", err)
 	}
-	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts).audited(ctx))
+	within, err := s.packWithin(ctx, org, kept, in.Within)
+	if err != nil {
+		return UnbanResult{}, fmt.Errorf("unban: %w", err)
+	}
+	h, r, err := s.mutate(ctx, org, "unban", newMutation(true, len(kept), "unban", in.Actor, in.Reason, packed, id, head, parts, within).audited(ctx))
 	if err != nil {
 		return UnbanResult{}, err
 	}

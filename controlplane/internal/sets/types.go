@@ -197,6 +197,16 @@ type UnbanInput struct {
 	Prefixes []netip.Prefix
 	Actor    string
 	Reason   string
+	// Within restricts what is retracted. Nil: to nothing.
+	Within *Within
+}
+
+// Within is a part of the fleet: claims of jails of its hosts, and other claims in its sets.
+type Within struct {
+	// Sets, one at least, are sets of tags.
+	Sets []string
+	// Host reports whether a host, by id, is one of its.
+	Host func(id string) bool
 }
 
 // UnbannedPrefix is what became of one prefix.
@@ -405,6 +415,8 @@ type ListInput struct {
 	// Jail, HostID: only entries that a claim of this jail and host (both, of the same claim) stands on.
 	Jail   string
 	HostID string
+	// Keep, where it is given, leaves out entries, before pages are made of them.
+	Keep func(Entry) bool
 }
 
 // ListResult is one page.

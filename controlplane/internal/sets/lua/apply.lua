@@ -57,11 +57,20 @@ local function found(words, counts)
   return table.concat(text, ' ')
 end
 
+-- May an unban that is restricted to these (nil: it isn't) retract the claim? A jail's where it is its host's, others where
+-- they are in a set of them.
+local function retractable(claim, within)
+  if claim.source >= TOMB_SOURCE or kind_of(claim.set) ~= BAN then return false end
+  if not within then return true end
+  if claim.source == JAIL then return claim.host ~= 0 and within['h' .. text_of('h', claim.host)] == true end
+  return claim.set ~= 0 and within['s' .. set_name(claim.set)] == true
+end
+
 -- Adds a part of an order for each host whose jail claims, each once.
-local function order_claimants(c, orders, part)
+local function order_claimants(c, orders, part, within)
   local seen = {}
   for _, claim in ipairs(c.claims) do
-    if claim.source == JAIL and claim.host ~= 0 and not seen[claim.host] then
+    if claim.source == JAIL and claim.host ~= 0 and not seen[claim.host] and retractable(claim, within) then
       seen[claim.host] = true
       local host = text_of('h', claim.host)
       orders[host] = orders[host] or {}
@@ -136,12 +145,18 @@ function ops.ban()
 end
 
 -- unban: actor, reason, prefixes, and what orders to the claiming hosts are made of (package commandlog): id, head, a part
--- a prefix, each after a byte of length.
+-- a prefix, each after a byte of length; and what it is restricted to ("": to nothing): "s" and a set or "h" and a host, each
+-- after a byte of length, the first a set.
 -- ok: ids of hosts that were ordered, then for each prefix a list of retracted claims {packed, host or actor, jail or reason,
 -- set} and one of covers {prefix, set, expires}.
 function ops.unban()
   local actor, reason, blob, order, order_head, order_parts = arg(), arg(), arg(), arg(), arg(), each_prefix(arg())
   local who = intern('a', actor)
+  local list, within = each_prefix(arg()), nil
+  if #list > 0 then
+    within = {}
+    for _, w in ipairs(list) do within[w] = true end
+  end
   local orders, ordered = {}, {}
   local retracted = 0
   local result = {'ok', ordered}
@@ -150,11 +165,11 @@ function ops.unban()
   for i, p in ipairs(each_prefix(blob)) do
     local c = cell(p)
     touch(c)
-    order_claimants(c, orders, order_parts[i])
+    order_claimants(c, orders, order_parts[i], within)
     local gone, at, till = {}, now, now + TOMB_LEAST
     for i = #c.claims, 1, -1 do
       local claim = c.claims[i]
-      if claim.source < TOMB_SOURCE and kind_of(claim.set) == BAN then
+      if retractable(claim, within) then
         at = math.max(at, claim.since + 1)
         till = math.max(till, claim.expires)
         local class = claim.source == PERSON and 'a' or 'h'
@@ -162,10 +177,20 @@ function ops.unban()
       end
     end
     till = math.min(till, now + TOMB_MOST)
+    local dropped = {}
     for i = #c.claims, 1, -1 do
-      if c.claims[i].source < TOMB_SOURCE and kind_of(c.claims[i].set) == BAN then drop(c, i) end
+      if retractable(c.claims[i], within) then dropped[#dropped + 1] = drop(c, i) end
     end
-    tombstone(c, {source = TOMB, set = 0, host = who, slot = 0, since = at, expires = till})
+    if not within then
+      tombstone(c, {source = TOMB, set = 0, host = who, slot = 0, since = at, expires = till})
+    end
+    for _, claim in ipairs(within and dropped or {}) do
+      if claim.source == JAIL then
+        tombstone(c, {source = TOMB_SOURCE, set = 0, host = claim.host, slot = claim.slot, since = at, expires = till})
+      else
+        tombstone(c, {source = TOMB, set = claim.set, host = who, slot = 0, since = at, expires = till})
+      end
+    end
     c.dirty = true
     for _, g in ipairs(gone) do
       if g[5] ~= 0 then
@@ -183,6 +208,10 @@ function ops.unban()
     if #gone > 0 then
       local fields = {'p', p, 'a', actor}
       add_reason(fields, reason)
+      if within then
+        fields[#fields + 1] = 's'
+        fields[#fields + 1] = cut(list[1], 2)
+      end
       tell('5', fields)
     end
     retracted = retracted + #gone

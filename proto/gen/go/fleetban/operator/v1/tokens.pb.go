@@ -1137,14 +1137,14 @@ const file_fleetban_operator_v1_tokens_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12'.fleetban.operator.v1.ListTokensRequest\x1a(.fleetban.operator.v1.ListTokensResponse\"\x04\xc8\xc1\x18\x14\x12\x80\x01\n" +
 	"\vRevokeToken\x12(.fleetban.operator.v1.RevokeTokenRequest\x1a).fleetban.operator.v1.RevokeTokenResponse\"\x1c\xc8\xc1\x18\x14\xd2\xc1\x18\x14\n" +
-	"\ftoken.revoke\x12\x02id \x012\x9b\x04\n" +
-	"\x18OrganisationTokenService\x12\xcb\x01\n" +
-	"\x17CreateOrganisationToken\x124.fleetban.operator.v1.CreateOrganisationTokenRequest\x1a5.fleetban.operator.v1.CreateOrganisationTokenResponse\"C\xc8\xc1\x18\x12\xd2\xc1\x18;\n" +
-	"\ftoken.create\x1a\x04name\x1a\x04role\x1a\vpermissions\x1a\x04tags\x1a\n" +
+	"\ftoken.revoke\x12\x02id \x012\xb5\x04\n" +
+	"\x18OrganisationTokenService\x12\xd8\x01\n" +
+	"\x17CreateOrganisationToken\x124.fleetban.operator.v1.CreateOrganisationTokenRequest\x1a5.fleetban.operator.v1.CreateOrganisationTokenResponse\"P\xc8\xc1\x18\x12\xd2\xc1\x18H\n" +
+	"\x19organisation-token.create\x1a\x04name\x1a\x04role\x1a\vpermissions\x1a\x04tags\x1a\n" +
 	"duration_s \x01\x12\x89\x01\n" +
-	"\x16ListOrganisationTokens\x123.fleetban.operator.v1.ListOrganisationTokensRequest\x1a4.fleetban.operator.v1.ListOrganisationTokensResponse\"\x04\xc8\xc1\x18\x12\x12\xa4\x01\n" +
-	"\x17RevokeOrganisationToken\x124.fleetban.operator.v1.RevokeOrganisationTokenRequest\x1a5.fleetban.operator.v1.RevokeOrganisationTokenResponse\"\x1c\xc8\xc1\x18\x12\xd2\xc1\x18\x14\n" +
-	"\ftoken.revoke\x12\x02id \x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.proto"
+	"\x16ListOrganisationTokens\x123.fleetban.operator.v1.ListOrganisationTokensRequest\x1a4.fleetban.operator.v1.ListOrganisationTokensResponse\"\x04\xc8\xc1\x18\x12\x12\xb1\x01\n" +
+	"\x17RevokeOrganisationToken\x124.fleetban.operator.v1.RevokeOrganisationTokenRequest\x1a5.fleetban.operator.v1.RevokeOrganisationTokenResponse\")\xc8\xc1\x18\x12\xd2\xc1\x18!\n" +
+	"\x19organisation-token.revoke\x12\x02id \x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.proto"
 
 var file_fleetban_operator_v1_tokens_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_fleetban_operator_v1_tokens_proto_goTypes = []any{
