@@ -37,7 +37,7 @@ const (
 	Life = 24 * time.Hour
 
 	prefix = "fbs_"
-	// lease is how long one attempt keeps others off. Hashing a password may wait seconds where many are hashed.
+	// lease is Options.lease: hashing a password may wait seconds where many are hashed.
 	lease = 20 * time.Second
 )
 
@@ -69,6 +69,9 @@ type Options struct {
 	Audit  *audit.Log
 	// Logger; default slog.Default().
 	Logger *slog.Logger
+
+	// lease is how long one attempt keeps others off.
+	lease time.Duration
 }
 
 // Setup sets a fleet up. Safe for concurrent use.
@@ -78,6 +81,9 @@ type Setup struct{ o Options }
 func New(o Options) *Setup {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.lease <= 0 {
+		o.lease = lease
 	}
 	return &Setup{o: o}
 }
@@ -147,7 +153,7 @@ func (s *Setup) Use(ctx context.Context, r Request) (Made, error) {
 		return Made{}, errors.Join(err, whether(done, ErrDone))
 	}
 	attempt := ulid.Make().String()
-	switch answer, _, _, err := s.link(ctx, "claim", hashOf(secret), attempt, lease.Milliseconds()); {
+	switch answer, _, _, err := s.link(ctx, "claim", hashOf(secret), attempt, s.o.lease.Milliseconds()); {
 	case err != nil:
 		return Made{}, err
 	case answer == "busy":

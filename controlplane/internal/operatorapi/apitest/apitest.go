@@ -29,6 +29,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/setup"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
@@ -137,7 +138,13 @@ func Start(t testing.TB) *ControlPlane {
 	}
 	operators.Register(mux, options...)
 	approving.Register(mux, options...)
-	operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, PublicURL: cp.URL, Logger: logger}).Register(mux, options...)
+	accounts := operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, PublicURL: cp.URL, Logger: logger})
+	accounts.Register(mux, options...)
+	(&operatorapi.SetupAPI{
+		Fleet:  setup.New(setup.Options{Store: cp.Store, Orgs: cp.Orgs, People: cp.People, Audit: cp.Audit, Logger: logger}),
+		People: accounts, Organisation: "default", Mode: fleetbanv1.Mode_MODE_ENFORCE,
+	}).Register(mux, options...)
+	operatorapi.NewTokens(operatorapi.TokenOptions{Orgs: cp.Orgs, People: cp.People, Ended: signedIn.TokenRevoked}).Register(mux, options...)
 	return cp
 }
 
