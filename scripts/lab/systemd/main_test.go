@@ -110,27 +110,29 @@ func newFleet(t *testing.T) *fleet {
 }
 
 var (
-	apiToken  = regexp.MustCompile(`\bfbt_[0-9A-Za-z]+\b`)
+	setupLink = regexp.MustCompile(`https://\S+/setup#fbs_[0-9A-Za-z_.-]+`)
 	joinToken = regexp.MustCompile(`\bfbj_[0-9A-Za-z]+\b`)
-	pinned    = regexp.MustCompile(`\bsha256//[0-9A-Za-z+/]+=*`)
 	toPaste   = regexp.MustCompile(`(?m)^\s*(curl .*install\.sh.*\| *(?:sudo )?sh.*)$`)
 )
 
-// logIn takes the administrator's token from what the control plane printed at its first start, as the operator would.
+// logIn sets the control plane up with the link that it printed at its first start, as the operator would.
 func (f *fleet) logIn() {
 	f.Helper()
 	ctx := f.limited()
-	err := await.Until(ctx, "the control plane to print a token", func() error {
-		said := f.cp.Journal(ctx, 1000, "fleetban-controlplane.service")
-		token, pin := apiToken.FindString(said), pinned.FindString(said)
-		if token == "" || pin == "" {
-			return errors.New("there is no token, or no pin, in its journal")
+	var link string
+	err := await.Until(ctx, "the control plane to print a set-up link", func() error {
+		if link = setupLink.FindString(f.cp.Journal(ctx, 1000, "fleetban-controlplane.service")); link == "" {
+			return errors.New("there is no set-up link in its journal")
 		}
-		f.env = []string{"FLEETBAN_URL=" + url, "FLEETBAN_TOKEN=" + token, "FLEETBAN_PIN=" + pin}
 		return nil
 	})
 	if err != nil {
 		f.Fatal(err)
+	}
+	f.env = []string{"HOME=/root"}
+	const line = `printf '%s\n' plinth-verandah-oxbow | fleetban setup "$1" --email ada@example.com --password-stdin`
+	if out, err := f.cp.ExecEnv(ctx, f.env, "sh", "-c", line, "sh", link); err != nil {
+		f.Fatalf("%v\n%s", err, out)
 	}
 }
 
