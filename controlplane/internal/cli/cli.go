@@ -51,9 +51,11 @@ type grammar struct {
 	Logout    logoutCmd    `cmd:"" help:"End this session."`
 	Whoami    whoamiCmd    `cmd:"" help:"Who is signed in here, and as what."`
 	Accept    acceptCmd    `cmd:"" help:"Join an organisation with the link of an invitation."`
-	Password  passwdCmd    `cmd:"" help:"Change your password; your other sessions end."`
+	Password  passwdCmd    `cmd:"" help:"Change your password, or set one anew by a link; your other sessions end."`
+	Account   accountCmd   `cmd:"" help:"Your second factors and e-mail address."`
 	Sessions  sessionsCmd  `cmd:"" help:"List and end your sessions."`
 	Members   membersCmd   `cmd:"" help:"List, invite, change and remove the organisation's people."`
+	Tokens    tokensCmd    `cmd:"" help:"Make, list and revoke API tokens."`
 	Status    statusCmd    `cmd:"" help:"The fleet at a glance."`
 	Hosts     hostsCmd     `cmd:"" help:"List hosts; disable, enable and delete one."`
 	Host      hostCmd      `cmd:"" help:"Everything about one host."`
@@ -74,8 +76,8 @@ type grammar struct {
 	Commands  commandsCmd  `cmd:"" help:"List a host's latest orders and their results."`
 	Release   releaseCmd   `cmd:"" help:"End the quarantine of a host whose identity was used twice."`
 	Forget    forgetCmd    `cmd:"" help:"Delete a host: its stream ends and its identity is refused."`
-	Version   versionCmd   `cmd:"" help:"Print the version."`
 	Approvals approvalsCmd `cmd:"" help:"What waits for a second person: list, approve, reject; and what must wait."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // run is what a verb works with.

@@ -36,10 +36,14 @@ type client struct {
 	sessions  operatorv1connect.SessionServiceClient
 	account   operatorv1connect.AccountServiceClient
 	members   operatorv1connect.MemberServiceClient
+	tokens    operatorv1connect.TokenServiceClient
+	orgTokens operatorv1connect.OrganisationTokenServiceClient
+	factors   operatorv1connect.SecondFactorServiceClient
 	approvals operatorv1connect.ApprovalServiceClient
-	// anonymous and joining carry no credential.
+	// anonymous, joining and linked carry no credential.
 	anonymous operatorv1connect.SessionServiceClient
 	joining   operatorv1connect.MemberServiceClient
+	linked    operatorv1connect.AccountServiceClient
 	setup     operatorv1connect.SetupServiceClient
 	// person is who is signed in; nil where an API token is used.
 	person *signedIn
@@ -84,8 +88,12 @@ func newClient(cfg config) (*client, error) {
 		sessions:  operatorv1connect.NewSessionServiceClient(doer, u, options...),
 		account:   operatorv1connect.NewAccountServiceClient(doer, u, options...),
 		members:   operatorv1connect.NewMemberServiceClient(doer, u, options...),
+		tokens:    operatorv1connect.NewTokenServiceClient(doer, u, options...),
+		orgTokens: operatorv1connect.NewOrganisationTokenServiceClient(doer, u, options...),
 		approvals: operatorv1connect.NewApprovalServiceClient(doer, u, options...),
 		anonymous: anonymous(doer, u),
+		factors:   operatorv1connect.NewSecondFactorServiceClient(doer, u, options...),
+		linked:    operatorv1connect.NewAccountServiceClient(doer, u, connect.WithInterceptors(named{})),
 		joining:   operatorv1connect.NewMemberServiceClient(doer, u, connect.WithInterceptors(named{})),
 		setup:     operatorv1connect.NewSetupServiceClient(doer, u, connect.WithInterceptors(named{})),
 		person:    person,
@@ -114,7 +122,7 @@ func (r *retrying) Do(req *http.Request) (*http.Response, error) {
 
 func readsOnly(procedure string) bool {
 	switch path.Base(procedure) {
-	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens", "GetMe", "ListSessions", "ListMembers", "ListAudit", "VerifyAudit":
+	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens", "GetMe", "ListSessions", "ListMembers", "GetFactors", "GetSecondFactorPolicy", "ListAudit", "VerifyAudit":
 		return true
 	default:
 		return false

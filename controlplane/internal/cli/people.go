@@ -47,25 +47,51 @@ func (r *run) secrets(stdin bool, what ...string) ([]string, error) {
 
 // asPerson is login with an e-mail address and password.
 func (l *loginCmd) asPerson(r *run, path string) error {
-	given, err := r.secrets(l.PasswordStdin, "Password")
-	if err != nil {
-		return err
+	var given []string
+	if l.PasswordStdin {
+		// The code may stand on the next line.
+		text, err := r.line("the password")
+		if err != nil {
+			return err
+		}
+		given = []string{text}
+	} else {
+		var err error
+		if given, err = r.secrets(false, "Password"); err != nil {
+			return err
+		}
 	}
 	cfg := config{URL: strings.TrimRight(r.g.URL, "/"), Pin: r.g.Pin, CAFile: r.g.CAFile}
+	// What is there is replaced, and need not be readable.
+	if former, err := loadConfig(path); err == nil {
+		cfg.Devices = former.Devices
+	}
+	var err error
 	if r.api, err = newClient(cfg); err != nil {
 		return err
 	}
 	defer r.api.close()
 	ctx, cancel := r.call()
 	defer cancel()
+	device := cfg.Devices[strings.ToLower(l.Email)]
 	res, err := r.api.anonymous.SignIn(ctx, connect.NewRequest(operatorv1.SignInRequest_builder{
-		Email: l.Email, Password: given[0], OrganisationId: l.Organisation,
+		Email: l.Email, Password: given[0], OrganisationId: l.Organisation, Device: device,
 	}.Build()))
 	if err != nil {
 		return err
 	}
-	person := res.Msg.GetPerson()
-	cfg.Session = newSession(person.GetEmail(), res.Msg.GetTokens(), r.env.Now())
+	in := res.Msg
+	if asked := in.GetSecondFactor(); asked != nil {
+		if in, err = l.secondFactor(r, asked, device); err != nil {
+			return err
+		}
+		// Somebody may have looked for their phone.
+		ctx, cancel = r.call()
+		defer cancel()
+	}
+	person := in.GetPerson()
+	cfg.Session = newSession(person.GetEmail(), in.GetTokens(), r.env.Now())
+	cfg.Devices = withDevice(cfg.Devices, person.GetEmail(), in.GetDevice())
 	unlock, err := lock(ctx, path+".lock")
 	if err != nil {
 		return err
@@ -79,6 +105,9 @@ func (l *loginCmd) asPerson(r *run, path string) error {
 		return nil
 	}
 	r.out.line("Logged in to %s as %s, %s. Written to %s.", cfg.URL, safe(person.GetEmail()), roleText(person.GetRole()), path)
+	if person.GetMustEnrolSecondFactor() {
+		r.out.line("Your organisation asks for a second factor, and you have none: you can do nothing else before fleetban account totp enable.")
+	}
 	return nil
 }
 
@@ -166,10 +195,15 @@ func (a *acceptCmd) offline(r *run) error {
 }
 
 type passwdCmd struct {
+	Change passwdChangeCmd `cmd:"" default:"withargs" help:"Change your password; your other sessions end."`
+	Reset  resetCmd        `cmd:"" help:"Have a link sent to who forgot theirs, or use one."`
+}
+
+type passwdChangeCmd struct {
 	PasswordStdin bool `name:"password-stdin" help:"Read the present and the new password from standard input, a line each."`
 }
 
-func (p *passwdCmd) run(r *run) error {
+func (p *passwdChangeCmd) run(r *run) error {
 	given, err := r.secrets(p.PasswordStdin, "Present password", "New password")
 	if err != nil {
 		return err
@@ -238,6 +272,7 @@ type membersCmd struct {
 	Invite membersInviteCmd `cmd:"" help:"Make a link with which one person joins."`
 	Role   membersRoleCmd   `cmd:"" help:"Change a member's role, at once."`
 	Remove membersRemoveCmd `cmd:"" help:"Remove a member, at once."`
+	Factor membersFactorCmd `cmd:"" name:"second-factor" help:"Say, or set, whether members must have a second factor."`
 }
 
 type membersListCmd struct{}
@@ -255,21 +290,26 @@ func (membersListCmd) run(r *run) error {
 	}
 	rows := make([][]cell, 0, len(res.Msg.GetMembers()))
 	for _, m := range res.Msg.GetMembers() {
-		rows = append(rows, []cell{c(m.GetEmail()), c(roleText(m.GetRole())), c(r.out.clock.ago(m.GetSinceUnixMs())), c(m.GetPersonId())})
+		where := "all"
+		if len(m.GetTags()) > 0 {
+			where = strings.Join(m.GetTags(), " ")
+		}
+		rows = append(rows, []cell{c(m.GetEmail()), c(roleText(m.GetRole())), c(where), c(r.out.clock.ago(m.GetSinceUnixMs())), c(m.GetPersonId())})
 	}
-	r.out.table([]string{"E-MAIL", "ROLE", "SINCE", "ID"}, rows)
+	r.out.table([]string{"E-MAIL", "ROLE", "HOSTS", "SINCE", "ID"}, rows)
 	return nil
 }
 
 type membersInviteCmd struct {
-	Email string `arg:"" name:"e-mail" help:"Whom."`
-	Role  string `required:"" enum:"owner,admin,operator,viewer" help:"owner, admin, operator or viewer."`
+	Email string   `arg:"" name:"e-mail" help:"Whom."`
+	Role  string   `required:"" enum:"owner,admin,operator,viewer" help:"owner, admin, operator or viewer."`
+	Tag   []string `placeholder:"k=v" help:"They see and steer only hosts with one of these tags; for operators and viewers; may be repeated."`
 }
 
 func (m *membersInviteCmd) run(r *run) error {
 	ctx, cancel := r.call()
 	defer cancel()
-	res, err := r.api.members.Invite(ctx, connect.NewRequest(operatorv1.InviteRequest_builder{Email: m.Email, Role: roleOf(m.Role)}.Build()))
+	res, err := r.api.members.Invite(ctx, connect.NewRequest(operatorv1.InviteRequest_builder{Email: m.Email, Role: roleOf(m.Role), Tags: m.Tag}.Build()))
 	if err != nil {
 		return err
 	}
@@ -281,23 +321,31 @@ func (m *membersInviteCmd) run(r *run) error {
 	r.out.line("")
 	r.out.line("  %s", escape(res.Msg.GetLink(), 2000))
 	r.out.line("")
+	if res.Msg.GetMailed() {
+		r.out.line("It was mailed to them, too.")
+	}
 	r.out.line("They join with: fleetban accept")
 	return nil
 }
 
 type membersRoleCmd struct {
-	Member string `arg:"" help:"E-mail address or id."`
-	Role   string `arg:"" enum:"owner,admin,operator,viewer" help:"owner, admin, operator or viewer."`
+	Member string   `arg:"" help:"E-mail address or id."`
+	Role   string   `arg:"" enum:"owner,admin,operator,viewer" help:"owner, admin, operator or viewer."`
+	Tag    []string `placeholder:"k=v" help:"They see and steer only hosts with one of these tags; without it, the whole fleet; may be repeated."`
 }
 
 func (m *membersRoleCmd) run(r *run) error {
 	ctx, cancel := r.call()
 	defer cancel()
-	res, err := r.api.members.SetRole(ctx, connect.NewRequest(operatorv1.SetRoleRequest_builder{Member: m.Member, Role: roleOf(m.Role)}.Build()))
+	res, err := r.api.members.SetRole(ctx, connect.NewRequest(operatorv1.SetRoleRequest_builder{Member: m.Member, Role: roleOf(m.Role), Tags: m.Tag}.Build()))
 	if err != nil {
 		return err
 	}
-	return r.done(res.Msg, safe(m.Member)+" is "+m.Role+" now.")
+	where := "of the whole fleet"
+	if len(m.Tag) > 0 {
+		where = "of hosts with " + safe(strings.Join(m.Tag, " or "))
+	}
+	return r.done(res.Msg, safe(m.Member)+" is "+m.Role+" "+where+" now.")
 }
 
 type membersRemoveCmd struct {
