@@ -32,6 +32,10 @@ const (
 	// settleLimit is how long the fleet may take to be right again after faults. Hosts come back within seconds; a machine
 	// that does much else takes its time.
 	settleLimit = 45 * time.Second
+	// historyLimit is how long the history may take to be complete once kernels are right.
+	historyLimit = 10 * time.Second
+	// stepSlack is what a step of a clock may last longer than planned, on a machine that does much else.
+	stepSlack = 10 * time.Second
 	// lookEvery is the pause between two looks at the kernels while faults go on.
 	lookEvery = 300 * time.Millisecond
 )
@@ -55,6 +59,8 @@ type Summary map[string]int
 // Run makes a lab, breaks it for some rounds and takes it down. The error is a *ViolationError where something did not hold.
 func Run(ctx context.Context, options Options) (_ Summary, err error) {
 	options.Lab.Fleetban, options.Lab.Proxied, options.Lab.Leased = true, true, true
+	options.Lab.SettableClock, options.Lab.SmallDisks = true, true
+	options.Lab.Sentinels = hasSentinels(options.Seed)
 	l, err := lab.Up(ctx, options.Lab)
 	if err != nil {
 		return nil, err
@@ -69,7 +75,7 @@ func Run(ctx context.Context, options Options) (_ Summary, err error) {
 		}
 	}()
 	run := &run{lab: l, options: options, journal: newJournal(), counts: Summary{}}
-	run.checker = &checker{l, run.journal, l.HTTPClient()}
+	run.checker = newChecker(l, run.journal)
 	defer run.checker.http.CloseIdleConnections()
 	for i := range options.Rounds {
 		if err := run.round(ctx, options.First+i); err != nil {
@@ -92,20 +98,27 @@ type run struct {
 // round breaks things, mends them and looks.
 func (r *run) round(ctx context.Context, number int) error {
 	random := rand.New(rand.NewPCG(r.options.Seed, uint64(number))) //nolint:gosec // no secret
-	faults := r.faults(random)
+	faults := r.faults(number, random)
 	work := &workload{lab: r.lab, journal: r.journal, random: random, round: number, counts: r.counts}
 	steps := work.plan(roundLength)
 	plan := make([]string, 0, len(faults))
-	flushed, shaken := map[string]bool{}, map[string]bool{}
+	flushed, shaken, loses := map[string]bool{}, map[string]bool{}, false
 	for _, f := range faults {
+		loses = loses || f.loses
+	}
+	standing := map[netip.Prefix]bool{}
+	now := time.Now()
+	r.journal.begin(loses)
+	for _, f := range faults {
+		if f.steps != 0 {
+			r.journal.stepped(now, f.steps, f.after+f.lasts+stepSlack)
+		}
 		plan = append(plan, fmt.Sprintf("%s after %s", f.fault, f.after.Round(100*time.Millisecond)))
 		flushed[f.host] = flushed[f.host] || f.flushes
 		shaken[f.host] = shaken[f.host] || f.shakes
 		r.counts["fault: "+f.kind]++
 	}
 	violation := func(what []string) error { return &ViolationError{r.options.Seed, number, plan, what} }
-	standing := map[netip.Prefix]bool{}
-	now := time.Now()
 	for _, f := range r.journal.all() {
 		standing[f.prefix] = f.verdict(now) == banned
 	}
@@ -162,7 +175,7 @@ func (r *run) round(ctx context.Context, number int) error {
 	if len(wrong) > 0 || len(seen) > 0 {
 		return violation(append(wrong, seen...))
 	}
-	if wrong, err = r.checker.told(ctx, number); err != nil {
+	if wrong, err = r.toldOnce(ctx, number); err != nil {
 		return err
 	}
 	if len(wrong) > 0 {
@@ -217,12 +230,55 @@ func (p planned) play(ctx context.Context) error {
 	return nil
 }
 
-// faults chooses one to three for a round, none twice of the same name.
-func (r *run) faults(random *rand.Rand) (out []planned) {
-	names := slices.Sorted(maps.Keys(kinds))
+// toldOnce asks the history until it has all that it must have: a stream may be behind the kernels for a moment.
+func (r *run) toldOnce(ctx context.Context, number int) (wrong []string, err error) {
+	for deadline := time.Now().Add(historyLimit); ; {
+		wrong, err = r.checker.told(ctx, number)
+		if err == nil && len(wrong) == 0 || time.Now().After(deadline) || !wait(ctx, 200*time.Millisecond) {
+			return wrong, err
+		}
+	}
+}
+
+// hasSentinels says what Redis is in a seed's fleet: with an odd one, two servers and Sentinels; else one server.
+func hasSentinels(seed uint64) bool { return seed%2 == 1 }
+
+// kindsOf are the faults that there are in a seed's fleet.
+func kindsOf(seed uint64) map[string]kind {
+	all := maps.Clone(kinds)
+	if hasSentinels(seed) {
+		maps.Copy(all, withSentinels)
+	} else {
+		maps.Copy(all, oneServer)
+	}
+	return all
+}
+
+// deal is which kinds of faults a round has: one to three, from packs of all of them, shuffled by the seed, so that each comes up
+// as soon as it can.
+func deal(seed uint64, round int) []string {
+	names := slices.Sorted(maps.Keys(kindsOf(seed)))
+	random := rand.New(rand.NewPCG(seed, 1<<32)) //nolint:gosec // no secret
+	var pack []string
+	for number := 0; ; number++ {
+		n := 1 + random.IntN(3)
+		for len(pack) < n {
+			more := slices.Clone(names)
+			random.Shuffle(len(more), func(i, j int) { more[i], more[j] = more[j], more[i] })
+			pack = append(pack, more...)
+		}
+		if number == round {
+			return pack[:n]
+		}
+		pack = pack[n:]
+	}
+}
+
+// faults makes a round's, none twice of the same name.
+func (r *run) faults(number int, random *rand.Rand) (out []planned) {
+	kinds := kindsOf(r.options.Seed)
 	taken := map[string]bool{}
-	for range 1 + random.IntN(3) {
-		kind := names[random.IntN(len(names))]
+	for _, kind := range deal(r.options.Seed, number) {
 		f := planned{kinds[kind](r.lab, random), kind, time.Duration(random.Int64N(int64(roundLength) * 2 / 3))}
 		if taken[f.name] || f.way != "" && taken[f.way] {
 			continue

@@ -55,7 +55,7 @@ func TestCheckerSees(t *testing.T) {
 		}
 	})
 	r := &run{lab: l, journal: newJournal(), counts: Summary{}}
-	r.checker = &checker{l, r.journal, l.HTTPClient()}
+	r.checker = newChecker(l, r.journal)
 	w := &workload{lab: l, journal: r.journal, random: rand.New(rand.NewPCG(1, 1)), counts: r.counts} //nolint:gosec // no secret
 	a, b := l.Node("a"), l.Node("b")
 	w.jail(a, 0).do(ctx)

@@ -21,6 +21,14 @@ type checker struct {
 	lab     *lab.Lab
 	journal *journal
 	http    *http.Client
+	// notices are those of the history so far.
+	notices map[string]bool
+	// lost is how many bans a failover lost that no host had.
+	lost int
+}
+
+func newChecker(l *lab.Lab, j *journal) *checker {
+	return &checker{lab: l, journal: j, http: l.HTTPClient(), notices: map[string]bool{}}
 }
 
 // kernels reads what every host's kernel bans, and when it was read.
@@ -48,6 +56,9 @@ func (c *checker) settled(ctx context.Context) ([]string, error) {
 	kernels, at, err := c.kernels(ctx)
 	if err != nil {
 		return nil, err
+	}
+	for host, kernel := range kernels {
+		c.journal.saw(host, kernel, false)
 	}
 	var wrong []string
 	known := map[netip.Prefix]bool{}
@@ -98,6 +109,9 @@ func (c *checker) during(ctx context.Context, standing map[netip.Prefix]bool, fl
 	if err != nil {
 		return nil // of a host whose nft was in the way of a flush; the next look sees
 	}
+	for host, kernel := range kernels {
+		c.journal.saw(host, kernel, flushed[host])
+	}
 	var wrong []string
 	for _, f := range c.journal.all() {
 		for host, kernel := range kernels {
@@ -105,7 +119,7 @@ func (c *checker) during(ctx context.Context, standing map[netip.Prefix]bool, fl
 			switch {
 			case is && f.allowed:
 				wrong = append(wrong, fmt.Sprintf("allowed: %s bans %s", host, &f))
-			case is && at.After(f.ends.Add(late)):
+			case is && at.After(f.over()):
 				wrong = append(wrong, fmt.Sprintf("outlived: %s bans %s", host, &f))
 			case !is && standing[f.prefix] && !flushed[host] && f.verdict(at) == banned:
 				wrong = append(wrong, fmt.Sprintf("dropped: %s no longer bans %s", host, &f))
@@ -206,31 +220,4 @@ func (c *checker) behind(ctx context.Context) (out []string, err error) {
 		}
 	}
 	return out, nil
-}
-
-// told returns which observed bans of a round the fleet was told of more or less often than it must be: once, unless
-// nobody can know.
-func (c *checker) told(ctx context.Context, round int) (wrong []string, err error) {
-	for _, f := range c.journal.all() {
-		if f.host == "" || f.round != round {
-			continue
-		}
-		var explained struct {
-			Events []struct{ Kind, HostName, Prefix string }
-		}
-		if err := c.call(ctx, "BanService/Explain", map[string]any{"address": f.prefix.Addr().String()}, &explained); err != nil {
-			return nil, err
-		}
-		n := 0
-		for _, e := range explained.Events {
-			if e.Kind == "FLEET_EVENT_KIND_OBSERVED" && e.HostName == f.host && e.Prefix == f.prefix.Addr().String() {
-				n++
-			}
-		}
-		sure := f.acknowledged && !f.shaken && !f.lifting
-		if n > 1 || n == 0 && sure {
-			wrong = append(wrong, fmt.Sprintf("told %d times of %s", n, &f))
-		}
-	}
-	return wrong, nil
 }

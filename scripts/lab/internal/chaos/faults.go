@@ -22,8 +22,12 @@ type fault struct {
 	mend  func(context.Context) error // nil: nothing is to be mended
 	// flushes says that the host's kernel loses its bans for a moment.
 	flushes bool
-	// way is the service before which a proxy is told something; one fault at a time has it.
+	// way is what only one fault at a time can be done to: a proxy, the master, the clock.
 	way string
+	// loses says that Redis may lose what it acknowledged last.
+	loses bool
+	// steps is how far Redis' clock is set ahead meanwhile; less than 0: back.
+	steps time.Duration
 	// shakes says that the host's fail2ban may forget what it has just banned or lifted.
 	shakes bool
 }
@@ -35,13 +39,13 @@ func (f fault) String() string {
 	return f.name
 }
 
-// kinds are the faults there are, each made for a lab by chance.
-var kinds = map[string]func(*lab.Lab, *rand.Rand) fault{
+type kind func(*lab.Lab, *rand.Rand) fault
+
+// kinds are the faults that every fleet has, each made for a lab by chance.
+var kinds = map[string]kind{
 	"replica-killed":     func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGKILL) },
 	"replica-terminated": func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGTERM) },
 	"replica-paused":     func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, replica(l, r), "") },
-	"redis-killed":       func(l *lab.Lab, _ *rand.Rand) fault { return signal(l, lab.ServiceRedis, "", syscall.SIGKILL) },
-	"redis-paused":       func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceRedis, "") },
 	"run-killed":         func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceAgent, host(l, r), syscall.SIGKILL) },
 	"run-paused":         func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceAgent, host(l, r)) },
 	"helper-killed":      func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceHelper, host(l, r), syscall.SIGKILL) },
@@ -59,15 +63,32 @@ var kinds = map[string]func(*lab.Lab, *rand.Rand) fault{
 			return err
 		}}
 	},
-	"redis-slow":   func(l *lab.Lab, r *rand.Rand) fault { return slow(l, r, lab.ServiceRedis, 200) },
-	"redis-cut":    func(l *lab.Lab, r *rand.Rand) fault { return unplug(l, r, lab.ServiceRedis) },
-	"redis-mute":   func(l *lab.Lab, r *rand.Rand) fault { return swallow(l, r, lab.ServiceRedis) },
-	"replica-slow": func(l *lab.Lab, r *rand.Rand) fault { return slow(l, r, replica(l, r), 500) },
-	"replica-cut":  func(l *lab.Lab, r *rand.Rand) fault { return unplug(l, r, replica(l, r)) },
-	"partition":    func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, true) },
-	"deaf-host":    func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, false, true) },
-	"silent-host":  func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, false) },
+	"replica-slow":  func(l *lab.Lab, r *rand.Rand) fault { return slow(l, r, replica(l, r), 500) },
+	"replica-cut":   func(l *lab.Lab, r *rand.Rand) fault { return unplug(l, r, replica(l, r)) },
+	"partition":     func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, true) },
+	"deaf-host":     func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, false, true) },
+	"silent-host":   func(l *lab.Lab, r *rand.Rand) fault { return cut(l, r, true, false) },
+	"disk-full":     fillDisk,
+	"clock-forward": func(l *lab.Lab, r *rand.Rand) fault { return setClock(l, r, 2*time.Minute) },
+	"clock-back":    func(l *lab.Lab, r *rand.Rand) fault { return setClock(l, r, -10*time.Minute) },
 }
+
+// oneServer are the faults of a fleet whose Redis is one server, withSentinels those of one with Sentinels.
+var (
+	oneServer = map[string]kind{
+		"redis-killed": func(l *lab.Lab, _ *rand.Rand) fault { return signal(l, lab.ServiceRedis, "", syscall.SIGKILL) },
+		"redis-paused": func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceRedis, "") },
+		"redis-slow":   func(l *lab.Lab, r *rand.Rand) fault { return slow(l, r, lab.ServiceRedis, 200) },
+		"redis-cut":    func(l *lab.Lab, r *rand.Rand) fault { return unplug(l, r, lab.ServiceRedis) },
+		"redis-mute":   func(l *lab.Lab, r *rand.Rand) fault { return swallow(l, r, lab.ServiceRedis) },
+	}
+	withSentinels = map[string]kind{
+		"master-killed":  killMaster,
+		"master-paused":  pauseMaster,
+		"failover":       func(l *lab.Lab, r *rand.Rand) fault { return failover(l, r, syscall.SIGKILL) },
+		"master-deposed": func(l *lab.Lab, r *rand.Rand) fault { return failover(l, r, syscall.SIGSTOP) },
+	}
+)
 
 func replica(l *lab.Lab, r *rand.Rand) string { return lab.ServiceReplica(1 + r.IntN(l.Replicas())) }
 
@@ -141,64 +162,5 @@ func agentDown(l *lab.Lab, r *rand.Rand) fault {
 			}
 			return nil
 		},
-	}
-}
-
-// cut loses what a host sends to the control plane, what it is sent, or both. Rules stand on the control plane's machine,
-// which has no agent to mind them.
-func cut(l *lab.Lab, r *rand.Rand, from, to bool) fault {
-	h := host(l, r)
-	n := l.Node(h)
-	cp := l.Node(lab.ControlPlane)
-	table := fmt.Sprintf("chaos_%s_%t_%t", h, from, to) // one for each, for two may overlap
-	var rules strings.Builder
-	fmt.Fprintf(&rules, "table inet %s {\n chain in { type filter hook input priority -200;\n", table)
-	if from {
-		fmt.Fprintf(&rules, "  ip saddr %s drop\n  ip6 saddr %s drop\n", n.Addr, n.Addr6)
-	}
-	rules.WriteString(" }\n chain out { type filter hook output priority -200;\n")
-	if to {
-		fmt.Fprintf(&rules, "  ip daddr %s drop\n  ip6 daddr %s drop\n", n.Addr, n.Addr6)
-	}
-	rules.WriteString(" }\n}\n")
-	name := map[[2]bool]string{
-		{true, true}: "cut off " + h, {true, false}: "lose what " + h + " sends", {false, true}: "lose what " + h + " is sent",
-	}[[2]bool{from, to}]
-	return fault{
-		name: name, host: h, lasts: time.Duration(500+r.IntN(3500)) * time.Millisecond,
-		begin: func(ctx context.Context) error {
-			_, err := cp.Exec(ctx, "nft", rules.String())
-			return err
-		},
-		mend: func(ctx context.Context) error {
-			_, err := cp.Exec(ctx, "nft", "delete", "table", "inet", table)
-			return err
-		},
-	}
-}
-
-// slow delays what a service answers by up to so many milliseconds.
-func slow(l *lab.Lab, r *rand.Rand, service string, most int) fault {
-	latency := time.Duration(5+r.IntN(most)) * time.Millisecond
-	return fault{
-		name: fmt.Sprintf("delay %s by %s", service, latency), way: service, lasts: time.Duration(500+r.IntN(2500)) * time.Millisecond,
-		begin: func(ctx context.Context) error { return l.Proxy(service).Delay(ctx, latency, latency/2) },
-		mend:  l.Proxy(service).Through,
-	}
-}
-
-// unplug ends a service's connections and lets nobody in.
-func unplug(l *lab.Lab, r *rand.Rand, service string) fault {
-	return fault{
-		name: "refuse connections to " + service, lasts: time.Duration(200+r.IntN(2000)) * time.Millisecond,
-		begin: l.Proxy(service).Cut, mend: l.Proxy(service).Mend,
-	}
-}
-
-// swallow loses what a service is sent, without a sign.
-func swallow(l *lab.Lab, r *rand.Rand, service string) fault {
-	return fault{
-		name: "lose what " + service + " is sent", way: service, lasts: time.Duration(500+r.IntN(2500)) * time.Millisecond,
-		begin: l.Proxy(service).Swallow, mend: l.Proxy(service).Through,
 	}
 }

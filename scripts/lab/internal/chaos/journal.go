@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -35,6 +36,13 @@ type fact struct {
 	lifting, lifted bool
 	// shaken says that the host's fail2ban was killed around its ban or unban: whether it still bans is its own affair.
 	shaken bool
+	// tail says that Redis may have lost what it acknowledged of this ban; held are the hosts whose kernels had it, gone
+	// says that one of those dropped it after its unban was asked for: what a host knows comes back.
+	tail bool
+	held map[string]bool
+	gone bool
+	// early and late are how much earlier and later it may end because the server's clock was set.
+	early, late time.Duration
 	// allowed prefixes are on the allowlist.
 	allowed bool
 	round   int
@@ -45,9 +53,11 @@ func (f *fact) verdict(at time.Time) verdict {
 	switch {
 	case f.allowed:
 		return free
-	case at.After(f.ends.Add(late)):
+	case at.After(f.over()):
 		return free
-	case at.After(f.earliest.Add(-early)):
+	case at.After(f.earliest.Add(-early - f.early)):
+		return either
+	case f.tail && f.lifting && !f.gone, f.tail && f.host == "" && len(f.held) == 0: // a host's events are kept and sent again
 		return either
 	case f.lifted && !f.shaken:
 		return free
@@ -58,13 +68,23 @@ func (f *fact) verdict(at time.Time) verdict {
 	}
 }
 
+// verdictWithoutTail is what would have to hold if Redis had lost nothing.
+func (f *fact) verdictWithoutTail(at time.Time) verdict {
+	g := *f
+	g.tail = false
+	return g.verdict(at)
+}
+
+// over is when no kernel may have it any more.
+func (f *fact) over() time.Time { return f.ends.Add(late + f.late) }
+
 func (f *fact) String() string {
 	who := "a person"
 	if f.host != "" {
 		who = "fail2ban on " + f.host
 	}
-	return fmt.Sprintf("%s (round %d, by %s; acknowledged %t, ends %s, lifting %t, lifted %t, shaken %t)",
-		f.prefix, f.round, who, f.acknowledged, f.ends.Format("15:04:05.000"), f.lifting, f.lifted, f.shaken)
+	return fmt.Sprintf("%s (round %d, by %s; acknowledged %t, ends %s, lifting %t, lifted %t, shaken %t, tail %t, held by %d, gone %t)",
+		f.prefix, f.round, who, f.acknowledged, f.ends.Format("15:04:05.000"), f.lifting, f.lifted, f.shaken, f.tail, len(f.held), f.gone)
 }
 
 // journal is what callers were told, of every prefix that a kernel could still hold.
@@ -72,6 +92,12 @@ type journal struct {
 	mu    sync.Mutex
 	facts map[netip.Prefix]*fact
 	next  uint32
+	// tail says that Redis may lose what it acknowledges now.
+	tail bool
+	// early is how much earlier than they should bans that are made now may end. Until behind the server's clock may stand
+	// still: it never goes back.
+	early  time.Duration
+	behind time.Time
 }
 
 func newJournal() *journal { return &journal{facts: map[netip.Prefix]*fact{}} }
@@ -93,6 +119,8 @@ func (j *journal) fresh() netip.Prefix {
 func (j *journal) note(f fact) *fact {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	f.tail, f.early, f.late = j.tail, j.early, max(0, time.Until(j.behind))
+	f.held = map[string]bool{}
 	j.facts[f.prefix] = &f
 	return &f
 }
@@ -110,13 +138,49 @@ func (j *journal) change(f *fact, with func(*fact)) {
 	with(f)
 }
 
+// begin begins a round, in which Redis may or may not lose what it acknowledges.
+func (j *journal) begin(loses bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.tail, j.early = loses, 0
+}
+
+// stepped notes that the server's clock will be set by so much within a while from now, and right again.
+func (j *journal) stepped(now time.Time, by, within time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.early = max(0, by)
+	if until := now.Add(within + max(0, by)); until.After(j.behind) {
+		j.behind = until
+	}
+	for _, f := range j.facts {
+		f.early += j.early
+		f.late += j.behind.Sub(now)
+	}
+}
+
+// saw notes what a host's kernel held; of one that was flushed, not what it lacked.
+func (j *journal) saw(host string, kernel map[netip.Prefix]time.Duration, flushed bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, f := range j.facts {
+		if _, is := kernel[f.prefix]; is {
+			f.held[host] = true
+		} else if f.held[host] && f.lifted && !flushed {
+			f.gone = true
+		}
+	}
+}
+
 // all is a copy of every fact.
 func (j *journal) all() []fact {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	out := make([]fact, 0, len(j.facts))
 	for _, f := range j.facts {
-		out = append(out, *f)
+		c := *f
+		c.held = maps.Clone(f.held)
+		out = append(out, c)
 	}
 	return out
 }
@@ -126,7 +190,7 @@ func (j *journal) forget(now time.Time) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for p, f := range j.facts {
-		if !f.allowed && now.After(f.ends.Add(time.Minute)) {
+		if !f.allowed && now.After(f.over().Add(time.Minute)) {
 			delete(j.facts, p)
 		}
 	}

@@ -75,20 +75,18 @@ func (w *workload) person(at time.Duration) step {
 			facts = append(facts, w.journal.note(fact{prefix: p, round: w.round, ends: time.Now().Add(length + unknownFor), earliest: time.Now()}))
 			prefixes = append(prefixes, p.String())
 		}
-		var ends time.Time
+		begun := time.Now()
 		acknowledged := w.call(ctx, callLimit, "ban", func(ctx context.Context) error {
-			answer, err := w.lab.Operator().Bans.Ban(ctx, connect.NewRequest(operatorv1.BanRequest_builder{
+			_, err := w.lab.Operator().Bans.Ban(ctx, connect.NewRequest(operatorv1.BanRequest_builder{
 				Prefixes: prefixes, DurationS: int64(length / time.Second), Reason: "chaos",
 			}.Build()))
-			if err == nil {
-				ends = time.UnixMilli(answer.Msg.GetExpiresUnixMs())
-			}
 			return err
 		})
+		answered := time.Now()
 		for _, f := range facts {
 			w.journal.change(f, func(f *fact) {
 				if f.acknowledged = acknowledged; acknowledged {
-					f.ends, f.earliest = ends, ends
+					f.ends, f.earliest = answered.Add(length), begun.Add(length)
 				}
 			})
 		}

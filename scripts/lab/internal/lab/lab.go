@@ -46,6 +46,12 @@ type Options struct {
 	PreviousDir string
 	// Proxied puts toxiproxy before Redis and before each replica, for Proxy to make those ways slow or cut them.
 	Proxied bool
+	// Sentinels has two Redis servers, the second a replica of the first, and three Sentinels. No proxy is before those.
+	Sentinels bool
+	// SettableClock lets SetRedisClock step Redis' clock.
+	SettableClock bool
+	// SmallDisks gives either half of each agent a file system of 4 MiB for what it keeps, in memory: one that can be filled.
+	SmallDisks bool
 	// Debug has agents and replicas log at level debug.
 	Debug bool
 	// Leased labs end with the process that made them, however it ends. Else a lab stands until Down.
@@ -196,6 +202,9 @@ func Up(ctx context.Context, options Options) (_ *Lab, err error) {
 	if err := l.prepareSSH(ctx); err != nil {
 		return nil, err
 	}
+	if err := l.buildClock(ctx); err != nil {
+		return nil, err
+	}
 	l.plan()
 	if err := l.spawn(ctx); err != nil {
 		return nil, err
@@ -335,6 +344,9 @@ func (l *Lab) ready(ctx context.Context, n *Node) error {
 		return listens(ServiceWeb, HTTPPort)
 	case roleControlPlane:
 		if err := listens(ServiceRedis, redisPort); err != nil {
+			return err
+		}
+		if err := l.sentinelsAgree(ctx); err != nil {
 			return err
 		}
 		return listens(ServiceHAProxy, 443)

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/fleetban/fleetban/scripts/lab/internal/node"
@@ -203,6 +204,9 @@ func (l *Lab) config(n *Node) node.Config {
 			for _, folder := range []string{HelperState, "/run/fleetban-helper"} {
 				cfg.Dirs = append(cfg.Dirs, node.Dir{Path: folder, Mode: 0o755})
 			}
+			if l.options.SmallDisks {
+				cfg.Small = map[string]string{AgentState: "4m", HelperState: "4m"}
+			}
 		}
 		if l.options.Policy != "" {
 			cfg.Files = append(cfg.Files, node.File{Path: policyPath, Mode: 0o644, Content: l.options.Policy})
@@ -220,7 +224,8 @@ func (l *Lab) config(n *Node) node.Config {
 		cfg.Files = append(cfg.Files, node.File{Path: askpassPath, Mode: 0o755, Content: askpass})
 	case roleControlPlane:
 		cfg.Users = []node.User{{Name: agentUser, UID: agentUID, Home: "/var/lib/fleetban"}}
-		cfg.Dirs = []node.Dir{{Path: "/var/lib/redis", Mode: 0o755}, {Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser}}
+		cfg.Files = append(cfg.Files, l.redisFiles()...)
+		cfg.Dirs = []node.Dir{{Path: redisDir, Mode: 0o755}, {Path: "/var/lib/fleetban", Mode: 0o700, Owner: agentUser}}
 		var proxy strings.Builder
 		proxy.WriteString(haproxyConfig)
 		for i := range l.options.Replicas {
@@ -237,10 +242,19 @@ func (l *Lab) config(n *Node) node.Config {
 			node.File{Path: "/etc/fleetban/tls.crt", Mode: 0o644, Content: l.pki.certificate},
 			node.File{Path: "/etc/fleetban/tls.key", Mode: 0o640, Owner: agentUser, Content: l.pki.key},
 		)
+		if l.options.SettableClock {
+			cfg.Files = append(cfg.Files, node.File{Path: clockPath, Mode: 0o644, Content: string(make([]byte, 8))})
+		}
 	case roleBox:
 	}
 	if l.options.Fleetban {
 		cfg.Programs = l.programs(n.role)
+	}
+	if l.options.SettableClock && n.role == roleControlPlane {
+		if cfg.Programs == nil {
+			cfg.Programs = map[string]string{}
+		}
+		cfg.Programs[clockLibrary] = filepath.Join(l.dir, clockLibrary)
 	}
 	return cfg
 }
@@ -279,13 +293,8 @@ func (l *Lab) services(n *Node) []node.Service {
 	case roleBox:
 		return []node.Service{web}
 	case roleControlPlane:
-		services := []node.Service{
-			{Name: ServiceRedis, Restart: true, Argv: []string{
-				"redis-server", "--bind", "127.0.0.1", "--port", "6379", "--dir", "/var/lib/redis", "--save", "",
-				"--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction",
-			}},
-			{Name: ServiceHAProxy, Argv: []string{"haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"}, Restart: true},
-		}
+		services := append(l.redisServices(),
+			node.Service{Name: ServiceHAProxy, Argv: []string{"haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"}, Restart: true})
 		if l.options.Proxied {
 			services = append(services, toxiproxy)
 		}

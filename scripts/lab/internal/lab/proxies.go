@@ -35,13 +35,6 @@ func proxiedPort(service string) int {
 	return 8540 + i
 }
 
-func (l *Lab) redisURL() string {
-	if l.options.Proxied {
-		return fmt.Sprintf("redis://127.0.0.1:%d", proxiedPort(ServiceRedis))
-	}
-	return "redis://" + RedisAddress
-}
-
 // proxies is toxiproxy's configuration.
 func (l *Lab) proxies() string {
 	type proxy struct {

@@ -72,6 +72,14 @@ func buildRoot(dir string, cfg *Config) error {
 			return err
 		}
 	}
+	for path, size := range cfg.Small {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount("small", path, "tmpfs", 0, "mode=755,size="+size); err != nil {
+			return fmt.Errorf("mount the machine's small %s: %w", path, err)
+		}
+	}
 	if err := syscall.Mount(filepath.Join(stage, "dev"), "/dev", "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind the machine's own /dev: %w", err)
 	}

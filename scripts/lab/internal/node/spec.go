@@ -28,6 +28,8 @@ type Config struct {
 	// OnDisk are folders of the machine kept on the disk the lab's folder is on, where others live in memory: what
 	// calls fsync should pay for it as it would on a real host.
 	OnDisk []string
+	// Small are folders that are file systems in memory of their own, with their sizes as mount(8) takes them.
+	Small map[string]string
 }
 
 // User is an account of a machine.
