@@ -2,12 +2,41 @@ package stream
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
+
+// linkProtocol is offered beside HTTP/2, and never agreed on: it says that this connection is for one stream and ends here. A
+// control plane that ends TLS itself serves such a connection with less than HTTP/2 needs for everybody, and in its turn.
+const linkProtocol = "fleetban-agent"
+
+// busyFor is how long the control plane asked to stay away, when it refused this host for having too many at once: it sends an alert
+// of TLS, before anything costly is done, whose number is 200 and the seconds. Spread a little, so that those of one second don't
+// come in one moment. 0: it asked for nothing.
+func busyFor(err error) time.Duration {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return 0
+	}
+	const before, after = "tls: alert(", ")"
+	text := op.Err.Error()
+	if !strings.HasPrefix(text, before) || !strings.HasSuffix(text, after) {
+		return 0
+	}
+	n, err := strconv.Atoi(text[len(before) : len(text)-len(after)])
+	if err != nil || n <= 200 || n > 255 {
+		return 0
+	}
+	return time.Duration(n-200)*time.Second - time.Duration(rand.Int64N(int64(time.Second))) //nolint:gosec // no secret
+}
 
 // connection is one TCP connection of its own, with HTTP/2 over it: a stream that is to move to another replica must
 // not be given the old replica's connection.
@@ -47,9 +76,11 @@ func dial(cfg *Config) *connection {
 		protocols.SetUnencryptedHTTP2(true)
 	} else {
 		protocols.SetHTTP2(true)
+		c.transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 		if cfg.TLS != nil {
 			c.transport.TLSClientConfig = cfg.TLS.Clone()
 		}
+		c.transport.TLSClientConfig.NextProtos = []string{"h2", linkProtocol}
 	}
 	c.client = &http.Client{Transport: c.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return c

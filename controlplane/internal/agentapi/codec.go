@@ -5,10 +5,11 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/link"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
-// outgoing is one message to an agent: encoded already, or to be encoded.
+// outgoing is one message to an agent: encoded already, with gRPC's prefix, or to be encoded.
 type outgoing struct {
 	bytes   []byte
 	message *fleetbanv1.ConnectResponse
@@ -28,7 +29,7 @@ func (frameCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
 	switch m := message.(type) {
 	case *outgoing:
 		if m.message == nil {
-			return append(dst, m.bytes...), nil
+			return append(dst, m.bytes[link.PrefixLength:]...), nil
 		}
 		return proto.MarshalOptions{}.MarshalAppend(dst, m.message)
 	case proto.Message:

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -19,9 +20,11 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/link"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics/metricstest"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
@@ -42,6 +45,8 @@ type fleet struct {
 	org    string
 	orgs   *orgs.Orgs
 	keys   *keys.Keys
+	// overHTTP has streams served as those are that come by a proxy.
+	overHTTP bool
 }
 
 // replica is one control plane without the process around it.
@@ -50,14 +55,17 @@ type replica struct {
 
 	fleet *fleet
 	url   string
-	sets  *sets.Sets
-	hosts *hosts.Hosts
-	feeds *feed.Feeds
-	store *store.Store
-	skew  time.Duration
+	// streams is where streams are served: by a link, as an agent's own connection is, or as url is, as one that a proxy carries on.
+	streams string
+	sets    *sets.Sets
+	hosts   *hosts.Hosts
+	feeds   *feed.Feeds
+	store   *store.Store
+	skew    time.Duration
 	// metrics are the replica's own.
 	metrics *metrics.Metrics
 	http    *http.Server
+	links   *links
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -67,8 +75,8 @@ func newFleet(t *testing.T) *fleet {
 
 func newFleetOn(t *testing.T, server *redistest.Server) *fleet {
 	t.Helper()
-	f := &fleet{t: t, server: server, keys: keys.New([32]byte{1})}
-	f.orgs = orgs.New(f.server.Open())
+	f := &fleet{t: t, server: server, keys: keys.New([32]byte{1}), overHTTP: os.Getenv("FLEETBAN_TEST_STREAMS") == "http"}
+	f.orgs = orgs.New(f.server.Open(), seal.New(f.keys, seal.Options{}))
 	made, err := f.orgs.First(t.Context(), "test", fleetbanv1.Mode_MODE_ENFORCE)
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +99,7 @@ func (f *fleet) replica(name string, options ...option) *replica {
 	}})
 	r.hosts = hosts.New(st, r.sets, logger)
 	o := agentapi.Options{
-		Replica: name, Keys: f.keys, Store: st, Sets: r.sets, Feeds: r.feeds, Hosts: r.hosts, Orgs: orgs.New(st),
+		Replica: name, Keys: f.keys, Store: st, Sets: r.sets, Feeds: r.feeds, Hosts: r.hosts, Orgs: orgs.New(st, seal.New(f.keys, seal.Options{})),
 		Logger: logger, Metrics: r.metrics,
 	}
 	for _, set := range options {
@@ -125,7 +133,15 @@ func (f *fleet) replica(name string, options ...option) *replica {
 		defer close(served)
 		_ = r.http.Serve(l)
 	}()
+	r.streams = r.url
+	if !f.overHTTP {
+		r.links = listenForLinks(t, r.Service)
+		r.streams = "http://" + r.links.Addr().String()
+	}
 	t.Cleanup(func() {
+		if r.links != nil {
+			r.links.close()
+		}
 		r.Close()
 		_ = r.http.Close()
 		<-served
@@ -145,6 +161,53 @@ func (r *replica) scrape() metricstest.Samples {
 func (r *replica) kill() {
 	_ = r.store.Close()
 	_ = r.http.Close()
+	if r.links != nil {
+		r.links.close()
+	}
+}
+
+// links is a listener of agents' own connections, without TLS.
+type links struct {
+	net.Listener
+
+	mu    sync.Mutex
+	conns []net.Conn
+	done  sync.WaitGroup
+}
+
+func listenForLinks(t *testing.T, s *agentapi.Service) *links {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &links{Listener: l}
+	out.done.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out.mu.Lock()
+			out.conns = append(out.conns, c)
+			out.mu.Unlock()
+			out.done.Go(func() {
+				wire := link.NewWire(c)
+				s.ServeLink(wire, wire)
+			})
+		}
+	})
+	return out
+}
+
+// close cuts all connections.
+func (l *links) close() {
+	_ = l.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.conns {
+		_ = c.Close()
+	}
 }
 
 // host is a host with an identity, and no stream yet.
@@ -223,7 +286,7 @@ func (h *host) dialWith(r *replica, assertion string, hello fleetbanv1.Hello_bui
 	if hello.Protocol == 0 {
 		hello.Protocol = agentapi.Protocol
 	}
-	s := &session{t: t, stream: client(t, r.url).Connect(t.Context()), got: make(chan *fleetbanv1.ConnectResponse, 1000)}
+	s := &session{t: t, stream: client(t, r.streams).Connect(t.Context()), got: make(chan *fleetbanv1.ConnectResponse, 1000)}
 	s.stream.RequestHeader().Set("Authorization", "Bearer "+assertion)
 	s.stream.RequestHeader().Set(hostauth.GrantHeader, h.grant)
 	s.send(fleetbanv1.ConnectRequest_builder{Hello: hello.Build()})

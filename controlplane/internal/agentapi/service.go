@@ -3,9 +3,11 @@
 //	agent ── Hello ──▶ verify ─▶ attach (fence) ─▶ Welcome ─▶ ┌ reader: events, acks, health, offers, results
 //	                                                          └ writer: what the feed has, and what is noted for it
 //
-// A stream has two goroutines. The reader runs in the handler; what it wants sent it notes in the stream's mailbox,
-// which holds the latest of each kind and so never grows. The writer sends the mailbox and the feed's frames, which all
-// streams of the replica share. Silence, heartbeats and retries of all streams are looked after by one ticker.
+// The reader runs in the handler; what it wants sent it notes in the stream's mailbox, which holds the latest of each kind
+// and so never grows. The writer sends the mailbox and the feed's frames, which all streams of the replica share. An
+// agent's own connection is served by package link, and a few goroutines write for all such streams (see pump); a stream that
+// comes another way, by a proxy that ends its TLS, has a goroutine that writes. Silence, heartbeats and retries of all streams are
+// looked after by one ticker.
 //
 // All streams of one organisation on this replica share a tenant: its feed, its settings, and the batches that go to
 // Redis: one for acknowledgements, one for presence, one for health.
@@ -21,6 +23,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,10 +32,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
-	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
@@ -67,11 +70,11 @@ type Options struct {
 	Now func() time.Time
 	// Heartbeat is how often each side speaks when it has nothing to say, at most 25 s; optional, default 20 s.
 	Heartbeat time.Duration
+	// Audit records who enrolled, changed keys, was quarantined. Nil, in tests, records nothing.
+	Audit *audit.Log
 	// Logger and Metrics are optional.
 	Logger  *slog.Logger
 	Metrics *metrics.Metrics
-	// Audit records who enrolled, changed keys, was quarantined. Nil, in tests, records nothing.
-	Audit *audit.Log
 }
 
 // Service implements AgentService. Safe for concurrent use.
@@ -83,12 +86,17 @@ type Service struct {
 	wg     sync.WaitGroup
 	// storeAway is what hosts are told of Redis.
 	storeAway atomic.Bool
+	pump      *pump
+	// Of links; set by Handler.
+	interceptors  []connect.Interceptor
+	connectSchema protoreflect.MethodDescriptor
 
 	mu       sync.Mutex
 	tenants  map[string]*tenant
 	streams  map[*stream]struct{}
 	changed  chan struct{} // closed and replaced when a stream ends
 	draining bool
+	closing  bool
 }
 
 var _ fleetbanv1connect.AgentServiceHandler = (*handlerStub)(nil)
@@ -105,6 +113,11 @@ func (h *handlerStub) Enroll(ctx context.Context, r *connect.Request[fleetbanv1.
 	return h.Service.Enroll(ctx, r)
 }
 
+// RotateKey resolves the ambiguity of the two embedded ones.
+func (h *handlerStub) RotateKey(ctx context.Context, r *connect.Request[fleetbanv1.RotateKeyRequest]) (*connect.Response[fleetbanv1.RotateKeyResponse], error) {
+	return h.Service.RotateKey(ctx, r)
+}
+
 // Connect resolves the ambiguity of the two embedded ones.
 func (h *handlerStub) Connect(ctx context.Context, s *connect.BidiStream[fleetbanv1.ConnectRequest, fleetbanv1.ConnectResponse]) error {
 	return h.UnimplementedAgentServiceHandler.Connect(ctx, s)
@@ -113,11 +126,6 @@ func (h *handlerStub) Connect(ctx context.Context, s *connect.BidiStream[fleetba
 // New makes a Service; Close ends it.
 func New(o Options) *Service {
 	if o.Now == nil {
-// RotateKey resolves the ambiguity of the two embedded ones.
-func (h *handlerStub) RotateKey(ctx context.Context, r *connect.Request[fleetbanv1.RotateKeyRequest]) (*connect.Response[fleetbanv1.RotateKeyResponse], error) {
-	return h.Service.RotateKey(ctx, r)
-}
-
 		o.Now = time.Now
 	}
 	if o.Heartbeat <= 0 || o.Heartbeat > 25*time.Second {
@@ -130,6 +138,7 @@ func (h *handlerStub) RotateKey(ctx context.Context, r *connect.Request[fleetban
 	s := &Service{
 		Options: o, ctx: ctx, cancel: cancel,
 		tenants: map[string]*tenant{}, streams: map[*stream]struct{}{}, changed: make(chan struct{}),
+		pump: newPump(max(2, runtime.GOMAXPROCS(0))),
 	}
 	s.wg.Go(s.watch)
 	s.wg.Go(s.watchStore)
@@ -151,17 +160,26 @@ func (s *Service) Handler(interceptors ...connect.Interceptor) (string, http.Han
 		// Frames are shared, small, and full of MACs: compressing them for each stream would cost more than it saves.
 		connect.WithCompressMinBytes(1 << 30),
 	}
+	rotate := connect.NewUnaryHandler(fleetbanv1connect.AgentServiceRotateKeyProcedure, s.RotateKey,
+		connect.WithSchema(methods.ByName("RotateKey")), connect.WithHandlerOptions(options...))
 	enroll := connect.NewUnaryHandler(fleetbanv1connect.AgentServiceEnrollProcedure, s.Enroll,
 		connect.WithSchema(methods.ByName("Enroll")), connect.WithHandlerOptions(options...))
-	stream := connect.NewBidiStreamHandler(fleetbanv1connect.AgentServiceConnectProcedure, s.connect,
+	s.interceptors, s.connectSchema = interceptors, methods.ByName("Connect")
+	overHTTP := func(ctx context.Context, conn *connect.BidiStream[fleetbanv1.ConnectRequest, outgoing]) error {
+		if c, ok := ctx.Value(controllerKey{}).(*http.ResponseController); ok {
+			return s.connect(ctx, conn, c, nil)
+		}
+		return s.connect(ctx, conn, nil, nil)
+	}
+	stream := connect.NewBidiStreamHandler(fleetbanv1connect.AgentServiceConnectProcedure, overHTTP,
 		connect.WithSchema(methods.ByName("Connect")), connect.WithHandlerOptions(options...), connect.WithCodec(frameCodec{}))
 	return "/" + fleetbanv1connect.AgentServiceName + "/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case fleetbanv1connect.AgentServiceEnrollProcedure:
 			enroll.ServeHTTP(w, r)
+		case fleetbanv1connect.AgentServiceRotateKeyProcedure:
+			rotate.ServeHTTP(w, r)
 		case fleetbanv1connect.AgentServiceConnectProcedure:
-	rotate := connect.NewUnaryHandler(fleetbanv1connect.AgentServiceRotateKeyProcedure, s.RotateKey,
-		connect.WithSchema(methods.ByName("RotateKey")), connect.WithHandlerOptions(options...))
 			controller := http.NewResponseController(w)
 			stream.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, controller)))
 		default:
@@ -177,8 +195,6 @@ type controllerKey struct{}
 func (s *Service) watch() {
 	tick := time.NewTicker(max(s.Heartbeat/20, 20*time.Millisecond))
 	defer tick.Stop()
-		case fleetbanv1connect.AgentServiceRotateKeyProcedure:
-			rotate.ServeHTTP(w, r)
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -258,8 +274,12 @@ func (s *Service) waitEmpty(ctx context.Context) {
 // Close ends every stream at once and waits for what it started. The HTTP server must not route to it any more.
 func (s *Service) Close() {
 	s.Drain(s.ctx, 0, 0)
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
 	s.cancel()
 	s.wg.Wait()
+	s.pump.close()
 }
 
 // Errors that end streams.
@@ -270,6 +290,8 @@ var (
 		"a newer stream of this host took over", "nothing needs to be done, unless it happens again and again: then two agents use this identity")
 	errHostDeleted = apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_HOST_DISABLED, "",
 		"this host was removed from the fleet", "to join again, enrol it with a new join token: fleetban-agent enroll --force")
+	errHostDisabled = apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_HOST_DISABLED, "",
+		"this host was disabled by a person", "fleetban hosts enable NAME lets it in again; what it enforces stays as it is")
 	errSilent = apierr.New(connect.CodeDeadlineExceeded, fleetbanv1.Reason_REASON_UNSPECIFIED, "",
 		"nothing was heard from the host for too long", "connect again")
 	errSlow = apierr.New(connect.CodeDeadlineExceeded, fleetbanv1.Reason_REASON_UNSPECIFIED, "",
@@ -285,5 +307,3 @@ func clonedError(cause string) error {
 func isStore(err error) bool {
 	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrOutcomeUnknown)
 }
-	errHostDisabled = apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_HOST_DISABLED, "",
-		"this host was disabled by a person", "fleetban hosts enable NAME lets it in again; what it enforces stays as it is")

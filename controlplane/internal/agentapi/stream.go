@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -15,8 +14,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
@@ -24,15 +23,14 @@ import (
 	"github.com/fleetban/fleetban/proto/wire/hostauth"
 )
 
-type bidi = connect.BidiStream[fleetbanv1.ConnectRequest, outgoing]
-
 // stream is one agent's stream.
 type stream struct {
 	service *Service
 	tenant  *tenant
 	grant   hostauth.Grant
-	conn    *bidi
-	control *http.ResponseController // nil where the transport has none
+	conn    duplex
+	control control       // nil where the transport has none
+	pushed  *pushedStream // nil where a goroutine of its own writes
 
 	instance string
 	facts    *fleetbanv1.HostFacts
@@ -76,15 +74,15 @@ var processStart = time.Now()
 
 func monotonic() int64 { return max(1, time.Since(processStart).Milliseconds()) }
 
-// connect serves one stream.
-func (s *Service) connect(ctx context.Context, conn *bidi) error {
+// connect serves one stream. pushed is for one on a link, else nil.
+func (s *Service) connect(ctx context.Context, conn duplex, control control, pushed *pushedStream) error {
 	grant, ok := ctx.Value(grantKey{}).(hostauth.Grant)
 	if !ok {
 		return apierr.New(connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "", "no host credential was verified", "")
 	}
-	control, _ := ctx.Value(controllerKey{}).(*http.ResponseController)
-	st := &stream{
-		service: s, grant: grant, conn: conn, control: control, wake: make(chan struct{}, 1), done: make(chan struct{}),
+	st := &stream{service: s, grant: grant, conn: conn, control: control, pushed: pushed, done: make(chan struct{})}
+	if pushed == nil {
+		st.wake = make(chan struct{}, 1)
 	}
 	hello, err := st.hello()
 	if err != nil {
@@ -178,6 +176,8 @@ func (st *stream) takeOver(ctx context.Context) (hosts.Attachment, error) {
 	}
 	var quarantined *hosts.QuarantinedError
 	if errors.As(err, &quarantined) && quarantined.New {
+		st.service.record(ctx, g.OrganisationID, hostActor(g.HostID, st.facts.GetHostname()), auth.Address(ctx), "host.quarantine", []string{g.HostID}, quarantined.Cause)
+	}
 	return attached, refusal(err)
 }
 
@@ -187,8 +187,6 @@ func lost(g hostauth.Grant) hosts.Lost {
 
 // refusal says what a host sees of why it isn't served.
 func refusal(err error) error {
-		st.service.record(ctx, g.OrganisationID, hostActor(g.HostID, st.facts.GetHostname()), auth.Address(ctx), "host.quarantine", []string{g.HostID}, quarantined.Cause)
-	}
 	var quarantined *hosts.QuarantinedError
 	switch {
 	case errors.As(err, &quarantined):
@@ -198,8 +196,10 @@ func refusal(err error) error {
 	case errors.Is(err, hosts.ErrDisabled):
 		return errHostDisabled
 	case errors.Is(err, hosts.ErrWrongKey):
-		return hosts.Attachment{}, apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_WRONG_KEY, "",
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_WRONG_KEY, "",
 			"the control plane knows another key for this host", "enrol the host again: fleetban-agent enroll --force")
+	default:
+		return err
 	}
 }
 
@@ -236,17 +236,16 @@ func (st *stream) run(ctx context.Context, hello *fleetbanv1.Hello, welcome *fle
 	st.note(func(m *mailbox) { m.commands, m.heartbeat = true, s.storeAway.Load() })
 	st.tenant.healthChanged(st)
 
-	writerDone := make(chan struct{})
 	writeCtx, stopWriter := context.WithCancel(ctx)
-	go func() {
-		defer close(writerDone)
-		err := st.write(writeCtx, welcome, cursors)
-		st.end(err, "the connection broke")
-	}()
+	written := st.startWriter(writeCtx, welcome, cursors)
+	if pushed := st.pushed; pushed != nil && pushed.welcomed != nil {
+		pushed.welcomed()
+		pushed.welcomed = nil
+	}
 	err := st.read(ctx)
 	st.end(err, causeOf(err))
 	stopWriter()
-	<-writerDone
+	written()
 	if st.control != nil {
 		_ = st.control.SetWriteDeadline(time.Time{})
 	}
@@ -295,10 +294,11 @@ func (st *stream) note(f func(*mailbox)) {
 	st.mu.Lock()
 	f(&st.box)
 	st.mu.Unlock()
-	select {
-	case st.wake <- struct{}{}:
-	default:
+	if st.pushed != nil {
+		st.pushed.schedule(st)
+		return
 	}
+	poke(st.wake)
 }
 
 // tick is called for each stream some twenty times a heartbeat.
@@ -308,6 +308,9 @@ func (st *stream) tick(time.Time) {
 	if reading := st.reading.Load(); reading > 0 && now-reading > limit {
 		st.end(errSilent, fmt.Sprintf("not heard for %s", time.Duration(limit)*time.Millisecond))
 		return
+	}
+	if st.pushed != nil {
+		st.pushed.stuck(st, now)
 	}
 	if sending := st.sending.Load(); sending > 0 && now-sending > limit {
 		st.end(errSlow, "it does not take what is sent to it")

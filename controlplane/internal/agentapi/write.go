@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -16,14 +17,38 @@ const framesAtOnce = 32
 // storeRetry is how long the writer waits after Redis failed it.
 const storeRetry = 500 * time.Millisecond
 
+// startWriter sends the Welcome and then whatever there is, until the stream ends. written returns when nothing more is sent.
+func (st *stream) startWriter(ctx context.Context, welcome *fleetbanv1.Welcome, cursors []sets.Cursor) (written func()) {
+	if st.pushed == nil {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			err := st.write(ctx, welcome, cursors)
+			st.end(err, "the connection broke")
+		}()
+		return func() { <-done }
+	}
+	if err := st.send(fleetbanv1.ConnectResponse_builder{Welcome: welcome}.Build()); err != nil {
+		st.end(err, "the connection broke")
+		return func() {}
+	}
+	st.sub = st.tenant.feed.Subscribe(cursors, func() { st.pushed.schedule(st) })
+	raw, _ := st.conn.(linked)
+	st.pushed.begin(ctx, st, &writer{stream: st, link: raw.raw})
+	return func() {
+		st.pushed.end()
+		st.sub.Close()
+	}
+}
+
 // write sends the Welcome, then whatever there is, until the stream ends.
 func (st *stream) write(ctx context.Context, welcome *fleetbanv1.Welcome, cursors []sets.Cursor) error {
 	if err := st.send(fleetbanv1.ConnectResponse_builder{Welcome: welcome}.Build()); err != nil {
 		return err
 	}
-	st.sub = st.tenant.feed.Subscribe(cursors)
+	st.sub = st.tenant.feed.Subscribe(cursors, nil)
 	defer st.sub.Close()
-	w := &writer{stream: st, delivered: map[string]bool{}, behind: map[string][2]sets.Cursor{}}
+	w := &writer{stream: st}
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
 	defer retry.Stop()
@@ -35,13 +60,10 @@ func (st *stream) write(ctx context.Context, welcome *fleetbanv1.Welcome, cursor
 		frames, feedErr := st.sub.Next(ctx, framesAtOnce)
 		for _, f := range frames {
 			begun := time.Now()
-			if err := st.sendOut(&outgoing{bytes: f.Bytes}); err != nil {
+			if err := st.sendOut(&outgoing{bytes: f.Message}); err != nil {
 				return err
 			}
-			if logger := st.service.Logger; logger.Enabled(ctx, slog.LevelDebug) {
-				logger.DebugContext(ctx, "frame sent", slog.String("host", st.name), slog.String("set", f.Cursor.Set),
-					slog.Uint64("version", f.Cursor.Version), slog.Int64("sending_us", begun.UnixMicro()), slog.Int64("sent_us", time.Now().UnixMicro()))
-			}
+			st.tellSent(ctx, []*feed.Frame{f}, begun)
 		}
 		if len(frames) > 0 {
 			st.framesSent(frames)
@@ -69,9 +91,23 @@ func (st *stream) write(ctx context.Context, welcome *fleetbanv1.Welcome, cursor
 	}
 }
 
-// writer is what the write loop keeps beside the stream.
+// tellSent tells, to who debugs how long a ban takes, when frames left: microseconds of Unix time.
+func (st *stream) tellSent(ctx context.Context, frames []*feed.Frame, begun time.Time) {
+	logger := st.service.Logger
+	if !logger.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	for _, f := range frames {
+		logger.DebugContext(ctx, "frame sent", slog.String("host", st.name), slog.String("set", f.Cursor.Set),
+			slog.Uint64("version", f.Cursor.Version), slog.Int64("sending_us", begun.UnixMicro()), slog.Int64("sent_us", time.Now().UnixMicro()))
+	}
+}
+
+// writer is what is kept of writing beside the stream.
 type writer struct {
 	*stream
+
+	link *linkConn // nil where there is none
 
 	// delivered are the commands that this stream has sent.
 	delivered map[string]bool
@@ -136,6 +172,9 @@ func (w *writer) commands(ctx context.Context) (again bool, err error) {
 		if err := w.send(fleetbanv1.ConnectResponse_builder{Command: c}.Build()); err != nil {
 			return false, err
 		}
+		if w.delivered == nil {
+			w.delivered = map[string]bool{}
+		}
 		w.delivered[c.GetCommandId()] = true
 	}
 	for id := range w.delivered {
@@ -156,6 +195,9 @@ func (w *writer) compare(ctx context.Context, beats []sets.Cursor) {
 			continue
 		}
 		if now := [2]sets.Cursor{held, sent}; w.behind[held.Set] != now {
+			if w.behind == nil {
+				w.behind = map[string][2]sets.Cursor{}
+			}
 			w.behind[held.Set] = now
 			continue
 		}

@@ -3,6 +3,7 @@ package feed
 import (
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/link"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
@@ -13,19 +14,20 @@ const pageRecords = 1000
 
 // Frame is one encoded fleetbanv1.ConnectResponse, shared by all streams that send it: never to be changed.
 type Frame struct {
-	// Bytes is the message in protobuf's binary form.
-	Bytes []byte
+	// Bytes is the message in protobuf's binary form; Message is the same with gRPC's prefix.
+	Bytes, Message []byte
 	// Cursor is what a holder has when it has applied the frame. Of a snapshot, only the last page has it.
 	Cursor sets.Cursor
 }
 
 func newFrame(m *fleetbanv1.ConnectResponse, at sets.Cursor) *Frame {
 	// Marshalling what was built here can't fail: no required fields, and every string is valid UTF-8 by construction.
-	b, err := proto.Marshal(m)
+	b, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, link.PrefixLength, link.PrefixLength+proto.Size(m)), m)
 	if err != nil {
 		panic("encode a frame: " + err.Error())
 	}
-	return &Frame{Bytes: b, Cursor: at}
+	link.PutPrefix(b)
+	return &Frame{Bytes: b[link.PrefixLength:], Message: b, Cursor: at}
 }
 
 func (f *Feed) protoRecords(set string, records []sets.Record) []*fleetbanv1.Record {

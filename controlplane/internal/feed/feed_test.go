@@ -87,7 +87,7 @@ func (h *holder) follow(r *replica, names ...string) (leave func()) {
 		c.Set = set
 		cursors = append(cursors, c)
 	}
-	h.sub = f.Subscribe(cursors)
+	h.sub = f.Subscribe(cursors, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -294,7 +294,7 @@ func TestSharedFrames(t *testing.T) {
 	defer release()
 	var subs []*feed.Subscription
 	for range 3 {
-		s := f.Subscribe([]sets.Cursor{{Set: banset.All}})
+		s := f.Subscribe([]sets.Cursor{{Set: banset.All}}, nil)
 		defer s.Close()
 		subs = append(subs, s)
 	}
@@ -531,7 +531,7 @@ func TestLagging(t *testing.T) {
 	defer release()
 	at := r.ban(t, time.Hour, addr(0))
 	h := newHolder(t)
-	h.sub = f.Subscribe([]sets.Cursor{{Set: banset.All}})
+	h.sub = f.Subscribe([]sets.Cursor{{Set: banset.All}}, nil)
 	defer h.sub.Close()
 	drain := func(want sets.Cursor) {
 		t.Helper()

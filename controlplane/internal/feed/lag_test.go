@@ -26,7 +26,7 @@ func TestLookFindsWhatWasNotHeard(t *testing.T) {
 	m.Observe(metrics.Sources{Sets: feeds.State})
 	f, release := feeds.Acquire(org)
 	defer release()
-	sub := f.Subscribe([]sets.Cursor{{Set: banset.All}})
+	sub := f.Subscribe([]sets.Cursor{{Set: banset.All}}, nil)
 	defer sub.Close()
 	var last sets.Cursor
 	for _, address := range []string{"203.0.113.1/32", "203.0.113.2/32"} {

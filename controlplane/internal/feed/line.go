@@ -49,6 +49,11 @@ type node struct {
 	frame   *Frame
 }
 
+// cursor is what a holder has that applied the version.
+func (n *node) cursor() sets.Cursor {
+	return sets.Cursor{Set: n.delta.Set, Epoch: n.delta.Epoch, Version: n.delta.Version, Digest: n.delta.Digest}
+}
+
 func (l *line) reset(at sets.Cursor) {
 	for n := l.first; n != nil; {
 		next := n.next

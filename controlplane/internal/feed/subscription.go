@@ -49,7 +49,8 @@ type position struct {
 // Offered and Resync, which may be called from others.
 type Subscription struct {
 	feed    *Feed
-	ready   chan struct{}
+	ready   chan struct{} // nil where there is wake
+	wake    func()
 	follows map[string]bool // never changed
 	order   []*position
 	heard   Moment
@@ -59,9 +60,13 @@ type Subscription struct {
 	resync  map[string]sets.Cursor
 }
 
-// Subscribe begins at what the stream holds: a cursor with epoch 0 holds nothing. Next then gives what is to be sent.
-func (f *Feed) Subscribe(cursors []sets.Cursor) *Subscription {
-	s := &Subscription{feed: f, ready: make(chan struct{}, 1), follows: map[string]bool{}, offered: map[string]bool{}, resync: map[string]sets.Cursor{}}
+// Subscribe begins at what the stream holds: a cursor with epoch 0 holds nothing. Next then gives what is to be sent. wake
+// is called when there may be something, and must not block nor call back; where it is nil, Ready tells.
+func (f *Feed) Subscribe(cursors []sets.Cursor, wake func()) *Subscription {
+	s := &Subscription{feed: f, wake: wake, follows: make(map[string]bool, len(cursors))}
+	if wake == nil {
+		s.ready = make(chan struct{}, 1)
+	}
 	f.mu.Lock()
 	for _, c := range cursors {
 		if s.follows[c.Set] {
@@ -85,6 +90,10 @@ func (f *Feed) Subscribe(cursors []sets.Cursor) *Subscription {
 }
 
 func (s *Subscription) ring() {
+	if s.wake != nil {
+		s.wake()
+		return
+	}
 	select {
 	case s.ready <- struct{}{}:
 	default:
@@ -97,6 +106,9 @@ func (s *Subscription) Ready() <-chan struct{} { return s.ready }
 // Offered tells that the answer to an OfferRequest of the set is complete: its snapshot follows.
 func (s *Subscription) Offered(set string) {
 	s.mu.Lock()
+	if s.offered == nil {
+		s.offered = map[string]bool{}
+	}
 	s.offered[set] = true
 	s.mu.Unlock()
 	s.ring()
@@ -105,6 +117,9 @@ func (s *Subscription) Offered(set string) {
 // Resync makes the stream start from a cursor again: what the host says it holds differs from what it was sent.
 func (s *Subscription) Resync(cursor sets.Cursor) {
 	s.mu.Lock()
+	if s.resync == nil {
+		s.resync = map[string]sets.Cursor{}
+	}
 	s.resync[cursor.Set] = cursor
 	s.mu.Unlock()
 	s.ring()
@@ -161,6 +176,47 @@ func (s *Subscription) Next(ctx context.Context, most int) ([]*Frame, error) {
 		}
 	}
 	return out, nil
+}
+
+// Held is Next for who must not wait: it appends to frames what is in memory. ok is false where that doesn't tell, and Next does.
+func (s *Subscription) Held(frames []*Frame, most int) (out []*Frame, ok bool) {
+	s.mu.Lock()
+	elsewhere := len(s.offered) > 0 || len(s.resync) > 0
+	s.mu.Unlock()
+	if elsewhere {
+		return frames, false
+	}
+	s.heard = 0
+	f := s.feed
+	var few [4]*node
+	nodes := few[:0]
+	f.mu.Lock()
+	for _, p := range s.order {
+		if p.mode != modeTail || p.node.dropped || p.generation != p.line.generation || p.partial && f.rebuildUntil.IsZero() {
+			f.mu.Unlock()
+			return frames, false
+		}
+	}
+	full := false
+	for _, p := range s.order {
+		for p.node.next != nil && !full {
+			p.node = p.node.next
+			p.cursor = p.node.cursor()
+			nodes = append(nodes, p.node)
+			if heard := p.node.heard; heard > p.since && (s.heard == 0 || heard < s.heard) {
+				s.heard = heard
+			}
+			full = len(nodes) >= most
+		}
+	}
+	f.mu.Unlock()
+	for _, n := range nodes {
+		frames = append(frames, f.frameOf(n))
+	}
+	if full {
+		s.ring()
+	}
+	return frames, true
 }
 
 // redirect applies what came from outside: Offered, Resync, a new generation, the end of a rebuild.

@@ -78,8 +78,10 @@ type Server struct {
 	main     *http.Server
 	metrics  *http.Server
 	listener net.Listener
-	metricsL net.Listener
-	pin      string
+	// tlsConfig is nil where TLS is off.
+	tlsConfig *tls.Config
+	metricsL  net.Listener
+	pin       string
 
 	setup *setup.Setup
 	// gate lets nothing through before there is an organisation.
@@ -334,8 +336,9 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	if err != nil {
 		return fmt.Errorf("--proxy-protocol: %w", err)
 	}
+	s.tlsConfig = tlsConfig // the door's
 	s.main = &http.Server{
-		Handler: wrap(console.Handler(limitUnary(handler, maxRequest)), trusted, s.logger), TLSConfig: tlsConfig, Protocols: protocols,
+		Handler: wrap(console.Handler(limitUnary(handler, maxRequest)), trusted, s.logger), Protocols: protocols,
 		// No ReadTimeout or WriteTimeout: they would end streams. Requests that are none get theirs in wrap.
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000},
@@ -391,21 +394,19 @@ func (s *Server) Run(ctx context.Context) error {
 	// Before the first request: who disagrees with the peers must not answer it.
 	s.ready.check(ctx)
 	failed := make(chan error, 2)
-	serve := func(server *http.Server, l net.Listener, secure bool) {
-		var err error
-		if secure {
-			err = server.ServeTLS(l, "", "")
-		} else {
-			err = server.Serve(l)
-		}
+	serve := func(server *http.Server, l net.Listener) {
+		err := server.Serve(l)
 		if !errors.Is(err, http.ErrServerClosed) {
 			failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
 		}
 	}
-	secure := s.main.TLSConfig != nil // Serve gives it one, for itself
-	background.Go(func() { serve(s.main, s.listener, secure) })
+	secure, listener := s.tlsConfig != nil, s.listener
+	if secure {
+		listener = newDoor(s.listener, s.tlsConfig, s.agents.ServeLink, s.logger)
+	}
+	background.Go(func() { serve(s.main, listener) })
 	if s.metrics != nil {
-		background.Go(func() { serve(s.metrics, s.metricsL, false) })
+		background.Go(func() { serve(s.metrics, s.metricsL) })
 	}
 	s.logger.InfoContext(ctx, "control plane listens", slog.String("address", s.listener.Addr().String()), slog.String("public_url", s.config.PublicURL),
 		slog.String("replica", s.config.Replica), slog.String("version", version.Version), slog.Bool("tls", secure),

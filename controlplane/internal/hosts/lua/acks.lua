@@ -1,33 +1,61 @@
 -- Stores acknowledgements of many streams.
 -- KEYS[1] fb:{ORG}:hosts
--- ARGV    for each: id, fence, inert or "-" (not said), exceptions (an Ack, binary; "" is none) or "-" (as before),
---         number of cursors, then set and "epoch version digest" for each
--- Returns the ids whose fence is stale. O(cursors).
-local stale, i, stored = {}, 1, false
+-- ARGV    for each, at most 1000: id, fence, inert or "-" (not said), exceptions (an Ack, binary; "" is none) or "-" (as
+--         before), number of cursors, then set and "epoch version digest" for each
+-- Returns the ids whose fence is stale. O(cursors), but one command a key: a ban has every host acknowledge.
+local ids, starts, i = {}, {}, 1
 while i <= #ARGV do
-  local id, fence, inert, exceptions, n = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
-  i = i + 5
-  if fence_of(id) == fence then
-    stored = true
-    for c = 0, n - 1 do
-      redis.call('HSET', key('acks:' .. ARGV[i + 2 * c]), id, ARGV[i + 2 * c + 1])
+  ids[#ids + 1], starts[#starts + 1] = ARGV[i], i
+  i = i + 5 + 2 * tonumber(ARGV[i + 4])
+end
+if #ids == 0 then
+  return {}
+end
+local fences = redis.call('HMGET', key('fences'), unpack(ids))
+local stale, sets, put, drop = {}, {}, {}, {}
+
+local function add(to, name, ...)
+  local list = to[name]
+  if not list then
+    list = {}
+    to[name] = list
+  end
+  for _, v in ipairs({...}) do
+    list[#list + 1] = v
+  end
+end
+
+for n, id in ipairs(ids) do
+  local at = starts[n]
+  if fences[n] == ARGV[at + 1] then
+    local inert, exceptions = ARGV[at + 2], ARGV[at + 3]
+    for c = at + 5, at + 3 + 2 * tonumber(ARGV[at + 4]), 2 do
+      add(sets, ARGV[c], id, ARGV[c + 1])
     end
     if inert == '0' then
-      redis.call('HDEL', key('inert'), id)
+      add(drop, 'inert', id)
     elseif inert ~= '-' then
-      redis.call('HSET', key('inert'), id, inert)
+      add(put, 'inert', id, inert)
     end
     if exceptions == '' then
-      redis.call('HDEL', key('exceptions'), id)
+      add(drop, 'exceptions', id)
     elseif exceptions ~= '-' then
-      redis.call('HSET', key('exceptions'), id, exceptions)
+      add(put, 'exceptions', id, exceptions)
     end
   else
     stale[#stale + 1] = id
   end
-  i = i + 2 * n
 end
-if stored then
+for set, pairs_of in pairs(sets) do
+  redis.call('HSET', key('acks:' .. set), unpack(pairs_of))
+end
+for name, pairs_of in pairs(put) do
+  redis.call('HSET', key(name), unpack(pairs_of))
+end
+for name, gone in pairs(drop) do
+  redis.call('HDEL', key(name), unpack(gone))
+end
+if #stale < #ids then
   ring('acks *')
 end
 return stale

@@ -23,6 +23,7 @@ type scenario struct {
 
 // scenarios in the order that "all" plays them.
 var scenarios = []scenario{
+	{"single", "one ban after the other, each when every host has acknowledged the one before", single},
 	{"steady", "bans now and then, some short, some lifted by an operator or on the host", steady},
 	{"storm", "many bans at once", storm},
 	{"wave", "the same addresses seen by many hosts within moments", wave},
@@ -159,6 +160,36 @@ func steady(ctx context.Context, f *fleet, p *Part) error {
 	if err := f.background(ctx, m, f.o.Bans, f.o.Duration); err != nil {
 		return err
 	}
+	return f.finish(ctx, p, m)
+}
+
+// single measures a ban by itself. An operator orders it, for how long a host's word takes to become the fleet's is another
+// figure.
+func single(ctx context.Context, f *fleet, p *Part) error {
+	m := &made{}
+	replicas, redis := f.cpu().replicas, f.cpu().redis
+	began := time.Now()
+	for len(m.prefixes) < f.o.Bans && (time.Since(began) < f.o.Duration || len(m.prefixes) < 3) && ctx.Err() == nil {
+		a := f.prefix()
+		f.world.Made(a, -1)
+		begun := time.Now()
+		cursor, err := f.order(ctx, long, a)
+		if err != nil {
+			return err
+		}
+		bounded, cancel := context.WithTimeout(ctx, retryFor)
+		last, err := f.receipts(bounded, cursor)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("wait for %d receipts: %w", last.GetInScope(), err)
+		}
+		m.receipts = append(m.receipts, time.Since(begun))
+		m.prefixes = append(m.prefixes, a)
+	}
+	spent := f.cpu()
+	each := float64(len(m.prefixes) * len(f.members()))
+	p.row("CPU of the replicas, a ban and host", float64((spent.replicas-replicas).Microseconds())/each, "µs")
+	p.row("CPU of Redis, a ban and host", float64((spent.redis-redis).Microseconds())/each, "µs")
 	return f.finish(ctx, p, m)
 }
 

@@ -1,0 +1,143 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fleetban/fleetban/controlplane/internal/link"
+)
+
+// handshakeWithin bounds a TLS handshake, with the wait before it.
+const handshakeWithin = 15 * time.Second
+
+// door is the listener of the control plane where it ends TLS itself. It shakes hands, and tells agents' own connections, which
+// package link serves, from all others, which net/http does. Agents wait at it for their turn: see admission.
+//
+//	TCP ─▶ ClientHello ─┬─ an agent's ─▶ admission ─┬─▶ handshake ─▶ link
+//	                    │                           └─▶ "come again in N s"
+//	                    └─ any other ────────────────▶ handshake ─▶ Accept ─▶ net/http
+type door struct {
+	net.Listener
+
+	links     func(net.Conn, *link.Wire)
+	admission *admission
+	logger    *slog.Logger
+	others    *tls.Config
+	agents    *tls.Config
+
+	accepted chan net.Conn
+	gone     chan struct{} // closed with the listener
+	done     sync.WaitGroup
+	once     sync.Once
+	err      error
+}
+
+var errBusy = errors.New("too many agents come at once: this one is told when to come again")
+
+func newDoor(l net.Listener, config *tls.Config, links func(net.Conn, *link.Wire), logger *slog.Logger) *door {
+	d := &door{
+		Listener: l, links: links, logger: logger, admission: newAdmission(), accepted: make(chan net.Conn), gone: make(chan struct{}),
+		others: config.Clone(), agents: config.Clone(),
+	}
+	d.others.NextProtos = []string{"h2", "http/1.1"}
+	d.agents.NextProtos = []string{"h2"}
+	// What agents are sent is a message at a time, or many: records as large as they may be are the fewest. And they keep no session
+	// that could be resumed.
+	d.agents.DynamicRecordSizingDisabled, d.agents.SessionTicketsDisabled = true, true
+	d.done.Go(d.open)
+	return d
+}
+
+// open takes connections until the listener is closed.
+func (d *door) open() {
+	defer d.shut()
+	pause := time.Duration(0)
+	for {
+		conn, err := d.Listener.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			go d.greet(conn)
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			// No file is left, most likely. It passes.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			d.logger.Warn("a connection can't be accepted, trying again", slog.Any("error", err))
+			select {
+			case <-d.gone:
+				return
+			case <-time.After(pause):
+			}
+		}
+	}
+}
+
+// greet shakes hands and passes the connection on.
+func (d *door) greet(conn net.Conn) {
+	wire := link.NewWire(conn)
+	leave, isAgent := func() {}, false
+	config := d.others.Clone()
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if !slices.Contains(hello.SupportedProtos, link.Protocol) || !slices.Contains(hello.SupportedProtos, "h2") {
+			return d.others, nil
+		}
+		isAgent = true
+		var after time.Duration
+		if leave, after = d.admission.enter(hello.Context()); after > 0 {
+			leave = func() {}
+			_, _ = wire.Write(link.Busy(after))
+			return nil, errBusy
+		}
+		return d.agents, nil
+	}
+	secure := tls.Server(wire, config)
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeWithin)
+	err := secure.HandshakeContext(ctx)
+	cancel()
+	switch {
+	case err != nil:
+		leave()
+		_ = conn.Close()
+		d.logger.Debug("TLS handshake failed", slog.String("peer", conn.RemoteAddr().String()), slog.Any("error", err))
+	case isAgent:
+		wire.Welcomed = leave
+		// A new goroutine, for handshakes leave large stacks behind.
+		go d.links(secure, wire)
+	default:
+		select {
+		case d.accepted <- secure:
+		case <-d.gone:
+			_ = conn.Close()
+		}
+	}
+}
+
+// Accept implements net.Listener: of connections that aren't agents' own, with TLS.
+func (d *door) Accept() (net.Conn, error) {
+	select {
+	case c := <-d.accepted:
+		return c, nil
+	case <-d.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (d *door) Close() error {
+	d.shut()
+	return d.err
+}
+
+func (d *door) shut() {
+	d.once.Do(func() {
+		d.err = d.Listener.Close()
+		close(d.gone)
+	})
+}
