@@ -17,6 +17,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/insight"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -32,6 +33,8 @@ type Options struct {
 	Orgs  *orgs.Orgs
 	Feeds *feed.Feeds
 	Audit *audit.Log
+	// Insight answers searches. New makes one where none is given.
+	Insight *insight.Insight
 	// InstallLine is the line that enrols a host: see package installer.
 	InstallLine string
 	// Durability says what Redis promises: "always", "everysec", "none", "replicated".
@@ -53,6 +56,7 @@ var (
 	_ operatorv1connect.HostServiceHandler      = (*API)(nil)
 	_ operatorv1connect.JoinTokenServiceHandler = (*API)(nil)
 	_ operatorv1connect.AuditServiceHandler     = (*API)(nil)
+	_ operatorv1connect.InsightServiceHandler   = (*API)(nil)
 )
 
 // New makes an API.
@@ -63,6 +67,9 @@ func New(o Options) *API {
 	if o.Durability == nil {
 		o.Durability = func(context.Context) string { return "" }
 	}
+	if o.Insight == nil {
+		o.Insight = insight.New(o.Sets)
+	}
 	return &API{o: o}
 }
 
@@ -72,7 +79,8 @@ func Services() []protoreflect.ServiceDescriptor {
 	for _, file := range []protoreflect.FileDescriptor{
 		operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto,
 		operatorv1.File_fleetban_operator_v1_people_proto, operatorv1.File_fleetban_operator_v1_setup_proto,
-		operatorv1.File_fleetban_operator_v1_factors_proto, operatorv1.File_fleetban_operator_v1_approvals_proto,
+		operatorv1.File_fleetban_operator_v1_factors_proto, operatorv1.File_fleetban_operator_v1_tokens_proto, operatorv1.File_fleetban_operator_v1_approvals_proto,
+		operatorv1.File_fleetban_operator_v1_insight_proto,
 	} {
 		for i := range file.Services().Len() {
 			out = append(out, file.Services().Get(i))
@@ -88,6 +96,7 @@ func (a *API) Register(mux *http.ServeMux, options ...connect.HandlerOption) {
 	mux.Handle(operatorv1connect.NewFleetServiceHandler(a, options...))
 	mux.Handle(operatorv1connect.NewHostServiceHandler(a, options...))
 	mux.Handle(operatorv1connect.NewJoinTokenServiceHandler(a, options...))
+	mux.Handle(operatorv1connect.NewInsightServiceHandler(a, options...))
 	mux.Handle(operatorv1connect.NewAuditServiceHandler(a, options...))
 }
 

@@ -1,0 +1,39 @@
+import { type FleetEvent, FleetEventKind as Kind } from "@/gen/fleetban/operator/v1/operator_pb";
+import { useText } from "@/i18n";
+import { clock, exact } from "@/lib/time";
+import { visible } from "@/lib/visible";
+import { AddressLink, HostLink } from "./address-link";
+import { Badge, type Tone } from "./badge";
+
+const tones: Partial<Record<Kind, Tone>> = {
+  [Kind.BANNED]: "bad",
+  [Kind.UNBANNED]: "ok",
+  [Kind.ALLOWED]: "ok",
+  [Kind.PAUSED]: "warn",
+  [Kind.HOST_OFFLINE]: "warn",
+  [Kind.HOST_CLONED]: "bad",
+  [Kind.HOST_ONLINE]: "ok",
+  [Kind.HOST_ENROLLED]: "info",
+  [Kind.NOTICE]: "info",
+};
+
+/** EventLine is one thing that happened, in one line. */
+export function EventLine({ event }: { event: FleetEvent }) {
+  const { t, locale } = useText();
+  const at = Number(event.atUnixMs);
+  return (
+    <li className="flex min-w-0 items-baseline gap-2.5 px-4 py-1.5">
+      <time dateTime={new Date(at).toISOString()} title={exact(at, locale)} className="shrink-0 font-mono text-xs text-soft tabular-nums">
+        {clock(at, locale)}
+      </time>
+      <Badge tone={tones[event.kind] ?? "none"}>{t.eventKinds[event.kind]}</Badge>
+      <span className="min-w-0 flex-1 truncate">
+        {event.prefix && <AddressLink of={event.prefix} />} {event.hostName && <HostLink name={event.hostName} />}
+        {event.jail && <span className="text-soft"> {visible(event.jail, 64)}</span>}
+        {event.actor && <span> {t.event.by(visible(event.actor, 80))}</span>}
+        {event.unpromoted !== 0 && <span className="text-soft"> · {t.unpromoted[event.unpromoted]}</span>}
+        {event.reason && <span className="text-soft"> · {visible(event.reason, 200)}</span>}
+      </span>
+    </li>
+  );
+}

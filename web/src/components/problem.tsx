@@ -1,0 +1,27 @@
+import { TriangleAlert } from "lucide-react";
+import { problemOf } from "@/api/problem";
+import { useText } from "@/i18n";
+import { visible } from "@/lib/visible";
+import { Button } from "./button";
+
+/** ProblemNote says what went wrong and what to do about it. */
+export function ProblemNote({ error, retry }: { error: unknown; retry?: () => void }) {
+  const { t } = useText();
+  if (!error) return null;
+  const p = problemOf(error);
+  return (
+    <div role="alert" className="flex items-start gap-2.5 rounded-md border border-bad bg-bad-soft px-3 py-2.5">
+      <TriangleAlert size={16} className="mt-0.5 shrink-0 text-bad" aria-hidden />
+      <div className="min-w-0 flex-1">
+        <p className="font-medium break-words text-bad">{visible(p.message, 500)}</p>
+        {p.fix && <p className="break-words">{visible(p.fix, 500)}</p>}
+        {p.request && <p className="text-[13px] text-soft">{t.common.requestId(p.request)}</p>}
+      </div>
+      {retry && (
+        <Button small onClick={retry}>
+          {t.common.tryAgain}
+        </Button>
+      )}
+    </div>
+  );
+}

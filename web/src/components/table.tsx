@@ -1,0 +1,121 @@
+import type { ReactNode } from "react";
+import { type ColumnDef, type RowData, tableFeatures, useTable } from "@tanstack/react-table";
+import { useVirtualizer } from "@tanstack/react-virtual";
+import { useEffect, useRef } from "react";
+
+export const features = tableFeatures({});
+export type Features = typeof features;
+export type Columns<Row extends RowData> = ColumnDef<Features, Row, unknown>[];
+
+interface Common<Row extends RowData> {
+  /** What the table holds, for those who can't see it. */
+  label: string;
+  columns: Columns<Row>;
+  rows: Row[];
+  rowId: (row: Row) => string;
+}
+
+const head = "px-3 py-2 text-left text-xs font-medium whitespace-nowrap text-soft";
+const cellLook = "px-3 py-2 align-middle";
+
+/** Table is a short list: all of its rows are on the page. Wider than the screen, it scrolls within itself. */
+export function Table<Row extends RowData>({ label, columns, rows, rowId }: Common<Row>) {
+  const table = useTable({ features, columns, data: rows, getRowId: rowId });
+  return (
+    <div className="overflow-x-auto" role="region" aria-label={label} tabIndex={0}>
+      <table className="w-full border-collapse">
+        <caption className="sr-only">{label}</caption>
+        <thead>
+          {table.getHeaderGroups().map((group) => (
+            <tr key={group.id} className="border-b border-line">
+              {group.headers.map((header) => (
+                <th key={header.id} scope="col" className={head}>
+                  {header.isPlaceholder ? null : <table.FlexRender header={header} />}
+                </th>
+              ))}
+            </tr>
+          ))}
+        </thead>
+        <tbody>
+          {table.getRowModel().rows.map((row) => (
+            <tr key={row.id} className="border-b border-line last:border-b-0 hover:bg-ground">
+              {row.getAllCells().map((cell) => (
+                <td key={cell.id} className={cellLook}>
+                  <table.FlexRender cell={cell} />
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+const rowHeight = 41;
+
+/**
+ * LongTable shows the rows in sight of however many: 100,000 cost what 30 do. More are asked for with `more` before the
+ * end is reached. `total` is how many there are, known or not yet read.
+ */
+export function LongTable<Row extends RowData>({ label, columns, widths, rows, rowId, total, more, header }: Common<Row> & {
+  /** CSS grid columns. */
+  widths: string;
+  total: number;
+  more?: () => void;
+  header?: ReactNode;
+}) {
+  const table = useTable({ features, columns, data: rows, getRowId: rowId });
+  const scroller = useRef<HTMLDivElement>(null);
+  const virtual = useVirtualizer({ count: rows.length, getScrollElement: () => scroller.current, estimateSize: () => rowHeight, overscan: 12 });
+  const items = virtual.getVirtualItems();
+  const last = items.at(-1)?.index ?? 0;
+  useEffect(() => {
+    if (more && rows.length > 0 && last >= rows.length - 60) more();
+  }, [last, more, rows.length]);
+  const all = table.getRowModel().rows;
+  return (
+    <div
+      ref={scroller}
+      role="table"
+      aria-label={label}
+      aria-rowcount={total + 1}
+      tabIndex={0}
+      className="h-[calc(100dvh-16rem)] min-h-80 overflow-auto rounded-lg border border-line bg-surface"
+    >
+      <div role="rowgroup" className="sticky top-0 z-10 min-w-max border-b border-line bg-surface">
+        {header}
+        {table.getHeaderGroups().map((group) => (
+          <div key={group.id} role="row" aria-rowindex={1} className="grid items-center" style={{ gridTemplateColumns: widths }}>
+            {group.headers.map((h) => (
+              <div key={h.id} role="columnheader" className={head}>
+                {h.isPlaceholder ? null : <table.FlexRender header={h} />}
+              </div>
+            ))}
+          </div>
+        ))}
+      </div>
+      <div role="rowgroup" className="relative min-w-max" style={{ height: virtual.getTotalSize() }}>
+        {items.map((item) => {
+          const row = all[item.index];
+          if (!row) return null;
+          return (
+            <div
+              key={row.id}
+              role="row"
+              aria-rowindex={item.index + 2}
+              className="absolute inset-x-0 grid items-center border-b border-line hover:bg-ground"
+              style={{ gridTemplateColumns: widths, height: rowHeight, transform: `translateY(${item.start}px)` }}
+            >
+              {row.getAllCells().map((cell) => (
+                <div key={cell.id} role="cell" className="min-w-0 truncate px-3">
+                  <table.FlexRender cell={cell} />
+                </div>
+              ))}
+            </div>
+          );
+        })}
+      </div>
+    </div>
+  );
+}

@@ -1,0 +1,16 @@
+import { expect, test } from "vitest";
+import { relative, seconds } from "./time";
+
+test("durations are read as the CLI reads them", () => {
+  expect(seconds("90m")).toBe(5400);
+  expect(seconds("1h30m")).toBe(5400);
+  expect(seconds(" 2d ")).toBe(172_800);
+  expect(seconds("1w")).toBe(604_800);
+  for (const bad of ["", "h", "1", "1x", "1h x", "-1h", "1.5h", "h1"]) expect(seconds(bad), bad).toBeUndefined();
+});
+
+test("relative times take the largest unit that fits", () => {
+  expect(relative(0, 90_000, "en")).toBe("1 min. ago");
+  expect(relative(7_200_000, 0, "en")).toBe("in 2 hr.");
+  expect(relative(0, 400, "en")).toBe("now");
+});

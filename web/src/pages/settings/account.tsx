@@ -1,0 +1,281 @@
+import { Code, ConnectError, createClient } from "@connectrpc/connect";
+import { useQuery } from "@connectrpc/connect-query";
+import { type FormEvent, type ReactNode, useState } from "react";
+import { encode } from "uqr";
+import { transport } from "@/api/session";
+import { Badge } from "@/components/badge";
+import { Button } from "@/components/button";
+import { CopyLine } from "@/components/copy";
+import { Dialog, DialogActions } from "@/components/dialog";
+import { Waiting } from "@/components/empty";
+import { TextField } from "@/components/field";
+import { Panel } from "@/components/panel";
+import { ProblemNote } from "@/components/problem";
+import { Time } from "@/components/time";
+import { note } from "@/components/toast";
+import { type BeginTotpResponse, SecondFactorService } from "@/gen/fleetban/operator/v1/factors_pb";
+import { AccountService } from "@/gen/fleetban/operator/v1/people_pb";
+import { useNumber, useText } from "@/i18n";
+import { makePasskey, passkeysWork } from "@/lib/passkey";
+import { visible } from "@/lib/visible";
+
+const account = createClient(AccountService, transport);
+const factors = createClient(SecondFactorService, transport);
+
+/** Account is about oneself: the password and what proves more than it. */
+export function Account() {
+  return (
+    <>
+      <Password />
+      <Factors />
+    </>
+  );
+}
+
+function Password() {
+  const { t } = useText();
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<unknown>();
+  const submit = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    const element = e.currentTarget;
+    const form = new FormData(element);
+    setBusy(true);
+    setError(undefined);
+    account
+      .changePassword({ password: String(form.get("old")), newPassword: String(form.get("new")) })
+      .then((answer) => {
+        element.reset();
+        note(t.account.changed(answer.ended));
+      })
+      .catch(setError)
+      .finally(() => setBusy(false));
+  };
+  return (
+    <Panel id="password" title={t.signIn.password}>
+      <form onSubmit={submit} className="flex max-w-sm flex-col gap-3">
+        <TextField label={t.account.present} name="old" type="password" autoComplete="current-password" required maxLength={1024} />
+        <TextField label={t.account.next} name="new" type="password" autoComplete="new-password" minLength={12} required maxLength={1024} hint={t.setup.passwordHint} />
+        <ProblemNote error={error} />
+        <div>
+          <Button type="submit" busy={busy}>
+            {t.account.change}
+          </Button>
+        </div>
+      </form>
+    </Panel>
+  );
+}
+
+/**
+ * What changes a factor needs a session that was proved lately: where it wasn't, the password is asked for and the same is
+ * tried again with it.
+ */
+type Proof = { by: { case: "password" | "totpCode" | "recoveryCode"; value: string } };
+type Proved = (work: (proof: Proof | undefined) => Promise<void>) => void;
+
+function Factors() {
+  const { t } = useText();
+  const number = useNumber();
+  const answer = useQuery(SecondFactorService.method.getFactors);
+  const { refetch } = answer;
+  const [totp, setTotp] = useState<BeginTotpResponse>();
+  const [codes, setCodes] = useState<string[]>([]);
+  const [asking, setAsking] = useState<Parameters<Proved>[0]>();
+  const [error, setError] = useState<unknown>();
+  const proved: Proved = (work) => {
+    setError(undefined);
+    work(undefined).catch((err: unknown) => {
+      if (ConnectError.from(err).code === Code.PermissionDenied || ConnectError.from(err).code === Code.FailedPrecondition) setAsking(() => work);
+      else if (!(err instanceof DOMException && err.name === "NotAllowedError")) setError(err);
+    });
+  };
+  const f = answer.data;
+  const addPasskey = () =>
+    proved(async (proof) => {
+      const begun = await factors.beginPasskey({ proof });
+      const made = await factors.finishPasskey({ challenge: begun.challenge, passkeyResponseJson: await makePasskey(begun.passkeyOptionsJson), name: navigator.platform.slice(0, 60) || "passkey" });
+      setCodes(made.recoveryCodes);
+      void refetch();
+    });
+  return (
+    <Panel id="factors" title={t.account.factors}>
+      <ProblemNote error={error ?? answer.error} />
+      {!f ? (
+        !answer.error && <Waiting />
+      ) : (
+        <ul className="flex flex-col divide-y divide-line">
+          <Row
+            name={t.account.totp}
+            state={f.totp ? <Badge tone="ok">{t.account.on}</Badge> : <Badge>{t.account.off}</Badge>}
+            hint={t.account.totpHint}
+            action={
+              f.totp ? (
+                <Button small onClick={() => proved(async (proof) => void (await factors.disableTotp({ proof }).then(() => refetch())))}>
+                  {t.account.disable}
+                </Button>
+              ) : (
+                <Button small onClick={() => proved(async (proof) => setTotp(await factors.beginTotp({ proof })))}>
+                  {t.account.enable}
+                </Button>
+              )
+            }
+          />
+          <Row
+            name={t.account.passkeys}
+            state={<Badge tone={f.passkeys.length > 0 ? "ok" : "none"}>{number(f.passkeys.length)}</Badge>}
+            hint={f.passkeysPossible ? t.account.passkeysHint : t.account.passkeysImpossible}
+            action={
+              f.passkeysPossible &&
+              passkeysWork() && (
+                <Button small onClick={addPasskey}>
+                  {t.account.add}
+                </Button>
+              )
+            }
+          >
+            {f.passkeys.map((k) => (
+              <div key={k.id} className="flex flex-wrap items-center justify-between gap-2 py-1">
+                <span>
+                  {visible(k.name, 80)} · {t.settings.used} <Time ms={k.usedUnixMs} />
+                </span>
+                <Button small onClick={() => proved(async (proof) => void (await factors.deletePasskey({ id: k.id, proof }).then(() => refetch())))}>
+                  {t.members.remove}
+                </Button>
+              </div>
+            ))}
+          </Row>
+          <Row
+            name={t.account.recovery}
+            state={<Badge tone={f.recoveryCodesLeft > 2 ? "ok" : f.recoveryCodesLeft > 0 ? "warn" : "none"}>{t.account.left(number(f.recoveryCodesLeft))}</Badge>}
+            hint={t.account.recoveryHint}
+            action={
+              (f.totp || f.passkeys.length > 0) && (
+                <Button small onClick={() => proved(async (proof) => setCodes((await factors.makeRecoveryCodes({ proof })).recoveryCodes))}>
+                  {t.account.newCodes}
+                </Button>
+              )
+            }
+          />
+        </ul>
+      )}
+      {totp && (
+        <Enrol
+          totp={totp}
+          close={() => setTotp(undefined)}
+          done={(made) => {
+            setTotp(undefined);
+            setCodes(made);
+            void refetch();
+          }}
+        />
+      )}
+      <Dialog open={codes.length > 0} onOpenChange={(open) => !open && setCodes([])} title={t.account.recovery} lead={t.account.codesLead}>
+        <CopyLine text={codes.join("\n")} label={t.account.recovery} />
+        <DialogActions>
+          <Button kind="primary" onClick={() => setCodes([])}>
+            {t.account.kept}
+          </Button>
+        </DialogActions>
+      </Dialog>
+      {asking && <Prove work={asking} by={f?.totp ? "totpCode" : (f?.passkeys.length ?? 0) > 0 ? "recoveryCode" : "password"} close={() => setAsking(undefined)} />}
+    </Panel>
+  );
+}
+
+function Row({ name, state, hint, action, children }: { name: string; state: ReactNode; hint: string; action?: ReactNode; children?: ReactNode }) {
+  return (
+    <li className="py-3 first:pt-0 last:pb-0">
+      <div className="flex flex-wrap items-center justify-between gap-3">
+        <div>
+          <p className="flex items-center gap-2 font-medium">
+            {name} {state}
+          </p>
+          <p className="text-[13px] text-soft">{hint}</p>
+        </div>
+        {action}
+      </div>
+      {children}
+    </li>
+  );
+}
+
+function Prove({ work, by, close }: { work: Parameters<Proved>[0]; by: Proof["by"]["case"]; close: () => void }) {
+  const { t } = useText();
+  const labels = { password: t.account.present, totpCode: t.signIn.code, recoveryCode: t.signIn.recoveryCode };
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<unknown>();
+  const submit = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    setBusy(true);
+    work({ by: { case: by, value: String(new FormData(e.currentTarget).get("proof")) } })
+      .then(close)
+      .catch(setError)
+      .finally(() => setBusy(false));
+  };
+  return (
+    <Dialog open onOpenChange={(open) => !open && close()} title={t.account.proveTitle} lead={t.account.proveLead}>
+      <form onSubmit={submit} className="flex flex-col gap-3">
+        <TextField
+          label={labels[by]}
+          name="proof"
+          type={by === "password" ? "password" : "text"}
+          autoComplete={by === "password" ? "current-password" : "one-time-code"}
+          required
+          maxLength={1024}
+          autoFocus
+        />
+        <ProblemNote error={error} />
+        <DialogActions>
+          <Button onClick={close}>{t.common.cancel}</Button>
+          <Button type="submit" kind="primary" busy={busy}>
+            {t.account.go}
+          </Button>
+        </DialogActions>
+      </form>
+    </Dialog>
+  );
+}
+
+function Enrol({ totp, close, done }: { totp: BeginTotpResponse; close: () => void; done: (codes: string[]) => void }) {
+  const { t } = useText();
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<unknown>();
+  const submit = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    setBusy(true);
+    setError(undefined);
+    factors
+      .confirmTotp({ enrolment: totp.enrolment, code: String(new FormData(e.currentTarget).get("code")) })
+      .then((answer) => done(answer.recoveryCodes))
+      .catch(setError)
+      .finally(() => setBusy(false));
+  };
+  return (
+    <Dialog open onOpenChange={(open) => !open && close()} title={t.account.totp} lead={t.account.totpLead}>
+      <form onSubmit={submit} className="flex flex-col gap-3">
+        <Qr text={totp.uri} label={t.account.qr} />
+        <CopyLine text={totp.secret} label={t.account.secret} />
+        <TextField label={t.signIn.code} name="code" inputMode="numeric" autoComplete="one-time-code" required minLength={6} maxLength={7} autoFocus />
+        <ProblemNote error={error} />
+        <DialogActions>
+          <Button onClick={close}>{t.common.cancel}</Button>
+          <Button type="submit" kind="primary" busy={busy}>
+            {t.account.enable}
+          </Button>
+        </DialogActions>
+      </form>
+    </Dialog>
+  );
+}
+
+/** Qr is dark on light in both themes, as readers of it want. */
+function Qr({ text, label }: { text: string; label: string }) {
+  const { data, size } = encode(text, { border: 2 });
+  const path = data.flatMap((row, y) => row.flatMap((dark, x) => (dark ? [`M${x} ${y}h1v1h-1z`] : []))).join("");
+  return (
+    <svg viewBox={`0 0 ${size} ${size}`} role="img" aria-label={label} className="mx-auto size-48 rounded bg-white" shapeRendering="crispEdges">
+      <path d={path} fill="#000" />
+    </svg>
+  );
+}

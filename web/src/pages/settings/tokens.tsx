@@ -1,0 +1,196 @@
+import { createClient } from "@connectrpc/connect";
+import { useQuery } from "@connectrpc/connect-query";
+import { KeyRound } from "lucide-react";
+import { type FormEvent, useMemo, useState } from "react";
+import { useMay } from "@/api/may";
+import { transport } from "@/api/session";
+import { Button } from "@/components/button";
+import { CopyLine } from "@/components/copy";
+import { Dialog, DialogActions } from "@/components/dialog";
+import { Empty, Waiting } from "@/components/empty";
+import { SelectField, TextField } from "@/components/field";
+import { Panel } from "@/components/panel";
+import { ProblemNote } from "@/components/problem";
+import { type Columns, Table } from "@/components/table";
+import { Time } from "@/components/time";
+import { note } from "@/components/toast";
+import { Role } from "@/gen/fleetban/operator/v1/people_pb";
+import { type ApiToken, OrganisationTokenService, TokenService } from "@/gen/fleetban/operator/v1/tokens_pb";
+import { useText } from "@/i18n";
+import { visible } from "@/lib/visible";
+
+const own = createClient(TokenService, transport);
+const theirs = createClient(OrganisationTokenService, transport);
+
+/** Tokens are what programs sign in with: one's own, and the organisation's. */
+export function Tokens() {
+  const may = useMay();
+  return (
+    <>
+      <Own />
+      {may("settings") && <Organisations />}
+    </>
+  );
+}
+
+function Own() {
+  const { t } = useText();
+  const answer = useQuery(TokenService.method.listTokens);
+  return (
+    <List
+      title={t.tokens.own}
+      hint={t.tokens.ownHint}
+      tokens={answer.data?.tokens}
+      error={answer.error}
+      refetch={() => void answer.refetch()}
+      create={(wish) => own.createToken(wish).then((a) => a.secret)}
+      revoke={(id) => own.revokeToken({ id })}
+    />
+  );
+}
+
+function Organisations() {
+  const { t } = useText();
+  const answer = useQuery(OrganisationTokenService.method.listOrganisationTokens, {});
+  return (
+    <List
+      title={t.tokens.organisation}
+      hint={t.tokens.organisationHint}
+      tokens={answer.data?.tokens}
+      error={answer.error}
+      refetch={() => void answer.refetch()}
+      create={(wish) => theirs.createOrganisationToken(wish).then((a) => a.secret)}
+      revoke={(id) => theirs.revokeOrganisationToken({ id })}
+    />
+  );
+}
+
+interface Wish {
+  name: string;
+  role: Role;
+  durationS: bigint;
+}
+
+function List({ title, hint, tokens, error, refetch, create, revoke }: {
+  title: string;
+  hint: string;
+  tokens: ApiToken[] | undefined;
+  error: unknown;
+  refetch: () => void;
+  create: (wish: Wish) => Promise<string>;
+  revoke: (id: string) => Promise<unknown>;
+}) {
+  const { t } = useText();
+  const [making, setMaking] = useState(false);
+  const columns = useMemo<Columns<ApiToken>>(
+    () => [
+      { id: "name", header: t.tokens.name, cell: ({ row }) => visible(row.original.name, 100) },
+      { id: "id", header: "ID", cell: ({ row }) => <code className="font-mono text-[13px]">{visible(row.original.id, 32)}</code> },
+      { id: "created", header: t.tokens.created, cell: ({ row }) => <Time ms={row.original.createdUnixMs} /> },
+      {
+        id: "used",
+        header: t.settings.used,
+        cell: ({ row: { original: k } }) => (
+          <span>
+            <Time ms={k.usedUnixMs} /> <span className="text-soft">{visible(k.usedAddress, 64)}</span>
+          </span>
+        ),
+      },
+      { id: "expires", header: t.bans.ends, cell: ({ row }) => <Time ms={row.original.expiresUnixMs} /> },
+      {
+        id: "revoke",
+        header: () => <span className="sr-only">{t.tokens.revoke}</span>,
+        cell: ({ row }) => (
+          <Button small onClick={() => void revoke(row.original.id).catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true })).finally(refetch)}>
+            {t.tokens.revoke}
+          </Button>
+        ),
+      },
+    ],
+    [t, revoke, refetch],
+  );
+  return (
+    <Panel title={title} flush actions={<Button small onClick={() => setMaking(true)}>{t.tokens.make}…</Button>}>
+      <ProblemNote error={error} retry={refetch} />
+      {tokens === undefined ? (
+        !error && <Waiting />
+      ) : tokens.length === 0 ? (
+        <Empty icon={<KeyRound size={24} aria-hidden />} title={t.tokens.none}>
+          {hint}
+        </Empty>
+      ) : (
+        <Table label={title} columns={columns} rows={tokens} rowId={(k) => k.id} />
+      )}
+      <Make open={making} onOpenChange={setMaking} title={title} hint={hint} create={create} done={refetch} />
+    </Panel>
+  );
+}
+
+function Make({ open, onOpenChange, title, hint, create, done }: {
+  open: boolean;
+  onOpenChange: (open: boolean) => void;
+  title: string;
+  hint: string;
+  create: (wish: Wish) => Promise<string>;
+  done: () => void;
+}) {
+  const { t } = useText();
+  const [secret, setSecret] = useState("");
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<unknown>();
+  const submit = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    const form = new FormData(e.currentTarget);
+    setBusy(true);
+    setError(undefined);
+    create({ name: String(form.get("name")), role: Number(form.get("role")), durationS: BigInt(String(form.get("for"))) })
+      .then((made) => {
+        setSecret(made);
+        done();
+      })
+      .catch(setError)
+      .finally(() => setBusy(false));
+  };
+  return (
+    <Dialog
+      open={open}
+      onOpenChange={(next) => {
+        setSecret("");
+        setError(undefined);
+        onOpenChange(next);
+      }}
+      title={title}
+      lead={hint}
+    >
+      {secret ? (
+        <>
+          <CopyLine text={secret} label={t.tokens.secret} />
+          <p className="mt-2 text-soft">{t.tokens.once}</p>
+        </>
+      ) : (
+        <form onSubmit={submit} className="flex flex-col gap-3">
+          <TextField label={t.tokens.name} name="name" required maxLength={60} autoFocus />
+          <SelectField label={t.members.role} name="role" defaultValue={Role.VIEWER}>
+            {[Role.VIEWER, Role.OPERATOR, Role.ADMIN].map((r) => (
+              <option key={r} value={r}>
+                {t.roles[r]}
+              </option>
+            ))}
+          </SelectField>
+          <SelectField label={t.ban.duration} name="for" defaultValue="7776000">
+            <option value="2592000">{t.tokens.days(30)}</option>
+            <option value="7776000">{t.tokens.days(90)}</option>
+            <option value="31536000">{t.tokens.days(365)}</option>
+          </SelectField>
+          <ProblemNote error={error} />
+          <DialogActions>
+            <Button onClick={() => onOpenChange(false)}>{t.common.cancel}</Button>
+            <Button type="submit" kind="primary" busy={busy}>
+              {t.tokens.make}
+            </Button>
+          </DialogActions>
+        </form>
+      )}
+    </Dialog>
+  );
+}

@@ -1,0 +1,130 @@
+import { createClient } from "@connectrpc/connect";
+import { type FormEvent, useState } from "react";
+import { began, transport } from "@/api/session";
+import { Button } from "@/components/button";
+import { TextField } from "@/components/field";
+import { Plain } from "@/components/plain";
+import { ProblemNote } from "@/components/problem";
+import { type SecondFactor, type SignInResponse, SessionService } from "@/gen/fleetban/operator/v1/people_pb";
+import { useText } from "@/i18n";
+import { answerPasskey, passkeysWork } from "@/lib/passkey";
+
+const client = createClient(SessionService, transport);
+
+/** SignIn takes a password, a second factor where the account has one, or a passkey alone. */
+export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
+  const { t } = useText();
+  const [factor, setFactor] = useState<SecondFactor>();
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<unknown>();
+
+  const take = (answer: SignInResponse) => {
+    if (answer.secondFactor) setFactor(answer.secondFactor);
+    else if (answer.person) began(answer.person);
+  };
+  const attempt = async (work: () => Promise<SignInResponse>) => {
+    setBusy(true);
+    setError(undefined);
+    try {
+      take(await work());
+    } catch (err) {
+      // Closing the browser's own question is an answer, not a fault.
+      if (!(err instanceof DOMException && err.name === "NotAllowedError")) setError(err);
+    } finally {
+      setBusy(false);
+    }
+  };
+  const password = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    const form = new FormData(e.currentTarget);
+    void attempt(() => client.signIn({ email: String(form.get("email")), password: String(form.get("password")) }));
+  };
+  const passkey = () =>
+    void attempt(async () => {
+      const begun = await client.beginPasskeySignIn({});
+      return client.completeSignIn({ challenge: begun.challenge, answer: { case: "passkeyResponseJson", value: await answerPasskey(begun.passkeyOptionsJson) } });
+    });
+
+  if (factor) return <Second factor={factor} busy={busy} error={error} attempt={attempt} back={() => setFactor(undefined)} />;
+  return (
+    <Plain title={t.signIn.title}>
+      {why !== "none" && (
+        <p role="status" className="mb-3 rounded-md bg-accent-soft px-3 py-2 text-accent">
+          {why === "elsewhere" ? t.signIn.elsewhere : t.signIn.ended}
+        </p>
+      )}
+      <form onSubmit={password} className="flex flex-col gap-3">
+        <TextField label={t.signIn.email} name="email" type="email" autoComplete="username" required maxLength={254} />
+        <TextField label={t.signIn.password} name="password" type="password" autoComplete="current-password" required maxLength={1024} />
+        <ProblemNote error={error} />
+        <Button type="submit" kind="primary" busy={busy}>
+          {t.signIn.go}
+        </Button>
+        {passkeysWork() && (
+          <Button onClick={passkey} disabled={busy}>
+            {t.signIn.passkey}
+          </Button>
+        )}
+      </form>
+    </Plain>
+  );
+}
+
+function Second({ factor, busy, error, attempt, back }: {
+  factor: SecondFactor;
+  busy: boolean;
+  error: unknown;
+  attempt: (work: () => Promise<SignInResponse>) => Promise<void>;
+  back: () => void;
+}) {
+  const { t } = useText();
+  const [recovery, setRecovery] = useState(!factor.totp && factor.recoveryCode && factor.passkeyOptionsJson.length === 0);
+  const submit = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    const value = String(new FormData(e.currentTarget).get("code"));
+    void attempt(() => client.completeSignIn({ challenge: factor.challenge, answer: { case: recovery ? "recoveryCode" : "totpCode", value } }));
+  };
+  const passkey = () =>
+    void attempt(async () =>
+      client.completeSignIn({ challenge: factor.challenge, answer: { case: "passkeyResponseJson", value: await answerPasskey(factor.passkeyOptionsJson) } }),
+    );
+  return (
+    <Plain title={t.signIn.second} lead={recovery ? t.signIn.recoveryLead : factor.totp ? t.signIn.codeLead : t.signIn.passkeyLead}>
+      <form onSubmit={submit} className="flex flex-col gap-3">
+        {(factor.totp || recovery) && (
+          <>
+            <TextField
+              key={String(recovery)}
+              label={recovery ? t.signIn.recoveryCode : t.signIn.code}
+              name="code"
+              autoComplete="one-time-code"
+              inputMode={recovery ? "text" : "numeric"}
+              autoFocus
+              required
+              maxLength={64}
+            />
+            <ProblemNote error={error} />
+            <Button type="submit" kind="primary" busy={busy}>
+              {t.signIn.go}
+            </Button>
+          </>
+        )}
+        {!factor.totp && !recovery && <ProblemNote error={error} />}
+        {factor.passkeyOptionsJson.length > 0 && passkeysWork() && (
+          <Button onClick={passkey} disabled={busy}>
+            {t.signIn.passkey}
+          </Button>
+        )}
+        {factor.recoveryCode && !recovery && (
+          <Button kind="ghost" onClick={() => setRecovery(true)}>
+            {t.signIn.useRecovery}
+          </Button>
+        )}
+        <Button kind="ghost" onClick={back}>
+          {t.signIn.back}
+        </Button>
+      </form>
+    </Plain>
+  );
+}
+
