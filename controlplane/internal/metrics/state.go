@@ -73,6 +73,8 @@ type ReplicaState struct {
 	ClockOffset time.Duration
 	// JobsTerm is that of the lease on background jobs, 0 where another replica has it.
 	JobsTerm int64
+	// JobsTaken is how often this replica took it.
+	JobsTaken int64
 }
 
 // NotReady are the codes of why a replica isn't ready, as /readyz names them.
@@ -91,7 +93,7 @@ type state struct {
 	version string
 	descs   []*prometheus.Desc
 
-	build, ready, notReady, notes, durability, clock, lease        *prometheus.Desc
+	build, ready, notReady, notes, durability, clock, lease, taken *prometheus.Desc
 	streams, organisations, acksWaiting, owing, owed               *prometheus.Desc
 	spoolEvents, spoolBytes, spoolLost, spoolFullest               *prometheus.Desc
 	fail2banDown, inert, repairs                                   *prometheus.Desc
@@ -124,6 +126,8 @@ func declareState(c *catalog, version string) *state {
 		"Over 5 either way the replica refuses to serve. Synchronise both machines (chrony, systemd-timesyncd).")
 	s.lease = add("gauge", "fleetban_jobs_lease_term", "The term of the lease on background jobs; 0 where another replica has it.",
 		"0 on all replicas for a minute: nobody sweeps what ran out or hosts that fell silent. The log of each says why it can't take the lease.")
+	s.taken = add("counter", "fleetban_jobs_lease_taken_total", "Times that this replica took the lease on background jobs from nobody or another.",
+		"Grows on several replicas by turns: each loses it within 15 s, for it is starved or Redis is away. /readyz names the holder and those before it.")
 	c.section = "Agents that are connected"
 	s.streams = add("gauge", "fleetban_streams", "Agents connected to this replica.",
 		"Their sum over replicas falls: hosts are cut off. They keep what they hold and enforce it; see fleetban_streams_ended_total.")
@@ -200,6 +204,7 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 		}
 		put(s.clock, r.ClockOffset.Seconds())
 		put(s.lease, float64(r.JobsTerm))
+		out <- prometheus.MustNewConstMetric(s.taken, prometheus.CounterValue, float64(r.JobsTaken))
 	}
 	if from.Agents != nil {
 		a := from.Agents()

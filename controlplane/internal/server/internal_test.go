@@ -19,6 +19,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
@@ -32,7 +33,7 @@ func TestLease(t *testing.T) {
 	s := sets.New(st, sets.Options{})
 	t.Cleanup(s.Close)
 	job := func(holder string) *jobs {
-		return &jobs{store: st, sets: s, hosts: hosts.New(st, s, nil), orgs: orgs.New(st, seal.New(keys.New([keys.SecretLen]byte{1}), seal.Options{Logger: slog.New(slog.DiscardHandler)})), holder: holder, logger: slog.New(slog.DiscardHandler)}
+		return &jobs{lease: leases.New(st, jobsLease, holder, leaseLife), sets: s, hosts: hosts.New(st, s, nil), orgs: orgs.New(st, seal.New(keys.New([keys.SecretLen]byte{1}), seal.Options{Logger: slog.New(slog.DiscardHandler)})), logger: slog.New(slog.DiscardHandler)}
 	}
 	one, two := job("one"), job("two")
 	hold := func(j *jobs) bool {
@@ -46,13 +47,13 @@ func TestLease(t *testing.T) {
 	if !hold(one) || hold(two) || !hold(one) {
 		t.Fatal("not exactly one has the lease")
 	}
-	first := one.term.Load()
+	first := one.lease.Term()
 	one.release(context.Background())
 	if !hold(two) || hold(one) {
 		t.Fatal("the lease was given back, and nobody else got it")
 	}
-	if two.term.Load() <= first {
-		t.Errorf("term %d after %d", two.term.Load(), first)
+	if two.lease.Term() <= first {
+		t.Errorf("term %d after %d", two.lease.Term(), first)
 	}
 	if err := two.once(t.Context()); err != nil {
 		t.Error(err)

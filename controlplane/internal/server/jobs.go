@@ -2,18 +2,16 @@ package server
 
 import (
 	"context"
-	_ "embed"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
-	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
 const (
@@ -21,27 +19,21 @@ const (
 	leaseLife = 15 * time.Second
 )
 
-var (
-	//go:embed lua/lease.lua
-	leaseText   string
-	leaseScript = store.NewScript("server/lease", leaseText)
-)
+// jobsLease is the name of the lease that jobs are done under.
+const jobsLease = "jobs"
 
 // jobs do for the whole fleet what any replica may do and one does: the one that holds the lease. Each piece of work is a
 // script that decides by itself what is due, so that two holders at once, after a pause of one of them, do no harm; the
 // term in the log tells them apart.
 type jobs struct {
-	store  *store.Store
+	lease  *leases.Lease
 	sets   *sets.Sets
 	hosts  *hosts.Hosts
 	orgs   *orgs.Orgs
 	audit  *audit.Log
-	holder string
 	logger *slog.Logger
 	// metrics may be nil.
 	metrics *metrics.Metrics
-
-	term atomic.Int64 // 0: another replica has the lease
 }
 
 func (j *jobs) run(ctx context.Context) {
@@ -113,25 +105,18 @@ func (j *jobs) sweep(ctx context.Context, org string) error {
 
 // hold takes or renews the lease.
 func (j *jobs) hold(ctx context.Context) (bool, error) {
-	term, err := leaseScript.Run(ctx, j.store, []string{store.Global("lease", "jobs")}, j.holder, leaseLife.Milliseconds()).Int64()
-	if err != nil {
-		j.term.Store(0)
-		return false, fmt.Errorf("take the lease of background jobs: %w", err)
+	held, fresh, err := j.lease.Hold(ctx)
+	if fresh {
+		j.logger.InfoContext(ctx, "background jobs run here", slog.Int64("term", j.lease.Term()))
 	}
-	if before := j.term.Swap(term); before != term && term != 0 {
-		j.logger.InfoContext(ctx, "background jobs run here", slog.Int64("term", term))
-	}
-	return term != 0, nil
+	return held, err
 }
 
 // release lets another replica go on at once.
 func (j *jobs) release(ctx context.Context) {
-	if j.term.Load() == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := leaseScript.Run(ctx, j.store, []string{store.Global("lease", "jobs")}, j.holder, 0).Err(); err != nil {
+	if err := j.lease.Release(ctx); err != nil {
 		j.logger.DebugContext(ctx, "lease not given back, it runs out", slog.Any("error", err))
 	}
 }

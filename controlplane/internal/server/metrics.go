@@ -50,7 +50,7 @@ func (s *Server) observe() {
 		Replica: func() metrics.ReplicaState {
 			report := s.ready.last()
 			out := metrics.ReplicaState{
-				Ready: report.Ready, Durability: report.Durability, ClockOffset: s.ready.clock.ahead(), JobsTerm: s.jobs.term.Load(),
+				Ready: report.Ready, Durability: report.Durability, ClockOffset: s.ready.clock.ahead(), JobsTerm: s.jobs.lease.Term(), JobsTaken: s.jobs.lease.Taken(),
 			}
 			for _, r := range report.Reasons {
 				out.Reasons = append(out.Reasons, r.Code)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
@@ -49,6 +50,8 @@ type Report struct {
 	Reasons    []Reason `json:"reasons,omitempty"`
 	// Notes keep nobody from being served, but want a person's attention.
 	Notes []Reason `json:"notes,omitempty"`
+	// Jobs tells which replica does the background jobs, and which did before.
+	Jobs *leases.State `json:"jobs,omitempty"`
 }
 
 // readiness decides whether this replica may serve.
@@ -211,6 +214,9 @@ func (r *readiness) checkRedis(ctx context.Context, report *Report, add func(cod
 		return
 	}
 	r.checkMasters(facts, report, add)
+	if jobs, err := leases.Read(ctx, r.store, jobsLease); err == nil { // what Redis doesn't answer is told by the others
+		report.Jobs = &jobs
+	}
 	if err := r.keys.Agree(ctx, r.store); errors.Is(err, keys.ErrDisagree) {
 		add("secret-differs", "this replica's secret is not its peers'", "give every replica the same --secret-file")
 	} else if err != nil {

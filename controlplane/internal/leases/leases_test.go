@@ -1,0 +1,99 @@
+package leases_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
+	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
+)
+
+// One replica holds it at a time; it changes hands when it is given back and when it runs out, and all of that can be read.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	st := redistest.Start(t).Open()
+	ctx := t.Context()
+	read := func() leases.State {
+		t.Helper()
+		s, err := leases.Read(ctx, st, "jobs")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	if s := read(); s.Holder != "" || len(s.History) != 0 {
+		t.Errorf("of nobody: %+v", s)
+	}
+	hold := func(l *leases.Lease) (bool, bool) {
+		t.Helper()
+		held, fresh, err := l.Hold(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return held, fresh
+	}
+	one, two := leases.New(st, "jobs", "one", time.Hour), leases.New(st, "jobs", "two", 50*time.Millisecond)
+	if held, fresh := hold(one); !held || !fresh {
+		t.Fatal("nobody has it, and it can't be had")
+	}
+	if held, _ := hold(two); held || two.Term() != 0 {
+		t.Error("two hold it")
+	}
+	if held, fresh := hold(one); !held || fresh || one.Taken() != 1 {
+		t.Error("it isn't renewed")
+	}
+	first := one.Term()
+	if s := read(); s.Holder != "one" || s.Term != first || len(s.History) != 0 || !s.Until.After(s.Since) {
+		t.Errorf("%+v", s)
+	}
+	if err := one.Release(ctx); err != nil || one.Term() != 0 {
+		t.Fatal(err, one.Term())
+	}
+	if s := read(); s.Holder != "" || len(s.History) != 1 || s.History[0].Holder != "one" || !s.History[0].Released {
+		t.Errorf("given back: %+v", s)
+	}
+	if held, _ := hold(two); !held || two.Term() <= first {
+		t.Errorf("term %d after %d", two.Term(), first)
+	}
+	testwait.For(t, "it runs out and changes hands", func() bool { held, _ := hold(one); return held })
+	s := read()
+	if s.Holder != "one" || s.Term <= two.Term() || len(s.History) != 2 {
+		t.Fatalf("%+v", s)
+	}
+	if ran, gave := s.History[0], s.History[1]; ran.Holder != "two" || ran.Released || ran.Term != two.Term() || gave.Term != first || gave.Ended.Before(gave.Since) {
+		t.Errorf("%+v", s.History)
+	}
+	for range 20 { // only so many are kept
+		for _, l := range []*leases.Lease{one, two} {
+			if err := one.Release(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := two.Release(ctx); err != nil {
+				t.Fatal(err)
+			}
+			hold(l)
+		}
+	}
+	if s := read(); len(s.History) != 16 && len(s.History) != 17 {
+		t.Errorf("%d terms are kept", len(s.History))
+	}
+}
+
+// A lease that an earlier release held is read and taken over.
+func TestEarlierRelease(t *testing.T) {
+	t.Parallel()
+	st := redistest.Start(t).Open()
+	ctx := t.Context()
+	if err := st.Client().HSet(ctx, "fb:lease:jobs", "holder", "old", "until", "1700000015000", "term", "1700000000000").Err(); err != nil {
+		t.Fatal(err)
+	}
+	l := leases.New(st, "jobs", "new", time.Minute)
+	if held, _, err := l.Hold(ctx); !held || err != nil {
+		t.Fatal(held, err)
+	}
+	s, err := leases.Read(ctx, st, "jobs")
+	if err != nil || s.Holder != "new" || len(s.History) != 1 || s.History[0].Since.UnixMilli() != 1700000000000 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
