@@ -19,6 +19,8 @@ type config struct {
 	CAFile string `json:"ca_file,omitempty"`
 	// Session is that of a person; with it there is no Token.
 	Session *session `json:"session,omitempty"`
+	// Devices have this machine known at the next sign-in, by address. They let nobody in.
+	Devices map[string]string `json:"devices,omitempty"`
 
 	// path is the file.
 	path string

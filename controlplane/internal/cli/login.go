@@ -20,6 +20,7 @@ type loginCmd struct {
 
 	Email         string `placeholder:"E-MAIL" help:"Sign in as a person, with a password instead of an API token."`
 	PasswordStdin bool   `name:"password-stdin" help:"Read the password from standard input instead of asking for it."`
+	CodeStdin     bool   `name:"code-stdin" help:"Read the code, where one is asked for, from standard input: the line after the password (FLEETBAN_CODE)."`
 	Organisation  string `placeholder:"ID" help:"Which, where a person belongs to several; default the one first joined."`
 }
 
