@@ -194,7 +194,7 @@ func (t *tenant) storeChangedHealth(ctx context.Context) {
 		for _, st := range changed[:n] {
 			st.mu.Lock()
 			if st.health != nil {
-				writes = append(writes, hosts.HealthWrite{Fence: st.fence, Health: st.health})
+				writes = append(writes, hosts.HealthWrite{Fence: st.fence, Health: st.withSkew()})
 			}
 			st.mu.Unlock()
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
@@ -45,6 +46,7 @@ type fleet struct {
 	org    string
 	orgs   *orgs.Orgs
 	keys   *keys.Keys
+	audit  *audit.Log
 	// overHTTP has streams served as those are that come by a proxy.
 	overHTTP bool
 }
@@ -82,6 +84,7 @@ func newFleetOn(t *testing.T, server *redistest.Server) *fleet {
 		t.Fatal(err)
 	}
 	f.org = made.Organisation.ID
+	f.audit = audit.New(audit.Options{Store: f.server.Open(), Signer: f.keys})
 	return f
 }
 
@@ -100,7 +103,7 @@ func (f *fleet) replica(name string, options ...option) *replica {
 	r.hosts = hosts.New(st, r.sets, logger)
 	o := agentapi.Options{
 		Replica: name, Keys: f.keys, Store: st, Sets: r.sets, Feeds: r.feeds, Hosts: r.hosts, Orgs: orgs.New(st, seal.New(f.keys, seal.Options{})),
-		Logger: logger, Metrics: r.metrics,
+		Logger: logger, Metrics: r.metrics, Audit: f.audit,
 	}
 	for _, set := range options {
 		set(&o)

@@ -59,6 +59,7 @@ func (st *stream) handle(ctx context.Context, m *fleetbanv1.ConnectRequest) erro
 			}
 		}
 		st.note(func(m *mailbox) { m.beats = beats })
+		st.clockHeard(m.GetHeartbeat().GetHostUnixMs())
 	case fleetbanv1.ConnectRequest_Offer_case:
 		return st.offer(ctx, m.GetOffer())
 	case fleetbanv1.ConnectRequest_CommandResult_case:

@@ -48,6 +48,7 @@ type stream struct {
 	mu       sync.Mutex
 	fence    hosts.Fence
 	health   *fleetbanv1.Health // last said
+	skew     time.Duration      // of the host's clock, where it is to be told
 	refusals *fleetbanv1.Ack    // last list of exceptions, where there are some
 	inert    fleetbanv1.Inert   // last said
 	owed     owed
