@@ -28,7 +28,7 @@ import (
 )
 
 // reading are the beginnings of the names of RPCs that change nothing, and so need no entry.
-var reading = []string{"Get", "List", "Watch", "Explain", "Verify", "Export"}
+var reading = []string{"Get", "List", "Search", "Watch", "Explain", "Verify", "Export"}
 
 // AuditOf reads how an RPC stands in the audit log; nil for one that only reads, an error for one that doesn't say.
 func AuditOf(method protoreflect.MethodDescriptor) (*optionsv1.Audit, error) {
