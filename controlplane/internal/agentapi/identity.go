@@ -49,6 +49,12 @@ func (s *Service) AuthenticateHost(ctx context.Context, header http.Header) (con
 	return context.WithValue(ctx, grantKey{}, grant), nil
 }
 
+// HostOf is the host that AuthenticateHost let in, and its organisation.
+func HostOf(ctx context.Context) (org, host string, ok bool) {
+	grant, ok := ctx.Value(grantKey{}).(hostauth.Grant)
+	return grant.OrganisationID, grant.HostID, ok
+}
+
 func assertionError(err error) error {
 	reason, message, fix := fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "the host's assertion is malformed", "enrol the host again: fleetban-agent enroll --force"
 	switch {

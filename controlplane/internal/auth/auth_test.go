@@ -181,7 +181,9 @@ func start(t *testing.T, limits auth.Limits, recheck time.Duration) *rig {
 	mux.Handle(fleetbanv1connect.NewAgentServiceHandler(enroller{}, options))
 	// A service that the interceptor was not told of.
 	mux.Handle(operatorv1connect.NewHostServiceHandler(operatorv1connect.UnimplementedHostServiceHandler{}, options))
-	server := httptest.NewServer(mux)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		mux.ServeHTTP(w, req.WithContext(auth.WithAnswer(req.Context(), w.Header())))
+	}))
 	t.Cleanup(server.Close)
 	r.url = server.URL
 	return r

@@ -32,6 +32,8 @@ type Options struct {
 	People Authenticator
 	// Hosts authenticates agents; needed where a service declares PERMISSION_HOST.
 	Hosts HostAuthenticator
+	// HostOf is whom Hosts put in the context, so that one host's connections are limited; nil limits none.
+	HostOf func(ctx context.Context) (org, host string, ok bool)
 	// Limiter bounds how often anyone calls or fails; nil bounds nothing.
 	Limiter *Limiter
 	// ClientAddr is the caller's address for rate limits; default the connection's peer. Give one that knows the
@@ -148,7 +150,13 @@ func (i *Interceptor) admit(ctx context.Context, procedure string, addr netip.Ad
 		// What the request carries is the credential: who failed too often isn't heard.
 		return ctx, i.options.Limiter.mayTry(ctx, addr)
 	case optionsv1.Permission_PERMISSION_HOST:
-		return i.options.Hosts.AuthenticateHost(ctx, header)
+		ctx, err := i.options.Hosts.AuthenticateHost(ctx, header)
+		if err == nil && i.options.HostOf != nil {
+			if org, host, ok := i.options.HostOf(ctx); ok {
+				err = i.options.Limiter.connect(ctx, org, host)
+			}
+		}
+		return ctx, err
 	default:
 	}
 	principal, err := i.authenticate(ctx, addr, header)
@@ -198,7 +206,15 @@ func (i *Interceptor) authenticate(ctx context.Context, addr netip.Addr, header 
 
 // count counts a refused credential of an RPC that authenticates by what its request carries.
 func (i *Interceptor) count(ctx context.Context, procedure string, addr netip.Addr, err error) error {
-	if err == nil || i.table[procedure] != optionsv1.Permission_PERMISSION_NONE {
+	if err == nil {
+		return nil
+	}
+	// One that says itself how long to wait: of passwords, say.
+	var wait interface{ Wait() time.Duration }
+	if errors.As(err, &wait) {
+		retryAfter(ctx, wait.Wait())
+	}
+	if i.table[procedure] != optionsv1.Permission_PERMISSION_NONE {
 		return err
 	}
 	switch apierr.ReasonOf(err) {

@@ -38,6 +38,9 @@ var (
 // TooOftenError says that an address or account was tried too often.
 type TooOftenError struct{ RetryAfter time.Duration }
 
+// Wait is how long until another attempt is heard.
+func (e *TooOftenError) Wait() time.Duration { return e.RetryAfter }
+
 func (e *TooOftenError) Error() string {
 	return "too many attempts: try again in " + (e.RetryAfter.Truncate(time.Second) + time.Second).String()
 }

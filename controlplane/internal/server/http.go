@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
@@ -51,7 +52,7 @@ func wrap(next http.Handler, from proxies, logger *slog.Logger) http.Handler {
 		if from.secure(r) {
 			header.Set("Strict-Transport-Security", hsts)
 		}
-		ctx := requestid.With(r.Context(), id)
+		ctx := auth.WithAnswer(requestid.With(r.Context(), id), header)
 		// A stream on a connection that served something else must not inherit its deadline.
 		var deadline time.Time
 		if !streams[r.URL.Path] {

@@ -283,6 +283,7 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 		Services:   append(operatorapi.Services(), agentapi.Descriptor()),
 		People:     auth.Callers{Programs: auth.Tokens{Orgs: s.base.orgs, Members: s.base.people}, People: s.sessions},
 		Hosts:      s.agents,
+		HostOf:     agentapi.HostOf,
 		Limiter:    auth.NewLimiter(s.base.store, auth.Limits{}, s.logger),
 		ClientAddr: trusted.client,
 	})
