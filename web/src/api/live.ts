@@ -1,7 +1,7 @@
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { useEffect, useSyncExternalStore } from "react";
 import { type FleetEvent, FleetService } from "@/gen/fleetban/operator/v1/operator_pb";
-import { renew, transport } from "./session";
+import { expire, renew, transport } from "./session";
 
 // One stream of events for the whole console. It resumes after the last event it saw, from whichever replica answers.
 
@@ -70,6 +70,7 @@ async function run(signal: AbortSignal): Promise<void> {
       if (signal.aborted) return;
       const code = ConnectError.from(err).code;
       if (code === Code.Unauthenticated) {
+        expire();
         const stands = await renew().catch(() => true);
         if (!stands) return;
         if (wait === backoffFirst) {

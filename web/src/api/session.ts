@@ -2,7 +2,7 @@ import { create } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient, type Interceptor, type Transport } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
 import { useSyncExternalStore } from "react";
-import { type Person, PersonSchema, SessionService } from "@/gen/fleetban/operator/v1/people_pb";
+import { type Person, PersonSchema, SessionService, type Tokens } from "@/gen/fleetban/operator/v1/people_pb";
 
 // The two tokens of a session are in cookies that no script can read. This file only knows whether there is a session
 // and whose: it asks for it, has it renewed when a call is refused, and hears when another tab ends it.
@@ -42,17 +42,74 @@ const asBrowser: Interceptor = (next) => (request) => {
 const plain = createConnectTransport({ baseUrl: "/", useBinaryFormat: true, interceptors: [asBrowser] });
 const sessions = createClient(SessionService, plain);
 
+// What a script may know of the cookies: that there are some, and until when the access token is good. With it a tab
+// renews before it is refused, and the first page of a stranger asks nothing.
+const noteKey = "fleetban-session";
+/** Renewed this long before the access token ends, milliseconds. */
+const early = 45_000;
+
+function goodUntil(): number | undefined {
+  try {
+    const text = localStorage.getItem(noteKey);
+    return text === null ? undefined : Number(text) || 0;
+  } catch {
+    return 0; // storage is forbidden: the control plane is asked
+  }
+}
+
+function keep(tokens: Tokens | undefined): void {
+  const until = Date.now() + Number(tokens?.accessS ?? 0n) * 1000;
+  try {
+    localStorage.setItem(noteKey, String(until));
+  } catch {
+    // as above
+  }
+  schedule(until);
+}
+
+function drop(): void {
+  clearTimeout(due);
+  try {
+    localStorage.removeItem(noteKey);
+  } catch {
+    // as above
+  }
+}
+
+/** expire has the next renewal not rely on what was noted. */
+export function expire(): void {
+  try {
+    if (localStorage.getItem(noteKey) !== null) localStorage.setItem(noteKey, "0");
+  } catch {
+    // as above
+  }
+}
+
+let due: ReturnType<typeof setTimeout> | undefined;
+
+function schedule(until: number): void {
+  clearTimeout(due);
+  due = setTimeout(() => void renew().catch(() => {}), Math.max(until - Date.now() - early, 1_000));
+}
+
 let renewing: Promise<boolean> | undefined;
 
 /** renew exchanges the refresh cookie for the next two; false where the session is over. Tabs take turns. */
 export function renew(): Promise<boolean> {
+  const asked = Date.now();
   renewing ??= locked(async () => {
+    const until = goodUntil() ?? 0;
+    if (until - early > asked) {
+      schedule(until); // another tab was first
+      return true;
+    }
     try {
-      await sessions.refresh({});
+      keep((await sessions.refresh({})).tokens);
       return true;
     } catch (err) {
       if (ConnectError.from(err).code === Code.Unauthenticated) {
-        if (session.state === "in") become({ state: "out", why: "ended" });
+        drop();
+        if (session.state !== "out") become({ state: "out", why: session.state === "in" ? "ended" : "none" });
         return false;
       }
       throw err;
@@ -72,7 +129,10 @@ const renewed: Interceptor = (next) => async (request) => {
     return await next(request);
   } catch (err) {
     // A stream's message can't be sent twice; who watches renews by itself.
-    if (request.stream || ConnectError.from(err).code !== Code.Unauthenticated || !(await renew())) throw err;
+    if (request.stream || ConnectError.from(err).code !== Code.Unauthenticated) throw err;
+    // Refused before its time: the role or the session changed. What the note says is worth nothing then.
+    expire();
+    if (!(await renew())) throw err;
     return await next(request);
   }
 };
@@ -82,18 +142,27 @@ export const transport: Transport = createConnectTransport({ baseUrl: "/", useBi
 
 /** ask finds out whether there is a session. */
 export async function ask(): Promise<void> {
-  const client = createClient(SessionService, transport);
+  const until = goodUntil();
+  if (until === undefined) {
+    become({ state: "out", why: "none" });
+    return;
+  }
+  if (until - early < Date.now()) {
+    if (!(await renew())) return;
+  } else schedule(until);
   try {
-    const { person } = await client.getMe({});
+    const { person } = await createClient(SessionService, transport).getMe({});
     become({ state: "in", person: person ?? create(PersonSchema) });
   } catch (err) {
     if (ConnectError.from(err).code !== Code.Unauthenticated) throw err;
+    drop();
     become({ state: "out", why: session.state === "in" ? "ended" : "none" });
   }
 }
 
 /** began is called when a sign-in has set the cookies. */
-export function began(person: Person): void {
+export function began(person: Person, tokens: Tokens | undefined): void {
+  keep(tokens);
   become({ state: "in", person });
   tabs.postMessage("in");
 }
@@ -101,6 +170,7 @@ export function began(person: Person): void {
 /** signOut ends the session on every replica, and tells the other tabs. */
 export async function signOut(): Promise<void> {
   await createClient(SessionService, transport).signOut({});
+  drop();
   become({ state: "out", why: "none" });
   tabs.postMessage("out");
 }

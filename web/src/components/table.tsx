@@ -1,4 +1,3 @@
-import type { ReactNode } from "react";
 import { type ColumnDef, type RowData, tableFeatures, useTable } from "@tanstack/react-table";
 import { useVirtualizer } from "@tanstack/react-virtual";
 import { useEffect, useRef } from "react";
@@ -58,12 +57,12 @@ const rowHeight = 41;
  * LongTable shows the rows in sight of however many: 100,000 cost what 30 do. More are asked for with `more` before the
  * end is reached. `total` is how many there are, known or not yet read.
  */
-export function LongTable<Row extends RowData>({ label, columns, widths, rows, rowId, total, more, header }: Common<Row> & {
-  /** CSS grid columns. */
+export function LongTable<Row extends RowData>({ label, columns, widths, least, rows, rowId, total, more }: Common<Row> & {
+  /** CSS grid columns, and the least width in which they are read; on a narrower screen the table scrolls sideways. */
   widths: string;
+  least: string;
   total: number;
   more?: () => void;
-  header?: ReactNode;
 }) {
   const table = useTable({ features, columns, data: rows, getRowId: rowId });
   const scroller = useRef<HTMLDivElement>(null);
@@ -83,8 +82,7 @@ export function LongTable<Row extends RowData>({ label, columns, widths, rows, r
       tabIndex={0}
       className="h-[calc(100dvh-16rem)] min-h-80 overflow-auto rounded-lg border border-line bg-surface"
     >
-      <div role="rowgroup" className="sticky top-0 z-10 min-w-max border-b border-line bg-surface">
-        {header}
+      <div role="rowgroup" className="sticky top-0 z-10 border-b border-line bg-surface" style={{ minWidth: least }}>
         {table.getHeaderGroups().map((group) => (
           <div key={group.id} role="row" aria-rowindex={1} className="grid items-center" style={{ gridTemplateColumns: widths }}>
             {group.headers.map((h) => (
@@ -95,7 +93,7 @@ export function LongTable<Row extends RowData>({ label, columns, widths, rows, r
           </div>
         ))}
       </div>
-      <div role="rowgroup" className="relative min-w-max" style={{ height: virtual.getTotalSize() }}>
+      <div role="rowgroup" className="relative" style={{ height: virtual.getTotalSize(), minWidth: least }}>
         {items.map((item) => {
           const row = all[item.index];
           if (!row) return null;

@@ -10,7 +10,9 @@ test("durations are read as the CLI reads them", () => {
 });
 
 test("relative times take the largest unit that fits", () => {
-  expect(relative(0, 90_000, "en")).toBe("1 min. ago");
+  expect(relative(0, 80_000, "en")).toBe("1 min. ago");
+  expect(relative(0, 20_000, "en")).toBe("20 sec. ago");
+  expect(relative(6_900_000, 0, "en")).toBe("in 2 hr.");
   expect(relative(7_200_000, 0, "en")).toBe("in 2 hr.");
   expect(relative(0, 400, "en")).toBe("now");
 });

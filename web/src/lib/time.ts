@@ -36,11 +36,12 @@ const steps: [Intl.RelativeTimeFormatUnit, number][] = [
   ["second", 1],
 ];
 
-/** relative says how far `ms` is from `from`, in the largest unit that fits: "3 minutes ago", "in 2 hours". */
+/** relative says how far `ms` is from `from`, in the largest unit that fits, rounded: "3 min. ago", "in 2 hr.". */
 export function relative(ms: number, from: number, locale: string): string {
   const seconds = Math.round((ms - from) / 1000);
-  const [unit, size] = steps.find(([, s]) => Math.abs(seconds) >= s) ?? (["second", 1] as const);
-  return new Intl.RelativeTimeFormat(locale, { numeric: "auto", style: "short" }).format(Math.trunc(seconds / size), unit);
+  // Nearly an hour is an hour, not 60 minutes.
+  const [unit, size] = steps.find(([, s]) => Math.abs(seconds) >= s * 0.995) ?? (["second", 1] as const);
+  return new Intl.RelativeTimeFormat(locale, { numeric: "auto", style: "short" }).format(Math.round(seconds / size), unit);
 }
 
 /** exact is a time in the viewer's zone, to the second, with the zone's name. */

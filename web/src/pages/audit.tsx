@@ -51,7 +51,7 @@ export function Audit() {
         id: "actor",
         header: t.audit.actor,
         cell: ({ row: { original: e } }) => (
-          <button type="button" className="text-accent hover:underline" onClick={() => set({ actor: e.actor?.name })}>
+          <button type="button" className="max-w-full truncate text-accent hover:underline" onClick={() => set({ actor: e.actor?.name })}>
             {visible(e.actor?.name ?? "", 80) || "–"}
           </button>
         ),
@@ -60,7 +60,7 @@ export function Audit() {
         id: "action",
         header: t.audit.action,
         cell: ({ row: { original: e } }) => (
-          <button type="button" className="text-accent hover:underline" onClick={() => set({ action: e.action })}>
+          <button type="button" className="max-w-full truncate text-accent hover:underline" onClick={() => set({ action: e.action })}>
             {visible(e.action, 64)}
           </button>
         ),
@@ -133,7 +133,7 @@ export function Audit() {
           <Empty icon={<ScrollText size={24} aria-hidden />} title={t.audit.none} />
         </Panel>
       ) : (
-        <LongTable label={t.pages.audit} columns={columns} widths="5rem 8rem minmax(10rem,1fr) 10rem minmax(12rem,2fr) 8rem 9rem 6rem" rows={rows} rowId={(e) => String(e.number)} total={rows.length} more={more} />
+        <LongTable label={t.pages.audit} columns={columns} widths="5rem 8rem minmax(10rem,1fr) 10rem minmax(12rem,2fr) 8rem 9rem 6rem" least="66rem" rows={rows} rowId={(e) => String(e.number)} total={rows.length} more={more} />
       )}
       <Entry entry={shown} onClose={() => setShown(undefined)} />
     </Page>

@@ -166,7 +166,7 @@ export function Bans() {
         <LongTable
           label={t.pages.bans}
           columns={columns}
-          widths="2.5rem minmax(11rem,1.2fr) minmax(14rem,2fr) minmax(10rem,1.4fr) 9rem 9rem"
+          widths="2.5rem minmax(11rem,1.2fr) minmax(14rem,2fr) minmax(10rem,1.4fr) 9rem 9rem" least="58rem"
           rows={rows}
           rowId={(b) => b.prefix}
           total={Number(first?.matching ?? rows.length)}

@@ -103,7 +103,7 @@ export function Design() {
       <Panel title="Table" flush>
         <Table label="short" columns={columns} rows={rows.slice(0, 3)} rowId={(r) => String(r.id)} />
       </Panel>
-      <LongTable label="long" columns={columns} widths="8rem 1fr" rows={rows} rowId={(r) => String(r.id)} total={rows.length} />
+      <LongTable label="long" columns={columns} widths="8rem 1fr" least="20rem" rows={rows} rowId={(r) => String(r.id)} total={rows.length} />
       <Dialog open={open} onOpenChange={setOpen} title="A dialog" lead="What it asks.">
         <p>Something to decide.</p>
         <DialogActions>

@@ -94,7 +94,7 @@ export function Hosts() {
         <LongTable
           label={t.pages.hosts}
           columns={columns}
-          widths="minmax(11rem,2fr) 10rem 7rem 5rem 6rem minmax(8rem,1fr) minmax(8rem,1fr) 8rem"
+          widths="minmax(11rem,2fr) 10rem 7rem 5rem 6rem minmax(8rem,1fr) minmax(8rem,1fr) 8rem" least="62rem"
           rows={rows}
           rowId={(h) => h.hostId}
           total={rows.length}

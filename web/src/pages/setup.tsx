@@ -35,7 +35,7 @@ export function SetUp() {
         mode: Number(form.get("mode")),
       })
       .then((answer) => {
-        if (answer.person) began(answer.person);
+        if (answer.person) began(answer.person, answer.tokens);
         return navigate({ to: "/hosts/add", replace: true });
       })
       .catch(setError)

@@ -20,7 +20,7 @@ export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
 
   const take = (answer: SignInResponse) => {
     if (answer.secondFactor) setFactor(answer.secondFactor);
-    else if (answer.person) began(answer.person);
+    else if (answer.person) began(answer.person, answer.tokens);
   };
   const attempt = async (work: () => Promise<SignInResponse>) => {
     setBusy(true);

@@ -3,172 +3,15 @@
 // option features.field_presence = IMPLICIT;
 /* eslint-disable */
 
-import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Delta, Record, SetCursor, SetInfo, SetKind, SnapshotPage } from "./set_pb";
-import { file_fleetban_v1_set } from "./set_pb";
+import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file fleetban/v1/agent.proto.
  */
 export const file_fleetban_v1_agent: GenFile = /*@__PURE__*/
-  fileDesc("ChdmbGVldGJhbi92MS9hZ2VudC5wcm90bxILZmxlZXRiYW4udjEilgEKDUVucm9sbFJlcXVlc3QSEgoKam9pbl90b2tlbhgBIAEoCRISCgpwdWJsaWNfa2V5GAIgASgMEgwKBG5hbWUYAyABKAkSJQoFZmFjdHMYBCABKAsyFi5mbGVldGJhbi52MS5Ib3N0RmFjdHMSEgoKZm9ybWVyX2tleRgFIAEoDBIUCgxmb3JtZXJfcHJvb2YYBiABKAwiNQoQUm90YXRlS2V5UmVxdWVzdBISCgpwdWJsaWNfa2V5GAEgASgMEg0KBXByb29mGAIgASgMIiIKEVJvdGF0ZUtleVJlc3BvbnNlEg0KBWdyYW50GAEgASgJIr0BCg5FbnJvbGxSZXNwb25zZRIPCgdob3N0X2lkGAEgASgJEgwKBG5hbWUYAiABKAkSFwoPb3JnYW5pc2F0aW9uX2lkGAMgASgJEhkKEW9yZ2FuaXNhdGlvbl9uYW1lGAQgASgJEg0KBWdyYW50GAUgASgJEhAKCGF1ZGllbmNlGAYgASgJEhYKDnNlcnZlcl91bml4X21zGAcgASgDEh8KBG1vZGUYCCABKA4yES5mbGVldGJhbi52MS5Nb2RlIpABCglIb3N0RmFjdHMSEAoIaG9zdG5hbWUYASABKAkSCgoCb3MYAiABKAkSDgoGa2VybmVsGAMgASgJEgwKBGFyY2gYBCABKAkSFQoNYWdlbnRfdmVyc2lvbhgFIAEoCRIPCgdtYWNoaW5lGAYgASgJEgwKBGJvb3QYByABKAkSEQoJYWRkcmVzc2VzGAggAygMIsYCCg5Db25uZWN0UmVxdWVzdBIjCgVoZWxsbxgBIAEoCzISLmZsZWV0YmFuLnYxLkhlbGxvSAASHwoDYWNrGAIgASgLMhAuZmxlZXRiYW4udjEuQWNrSAASKQoGZXZlbnRzGAMgASgLMhcuZmxlZXRiYW4udjEuRXZlbnRCYXRjaEgAEiUKBmhlYWx0aBgEIAEoCzITLmZsZWV0YmFuLnYxLkhlYWx0aEgAEjAKCWhlYXJ0YmVhdBgFIAEoCzIbLmZsZWV0YmFuLnYxLkFnZW50SGVhcnRiZWF0SAASKQoFb2ZmZXIYBiABKAsyGC5mbGVldGJhbi52MS5SZWNvcmRPZmZlckgAEjQKDmNvbW1hbmRfcmVzdWx0GAcgASgLMhouZmxlZXRiYW4udjEuQ29tbWFuZFJlc3VsdEgAQgkKB21lc3NhZ2UizwMKD0Nvbm5lY3RSZXNwb25zZRInCgd3ZWxjb21lGAEgASgLMhQuZmxlZXRiYW4udjEuV2VsY29tZUgAEi0KCHNuYXBzaG90GAIgASgLMhkuZmxlZXRiYW4udjEuU25hcHNob3RQYWdlSAASIwoFZGVsdGEYAyABKAsyEi5mbGVldGJhbi52MS5EZWx0YUgAEioKCWV2ZW50X2FjaxgEIAEoCzIVLmZsZWV0YmFuLnYxLkV2ZW50QWNrSAASMQoJaGVhcnRiZWF0GAUgASgLMhwuZmxlZXRiYW4udjEuU2VydmVySGVhcnRiZWF0SAASIwoFZHJhaW4YBiABKAsyEi5mbGVldGJhbi52MS5EcmFpbkgAEicKB2NvbW1hbmQYByABKAsyFC5mbGVldGJhbi52MS5Db21tYW5kSAASMgoNb2ZmZXJfcmVxdWVzdBgIIAEoCzIZLmZsZWV0YmFuLnYxLk9mZmVyUmVxdWVzdEgAEikKCHNldHRpbmdzGAkgASgLMhUuZmxlZXRiYW4udjEuU2V0dGluZ3NIABIoCghzZXRfc3luYxgKIAEoCzIULmZsZWV0YmFuLnYxLlNldFN5bmNIAEIJCgdtZXNzYWdlIsEBCgVIZWxsbxIQCghwcm90b2NvbBgBIAEoDRIQCghmZWF0dXJlcxgCIAMoCRIQCghpbnN0YW5jZRgDIAEoCRIlCgVmYWN0cxgEIAEoCzIWLmZsZWV0YmFuLnYxLkhvc3RGYWN0cxINCgVzcG9vbBgFIAEoCRInCgdjdXJzb3JzGAYgAygLMhYuZmxlZXRiYW4udjEuU2V0Q3Vyc29yEiMKBmhlYWx0aBgHIAEoCzITLmZsZWV0YmFuLnYxLkhlYWx0aCKNAgoHV2VsY29tZRIWCg5zZXJ2ZXJfdW5peF9tcxgBIAEoAxIPCgdyZXBsaWNhGAIgASgJEg8KB2hvc3RfaWQYAyABKAkSEQoJaG9zdF9uYW1lGAQgASgJEhkKEW9yZ2FuaXNhdGlvbl9uYW1lGAUgASgJEg0KBWVwb2NoGAYgASgEEiIKBHNldHMYByADKAsyFC5mbGVldGJhbi52MS5TZXRJbmZvEhQKDGhlYXJ0YmVhdF9tcxgIIAEoDRInCghzZXR0aW5ncxgJIAEoCzIVLmZsZWV0YmFuLnYxLlNldHRpbmdzEhYKDmV2ZW50c190aHJvdWdoGAogASgEEhAKCGZlYXR1cmVzGAsgAygJIloKCFNldHRpbmdzEg8KB3ZlcnNpb24YASABKAQSHAoUcGF1c2VkX3VudGlsX3VuaXhfbXMYAiABKAMSHwoEbW9kZRgDIAEoDjIRLmZsZWV0YmFuLnYxLk1vZGUiVQoHU2V0U3luYxImCgZjdXJzb3IYASABKAsyFi5mbGVldGJhbi52MS5TZXRDdXJzb3ISIgoEa2luZBgCIAEoDjIULmZsZWV0YmFuLnYxLlNldEtpbmQitgEKA0FjaxInCgdjdXJzb3JzGAEgAygLMhYuZmxlZXRiYW4udjEuU2V0Q3Vyc29yEi0KCmV4Y2VwdGlvbnMYAiADKAsyGS5mbGVldGJhbi52MS5TZXRFeGNlcHRpb24SGAoQZXhjZXB0aW9uc190b3RhbBgDIAEoDRIaChJleGNlcHRpb25zX2NoYW5nZWQYBCABKAgSIQoFaW5lcnQYBSABKA4yEi5mbGVldGJhbi52MS5JbmVydCJSCgxTZXRFeGNlcHRpb24SCwoDc2V0GAEgASgJEg4KBnByZWZpeBgCIAEoDBIlCgdyZWZ1c2FsGAMgASgOMhQuZmxlZXRiYW4udjEuUmVmdXNhbCI/CgpFdmVudEJhdGNoEg0KBXNwb29sGAEgASgJEiIKBmV2ZW50cxgCIAMoCzISLmZsZWV0YmFuLnYxLkV2ZW50ItcBCgVFdmVudBILCgNzZXEYASABKAQSDAoEamFpbBgCIAEoCRIOCgZwcmVmaXgYAyABKAwSDgoGYWdlX21zGAQgASgDEicKA2JhbhgFIAEoCzIYLmZsZWV0YmFuLnYxLk9ic2VydmVkQmFuSAASMwoJZXh0ZW5zaW9uGAYgASgLMh4uZmxlZXRiYW4udjEuT2JzZXJ2ZWRFeHRlbnNpb25IABIrCgV1bmJhbhgHIAEoCzIaLmZsZWV0YmFuLnYxLk9ic2VydmVkVW5iYW5IAEIICgZjaGFuZ2UibwoLT2JzZXJ2ZWRCYW4SEwoLZHVyYXRpb25fbXMYASABKAMSEAoIZmFpbHVyZXMYAiABKA0SEAoIcmVzdG9yZWQYAyABKAgSEwoLcHJlZXhpc3RpbmcYBCABKAgSEgoKY29tbWFuZF9pZBgFIAEoCSIoChFPYnNlcnZlZEV4dGVuc2lvbhITCgtkdXJhdGlvbl9tcxgBIAEoAyJLCg1PYnNlcnZlZFVuYmFuEiYKBWNhdXNlGAEgASgOMhcuZmxlZXRiYW4udjEuVW5iYW5DYXVzZRISCgpjb21tYW5kX2lkGAIgASgJIioKCEV2ZW50QWNrEg0KBXNwb29sGAEgASgJEg8KB3Rocm91Z2gYAiABKAQiTwoOQWdlbnRIZWFydGJlYXQSJwoHY3Vyc29ycxgBIAMoCzIWLmZsZWV0YmFuLnYxLlNldEN1cnNvchIUCgxob3N0X3VuaXhfbXMYAiABKAMiPQoPU2VydmVySGVhcnRiZWF0EhYKDnNlcnZlcl91bml4X21zGAEgASgDEhIKCnN0b3JlX2F3YXkYAiABKAgiIwoFRHJhaW4SGgoScmVjb25uZWN0X2FmdGVyX21zGAEgASgNIjIKDE9mZmVyUmVxdWVzdBILCgNzZXQYASABKAkSFQoNYWJvdmVfdmVyc2lvbhgCIAEoBCJOCgtSZWNvcmRPZmZlchILCgNzZXQYASABKAkSJAoHcmVjb3JkcxgCIAMoCzITLmZsZWV0YmFuLnYxLlJlY29yZBIMCgRsYXN0GAMgASgIIs0BCgZIZWFsdGgSLQoIZmFpbDJiYW4YASABKAsyGy5mbGVldGJhbi52MS5GYWlsMmJhbkhlYWx0aBItCghlbmZvcmNlchgCIAEoCzIbLmZsZWV0YmFuLnYxLkVuZm9yY2VySGVhbHRoEicKBXNwb29sGAMgASgLMhguZmxlZXRiYW4udjEuU3Bvb2xIZWFsdGgSFAoMcG9saWN5X2xldmVsGAQgASgJEiYKCGZpbmRpbmdzGAUgAygLMhQuZmxlZXRiYW4udjEuRmluZGluZyLAAgoORmFpbDJiYW5IZWFsdGgSMAoFc3RhdGUYASABKA4yIS5mbGVldGJhbi52MS5GYWlsMmJhbkhlYWx0aC5TdGF0ZRIPCgd2ZXJzaW9uGAIgASgJEiYKBWphaWxzGAMgAygLMhcuZmxlZXRiYW4udjEuSmFpbEhlYWx0aBIPCgdwcm9ibGVtGAQgASgJEigKBnNvdXJjZRgFIAEoDjIYLmZsZWV0YmFuLnYxLkV2ZW50U291cmNlEhAKCGRlbGF5X21zGAYgASgNInYKBVN0YXRlEhUKEVNUQVRFX1VOU1BFQ0lGSUVEEAASDAoIU1RBVEVfVVAQARIOCgpTVEFURV9ET1dOEAISEAoMU1RBVEVfQlJPS0VOEAMSEgoOU1RBVEVfU1RBUlRJTkcQBBISCg5TVEFURV9TVE9QUElORxAFIp8BCgpKYWlsSGVhbHRoEgwKBG5hbWUYASABKAkSDgoGYmFubmVkGAIgASgEEhQKDGJhbm5lZF90b3RhbBgDIAEoBBIOCgZmYWlsZWQYBCABKAQSFAoMZmFpbGVkX3RvdGFsGAUgASgEEhEKCWJhbnRpbWVfcxgGIAEoAxISCgpmaW5kdGltZV9zGAcgASgDEhAKCG1heHJldHJ5GAggASgDIrgBCg5FbmZvcmNlckhlYWx0aBIPCgdiYWNrZW5kGAEgASgJEiEKBWluZXJ0GAIgASgOMhIuZmxlZXRiYW4udjEuSW5lcnQSEAoIZW5mb3JjZWQYAyABKAQSEgoKc3VwcHJlc3NlZBgEIAEoBBIPCgdyZWZ1c2VkGAUgASgEEg8KB3JlcGFpcnMYBiABKAQSGQoRb2ZmX3VudGlsX3VuaXhfbXMYByABKAMSDwoHcHJvYmxlbRgIIAEoCSJMCgtTcG9vbEhlYWx0aBIPCgd3YWl0aW5nGAEgASgEEg0KBWJ5dGVzGAIgASgEEgwKBGxvc3QYAyABKAQSDwoHcHJvYmxlbRgEIAEoCSLJAQoHRmluZGluZxIvCghzZXZlcml0eRgBIAEoDjIdLmZsZWV0YmFuLnYxLkZpbmRpbmcuU2V2ZXJpdHkSDAoEY29kZRgCIAEoCRIPCgdwcm9ibGVtGAMgASgJEgsKA2ZpeBgEIAEoCSJhCghTZXZlcml0eRIYChRTRVZFUklUWV9VTlNQRUNJRklFRBAAEhEKDVNFVkVSSVRZX0lORk8QARIUChBTRVZFUklUWV9XQVJOSU5HEAISEgoOU0VWRVJJVFlfRVJST1IQAyKlAQoHQ29tbWFuZBISCgpjb21tYW5kX2lkGAEgASgJEhkKEW5vdF9hZnRlcl91bml4X21zGAIgASgDEjMKDnVuYmFuX2luX2phaWxzGAMgASgLMhkuZmxlZXRiYW4udjEuVW5iYW5JbkphaWxzSAASLQoLYmFuX2luX2phaWwYBCABKAsyFi5mbGVldGJhbi52MS5CYW5JbkphaWxIAEIHCgVvcmRlciIgCgxVbmJhbkluSmFpbHMSEAoIcHJlZml4ZXMYASADKAwiKwoJQmFuSW5KYWlsEgwKBGphaWwYASABKAkSEAoIcHJlZml4ZXMYAiADKAwiYgoNQ29tbWFuZFJlc3VsdBISCgpjb21tYW5kX2lkGAEgASgJEiwKB291dGNvbWUYAiABKA4yGy5mbGVldGJhbi52MS5Db21tYW5kT3V0Y29tZRIPCgdtZXNzYWdlGAMgASgJKj4KBE1vZGUSFAoQTU9ERV9VTlNQRUNJRklFRBAAEg4KCk1PREVfV0FUQ0gQARIQCgxNT0RFX0VORk9SQ0UQAip3CgVJbmVydBIVChFJTkVSVF9VTlNQRUNJRklFRBAAEg0KCUlORVJUX09GRhABEhAKDElORVJUX1BBVVNFRBACEhAKDElORVJUX1VOQUJMRRADEhEKDUlORVJUX09CU0VSVkUQBBIRCg1JTkVSVF9QUk9YSUVEEAUqvQIKB1JlZnVzYWwSFwoTUkVGVVNBTF9VTlNQRUNJRklFRBAAEhcKE1JFRlVTQUxfT1dOX0FERFJFU1MQARITCg9SRUZVU0FMX0dBVEVXQVkQAhIUChBSRUZVU0FMX1JFU09MVkVSEAMSGQoVUkVGVVNBTF9DT05UUk9MX1BMQU5FEAQSFgoSUkVGVVNBTF9GTEVFVF9IT1NUEAUSFAoQUkVGVVNBTF9TU0hfUEVFUhAGEhoKFlJFRlVTQUxfUkVTRVJWRURfUkFOR0UQBxIXChNSRUZVU0FMX0hPU1RfUE9MSUNZEAgSFAoQUkVGVVNBTF9UT09fV0lERRAJEhQKEFJFRlVTQUxfQ09WRVJBR0UQChIXChNSRUZVU0FMX0xPQ0FMX0FMTE9XEAsSEgoOUkVGVVNBTF9LRVJORUwQDCqRAQoKVW5iYW5DYXVzZRIbChdVTkJBTl9DQVVTRV9VTlNQRUNJRklFRBAAEhcKE1VOQkFOX0NBVVNFX0VYUElSRUQQARIWChJVTkJBTl9DQVVTRV9QRVJTT04QAhIXChNVTkJBTl9DQVVTRV9DT01NQU5EEAMSHAoYVU5CQU5fQ0FVU0VfSkFJTF9TVE9QUEVEEAQqWAoLRXZlbnRTb3VyY2USHAoYRVZFTlRfU09VUkNFX1VOU1BFQ0lGSUVEEAASFAoQRVZFTlRfU09VUkNFX0xPRxABEhUKEUVWRU5UX1NPVVJDRV9QT0xMEAIq3wEKDkNvbW1hbmRPdXRjb21lEh8KG0NPTU1BTkRfT1VUQ09NRV9VTlNQRUNJRklFRBAAEhgKFENPTU1BTkRfT1VUQ09NRV9ET05FEAESGgoWQ09NTUFORF9PVVRDT01FX0ZBSUxFRBACEhsKF0NPTU1BTkRfT1VUQ09NRV9SRUZVU0VEEAMSGwoXQ09NTUFORF9PVVRDT01FX0VYUElSRUQQBBIbChdDT01NQU5EX09VVENPTUVfVU5LTk9XThAFEh8KG0NPTU1BTkRfT1VUQ09NRV9VTlNVUFBPUlRFRBAGMucBCgxBZ2VudFNlcnZpY2USQQoGRW5yb2xsEhouZmxlZXRiYW4udjEuRW5yb2xsUmVxdWVzdBobLmZsZWV0YmFuLnYxLkVucm9sbFJlc3BvbnNlEkoKCVJvdGF0ZUtleRIdLmZsZWV0YmFuLnYxLlJvdGF0ZUtleVJlcXVlc3QaHi5mbGVldGJhbi52MS5Sb3RhdGVLZXlSZXNwb25zZRJICgdDb25uZWN0EhsuZmxlZXRiYW4udjEuQ29ubmVjdFJlcXVlc3QaHC5mbGVldGJhbi52MS5Db25uZWN0UmVzcG9uc2UoATABQkdaQGdpdGh1Yi5jb20vZmxlZXRiYW4vZmxlZXRiYW4vcHJvdG8vZ2VuL2dvL2ZsZWV0YmFuL3YxO2ZsZWV0YmFudjGSAwIIAmIIZWRpdGlvbnNw6Qc", [file_fleetban_v1_set]);
-
-/**
- * @generated from message fleetban.v1.EnrollRequest
- */
-export type EnrollRequest = Message<"fleetban.v1.EnrollRequest"> & {
-  /**
-   * @generated from field: string join_token = 1;
-   */
-  joinToken: string;
-
-  /**
-   * Ed25519, 32 bytes.
-   *
-   * @generated from field: bytes public_key = 2;
-   */
-  publicKey: Uint8Array;
-
-  /**
-   * The name people see; made unique by the control plane if it is taken.
-   *
-   * @generated from field: string name = 3;
-   */
-  name: string;
-
-  /**
-   * @generated from field: fleetban.v1.HostFacts facts = 4;
-   */
-  facts?: HostFacts | undefined;
-
-  /**
-   * The key that this machine had here before, and its signature over what proto/wire/hostauth says: the same host is then
-   * given the new key, and no second one is made. One that isn't known or doesn't fit is ignored.
-   *
-   * @generated from field: bytes former_key = 5;
-   */
-  formerKey: Uint8Array;
-
-  /**
-   * @generated from field: bytes former_proof = 6;
-   */
-  formerProof: Uint8Array;
-};
-
-/**
- * Describes the message fleetban.v1.EnrollRequest.
- * Use `create(EnrollRequestSchema)` to create a new message.
- */
-export const EnrollRequestSchema: GenMessage<EnrollRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 0);
-
-/**
- * @generated from message fleetban.v1.RotateKeyRequest
- */
-export type RotateKeyRequest = Message<"fleetban.v1.RotateKeyRequest"> & {
-  /**
-   * Ed25519, 32 bytes.
-   *
-   * @generated from field: bytes public_key = 1;
-   */
-  publicKey: Uint8Array;
-
-  /**
-   * The new key's signature over what proto/wire/hostauth says.
-   *
-   * @generated from field: bytes proof = 2;
-   */
-  proof: Uint8Array;
-};
-
-/**
- * Describes the message fleetban.v1.RotateKeyRequest.
- * Use `create(RotateKeyRequestSchema)` to create a new message.
- */
-export const RotateKeyRequestSchema: GenMessage<RotateKeyRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 1);
-
-/**
- * @generated from message fleetban.v1.RotateKeyResponse
- */
-export type RotateKeyResponse = Message<"fleetban.v1.RotateKeyResponse"> & {
-  /**
-   * In place of the one that enrolment gave.
-   *
-   * @generated from field: string grant = 1;
-   */
-  grant: string;
-};
-
-/**
- * Describes the message fleetban.v1.RotateKeyResponse.
- * Use `create(RotateKeyResponseSchema)` to create a new message.
- */
-export const RotateKeyResponseSchema: GenMessage<RotateKeyResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 2);
-
-/**
- * @generated from message fleetban.v1.EnrollResponse
- */
-export type EnrollResponse = Message<"fleetban.v1.EnrollResponse"> & {
-  /**
-   * 26 characters, a ULID.
-   *
-   * @generated from field: string host_id = 1;
-   */
-  hostId: string;
-
-  /**
-   * @generated from field: string name = 2;
-   */
-  name: string;
-
-  /**
-   * @generated from field: string organisation_id = 3;
-   */
-  organisationId: string;
-
-  /**
-   * @generated from field: string organisation_name = 4;
-   */
-  organisationName: string;
-
-  /**
-   * Presented with each assertion: the control plane's signed statement that this key is this host of this
-   * organisation, so that a fleet survives the loss of Redis.
-   *
-   * @generated from field: string grant = 5;
-   */
-  grant: string;
-
-  /**
-   * The `aud` of assertions.
-   *
-   * @generated from field: string audience = 6;
-   */
-  audience: string;
-
-  /**
-   * @generated from field: int64 server_unix_ms = 7;
-   */
-  serverUnixMs: bigint;
-
-  /**
-   * The mode of the organisation, to tell the person who enrols what will happen.
-   *
-   * @generated from field: fleetban.v1.Mode mode = 8;
-   */
-  mode: Mode;
-};
-
-/**
- * Describes the message fleetban.v1.EnrollResponse.
- * Use `create(EnrollResponseSchema)` to create a new message.
- */
-export const EnrollResponseSchema: GenMessage<EnrollResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 3);
+  fileDesc("ChdmbGVldGJhbi92MS9hZ2VudC5wcm90bxILZmxlZXRiYW4udjEikAEKCUhvc3RGYWN0cxIQCghob3N0bmFtZRgBIAEoCRIKCgJvcxgCIAEoCRIOCgZrZXJuZWwYAyABKAkSDAoEYXJjaBgEIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAUgASgJEg8KB21hY2hpbmUYBiABKAkSDAoEYm9vdBgHIAEoCRIRCglhZGRyZXNzZXMYCCADKAwiUgoMU2V0RXhjZXB0aW9uEgsKA3NldBgBIAEoCRIOCgZwcmVmaXgYAiABKAwSJQoHcmVmdXNhbBgDIAEoDjIULmZsZWV0YmFuLnYxLlJlZnVzYWwizQEKBkhlYWx0aBItCghmYWlsMmJhbhgBIAEoCzIbLmZsZWV0YmFuLnYxLkZhaWwyYmFuSGVhbHRoEi0KCGVuZm9yY2VyGAIgASgLMhsuZmxlZXRiYW4udjEuRW5mb3JjZXJIZWFsdGgSJwoFc3Bvb2wYAyABKAsyGC5mbGVldGJhbi52MS5TcG9vbEhlYWx0aBIUCgxwb2xpY3lfbGV2ZWwYBCABKAkSJgoIZmluZGluZ3MYBSADKAsyFC5mbGVldGJhbi52MS5GaW5kaW5nIsACCg5GYWlsMmJhbkhlYWx0aBIwCgVzdGF0ZRgBIAEoDjIhLmZsZWV0YmFuLnYxLkZhaWwyYmFuSGVhbHRoLlN0YXRlEg8KB3ZlcnNpb24YAiABKAkSJgoFamFpbHMYAyADKAsyFy5mbGVldGJhbi52MS5KYWlsSGVhbHRoEg8KB3Byb2JsZW0YBCABKAkSKAoGc291cmNlGAUgASgOMhguZmxlZXRiYW4udjEuRXZlbnRTb3VyY2USEAoIZGVsYXlfbXMYBiABKA0idgoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIMCghTVEFURV9VUBABEg4KClNUQVRFX0RPV04QAhIQCgxTVEFURV9CUk9LRU4QAxISCg5TVEFURV9TVEFSVElORxAEEhIKDlNUQVRFX1NUT1BQSU5HEAUinwEKCkphaWxIZWFsdGgSDAoEbmFtZRgBIAEoCRIOCgZiYW5uZWQYAiABKAQSFAoMYmFubmVkX3RvdGFsGAMgASgEEg4KBmZhaWxlZBgEIAEoBBIUCgxmYWlsZWRfdG90YWwYBSABKAQSEQoJYmFudGltZV9zGAYgASgDEhIKCmZpbmR0aW1lX3MYByABKAMSEAoIbWF4cmV0cnkYCCABKAMiuAEKDkVuZm9yY2VySGVhbHRoEg8KB2JhY2tlbmQYASABKAkSIQoFaW5lcnQYAiABKA4yEi5mbGVldGJhbi52MS5JbmVydBIQCghlbmZvcmNlZBgDIAEoBBISCgpzdXBwcmVzc2VkGAQgASgEEg8KB3JlZnVzZWQYBSABKAQSDwoHcmVwYWlycxgGIAEoBBIZChFvZmZfdW50aWxfdW5peF9tcxgHIAEoAxIPCgdwcm9ibGVtGAggASgJIkwKC1Nwb29sSGVhbHRoEg8KB3dhaXRpbmcYASABKAQSDQoFYnl0ZXMYAiABKAQSDAoEbG9zdBgDIAEoBBIPCgdwcm9ibGVtGAQgASgJIskBCgdGaW5kaW5nEi8KCHNldmVyaXR5GAEgASgOMh0uZmxlZXRiYW4udjEuRmluZGluZy5TZXZlcml0eRIMCgRjb2RlGAIgASgJEg8KB3Byb2JsZW0YAyABKAkSCwoDZml4GAQgASgJImEKCFNldmVyaXR5EhgKFFNFVkVSSVRZX1VOU1BFQ0lGSUVEEAASEQoNU0VWRVJJVFlfSU5GTxABEhQKEFNFVkVSSVRZX1dBUk5JTkcQAhISCg5TRVZFUklUWV9FUlJPUhADIqUBCgdDb21tYW5kEhIKCmNvbW1hbmRfaWQYASABKAkSGQoRbm90X2FmdGVyX3VuaXhfbXMYAiABKAMSMwoOdW5iYW5faW5famFpbHMYAyABKAsyGS5mbGVldGJhbi52MS5VbmJhbkluSmFpbHNIABItCgtiYW5faW5famFpbBgEIAEoCzIWLmZsZWV0YmFuLnYxLkJhbkluSmFpbEgAQgcKBW9yZGVyIiAKDFVuYmFuSW5KYWlscxIQCghwcmVmaXhlcxgBIAMoDCIrCglCYW5JbkphaWwSDAoEamFpbBgBIAEoCRIQCghwcmVmaXhlcxgCIAMoDCJiCg1Db21tYW5kUmVzdWx0EhIKCmNvbW1hbmRfaWQYASABKAkSLAoHb3V0Y29tZRgCIAEoDjIbLmZsZWV0YmFuLnYxLkNvbW1hbmRPdXRjb21lEg8KB21lc3NhZ2UYAyABKAkqPgoETW9kZRIUChBNT0RFX1VOU1BFQ0lGSUVEEAASDgoKTU9ERV9XQVRDSBABEhAKDE1PREVfRU5GT1JDRRACKncKBUluZXJ0EhUKEUlORVJUX1VOU1BFQ0lGSUVEEAASDQoJSU5FUlRfT0ZGEAESEAoMSU5FUlRfUEFVU0VEEAISEAoMSU5FUlRfVU5BQkxFEAMSEQoNSU5FUlRfT0JTRVJWRRAEEhEKDUlORVJUX1BST1hJRUQQBSq9AgoHUmVmdXNhbBIXChNSRUZVU0FMX1VOU1BFQ0lGSUVEEAASFwoTUkVGVVNBTF9PV05fQUREUkVTUxABEhMKD1JFRlVTQUxfR0FURVdBWRACEhQKEFJFRlVTQUxfUkVTT0xWRVIQAxIZChVSRUZVU0FMX0NPTlRST0xfUExBTkUQBBIWChJSRUZVU0FMX0ZMRUVUX0hPU1QQBRIUChBSRUZVU0FMX1NTSF9QRUVSEAYSGgoWUkVGVVNBTF9SRVNFUlZFRF9SQU5HRRAHEhcKE1JFRlVTQUxfSE9TVF9QT0xJQ1kQCBIUChBSRUZVU0FMX1RPT19XSURFEAkSFAoQUkVGVVNBTF9DT1ZFUkFHRRAKEhcKE1JFRlVTQUxfTE9DQUxfQUxMT1cQCxISCg5SRUZVU0FMX0tFUk5FTBAMKlgKC0V2ZW50U291cmNlEhwKGEVWRU5UX1NPVVJDRV9VTlNQRUNJRklFRBAAEhQKEEVWRU5UX1NPVVJDRV9MT0cQARIVChFFVkVOVF9TT1VSQ0VfUE9MTBACKt8BCg5Db21tYW5kT3V0Y29tZRIfChtDT01NQU5EX09VVENPTUVfVU5TUEVDSUZJRUQQABIYChRDT01NQU5EX09VVENPTUVfRE9ORRABEhoKFkNPTU1BTkRfT1VUQ09NRV9GQUlMRUQQAhIbChdDT01NQU5EX09VVENPTUVfUkVGVVNFRBADEhsKF0NPTU1BTkRfT1VUQ09NRV9FWFBJUkVEEAQSGwoXQ09NTUFORF9PVVRDT01FX1VOS05PV04QBRIfChtDT01NQU5EX09VVENPTUVfVU5TVVBQT1JURUQQBkJHWkBnaXRodWIuY29tL2ZsZWV0YmFuL2ZsZWV0YmFuL3Byb3RvL2dlbi9nby9mbGVldGJhbi92MTtmbGVldGJhbnYxkgMCCAJiCGVkaXRpb25zcOkH");
 
 /**
  * HostFacts is what a host says of itself. Shown to people, trusted for nothing.
@@ -226,378 +69,7 @@ export type HostFacts = Message<"fleetban.v1.HostFacts"> & {
  * Use `create(HostFactsSchema)` to create a new message.
  */
 export const HostFactsSchema: GenMessage<HostFacts> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 4);
-
-/**
- * @generated from message fleetban.v1.ConnectRequest
- */
-export type ConnectRequest = Message<"fleetban.v1.ConnectRequest"> & {
-  /**
-   * @generated from oneof fleetban.v1.ConnectRequest.message
-   */
-  message: {
-    /**
-     * @generated from field: fleetban.v1.Hello hello = 1;
-     */
-    value: Hello;
-    case: "hello";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.Ack ack = 2;
-     */
-    value: Ack;
-    case: "ack";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.EventBatch events = 3;
-     */
-    value: EventBatch;
-    case: "events";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.Health health = 4;
-     */
-    value: Health;
-    case: "health";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.AgentHeartbeat heartbeat = 5;
-     */
-    value: AgentHeartbeat;
-    case: "heartbeat";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.RecordOffer offer = 6;
-     */
-    value: RecordOffer;
-    case: "offer";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.CommandResult command_result = 7;
-     */
-    value: CommandResult;
-    case: "commandResult";
-  } | { case: undefined; value?: undefined };
-};
-
-/**
- * Describes the message fleetban.v1.ConnectRequest.
- * Use `create(ConnectRequestSchema)` to create a new message.
- */
-export const ConnectRequestSchema: GenMessage<ConnectRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 5);
-
-/**
- * @generated from message fleetban.v1.ConnectResponse
- */
-export type ConnectResponse = Message<"fleetban.v1.ConnectResponse"> & {
-  /**
-   * @generated from oneof fleetban.v1.ConnectResponse.message
-   */
-  message: {
-    /**
-     * @generated from field: fleetban.v1.Welcome welcome = 1;
-     */
-    value: Welcome;
-    case: "welcome";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.SnapshotPage snapshot = 2;
-     */
-    value: SnapshotPage;
-    case: "snapshot";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.Delta delta = 3;
-     */
-    value: Delta;
-    case: "delta";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.EventAck event_ack = 4;
-     */
-    value: EventAck;
-    case: "eventAck";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.ServerHeartbeat heartbeat = 5;
-     */
-    value: ServerHeartbeat;
-    case: "heartbeat";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.Drain drain = 6;
-     */
-    value: Drain;
-    case: "drain";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.Command command = 7;
-     */
-    value: Command;
-    case: "command";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.OfferRequest offer_request = 8;
-     */
-    value: OfferRequest;
-    case: "offerRequest";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.Settings settings = 9;
-     */
-    value: Settings;
-    case: "settings";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.SetSync set_sync = 10;
-     */
-    value: SetSync;
-    case: "setSync";
-  } | { case: undefined; value?: undefined };
-};
-
-/**
- * Describes the message fleetban.v1.ConnectResponse.
- * Use `create(ConnectResponseSchema)` to create a new message.
- */
-export const ConnectResponseSchema: GenMessage<ConnectResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 6);
-
-/**
- * @generated from message fleetban.v1.Hello
- */
-export type Hello = Message<"fleetban.v1.Hello"> & {
-  /**
-   * 1.
-   *
-   * @generated from field: uint32 protocol = 1;
-   */
-  protocol: number;
-
-  /**
-   * Names of optional behaviours the agent has; unknown ones are ignored.
-   *
-   * @generated from field: repeated string features = 2;
-   */
-  features: string[];
-
-  /**
-   * Random, new with each start of `run`: tells a reconnect from a second process with the same identity.
-   *
-   * @generated from field: string instance = 3;
-   */
-  instance: string;
-
-  /**
-   * @generated from field: fleetban.v1.HostFacts facts = 4;
-   */
-  facts?: HostFacts | undefined;
-
-  /**
-   * Random, new when the spool is made: (host, spool, seq) names an event for ever.
-   *
-   * @generated from field: string spool = 5;
-   */
-  spool: string;
-
-  /**
-   * What the host holds. Empty on a fresh host.
-   *
-   * @generated from field: repeated fleetban.v1.SetCursor cursors = 6;
-   */
-  cursors: SetCursor[];
-
-  /**
-   * @generated from field: fleetban.v1.Health health = 7;
-   */
-  health?: Health | undefined;
-};
-
-/**
- * Describes the message fleetban.v1.Hello.
- * Use `create(HelloSchema)` to create a new message.
- */
-export const HelloSchema: GenMessage<Hello> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 7);
-
-/**
- * @generated from message fleetban.v1.Welcome
- */
-export type Welcome = Message<"fleetban.v1.Welcome"> & {
-  /**
-   * @generated from field: int64 server_unix_ms = 1;
-   */
-  serverUnixMs: bigint;
-
-  /**
-   * The replica that serves this stream.
-   *
-   * @generated from field: string replica = 2;
-   */
-  replica: string;
-
-  /**
-   * @generated from field: string host_id = 3;
-   */
-  hostId: string;
-
-  /**
-   * @generated from field: string host_name = 4;
-   */
-  hostName: string;
-
-  /**
-   * @generated from field: string organisation_name = 5;
-   */
-  organisationName: string;
-
-  /**
-   * @generated from field: uint64 epoch = 6;
-   */
-  epoch: bigint;
-
-  /**
-   * The sets this host is to hold. A set it holds and that isn't named is dropped.
-   *
-   * @generated from field: repeated fleetban.v1.SetInfo sets = 7;
-   */
-  sets: SetInfo[];
-
-  /**
-   * How often each side speaks when it has nothing to say. At most 25 s.
-   *
-   * @generated from field: uint32 heartbeat_ms = 8;
-   */
-  heartbeatMs: number;
-
-  /**
-   * @generated from field: fleetban.v1.Settings settings = 9;
-   */
-  settings?: Settings | undefined;
-
-  /**
-   * The last event of the agent's spool that is stored; the agent sends from the next on.
-   *
-   * @generated from field: uint64 events_through = 10;
-   */
-  eventsThrough: bigint;
-
-  /**
-   * @generated from field: repeated string features = 11;
-   */
-  features: string[];
-};
-
-/**
- * Describes the message fleetban.v1.Welcome.
- * Use `create(WelcomeSchema)` to create a new message.
- */
-export const WelcomeSchema: GenMessage<Welcome> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 8);
-
-/**
- * Settings is what the organisation says to every host, beside its sets.
- *
- * @generated from message fleetban.v1.Settings
- */
-export type Settings = Message<"fleetban.v1.Settings"> & {
-  /**
-   * Grows with each change; an older one is ignored.
-   *
-   * @generated from field: uint64 version = 1;
-   */
-  version: bigint;
-
-  /**
-   * Enforcement is paused until then; 0 when it isn't.
-   *
-   * @generated from field: int64 paused_until_unix_ms = 2;
-   */
-  pausedUntilUnixMs: bigint;
-
-  /**
-   * @generated from field: fleetban.v1.Mode mode = 3;
-   */
-  mode: Mode;
-};
-
-/**
- * Describes the message fleetban.v1.Settings.
- * Use `create(SettingsSchema)` to create a new message.
- */
-export const SettingsSchema: GenMessage<Settings> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 9);
-
-/**
- * SetSync says that a holder of this cursor is current: nothing to send. Also ends a rebuild: what a partial
- * snapshot left standing and isn't in the set any more is dropped once a full snapshot follows.
- *
- * @generated from message fleetban.v1.SetSync
- */
-export type SetSync = Message<"fleetban.v1.SetSync"> & {
-  /**
-   * @generated from field: fleetban.v1.SetCursor cursor = 1;
-   */
-  cursor?: SetCursor | undefined;
-
-  /**
-   * @generated from field: fleetban.v1.SetKind kind = 2;
-   */
-  kind: SetKind;
-};
-
-/**
- * Describes the message fleetban.v1.SetSync.
- * Use `create(SetSyncSchema)` to create a new message.
- */
-export const SetSyncSchema: GenMessage<SetSync> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 10);
-
-/**
- * @generated from message fleetban.v1.Ack
- */
-export type Ack = Message<"fleetban.v1.Ack"> & {
-  /**
-   * Cumulative: everything through these is in the kernel, but for the exceptions.
-   *
-   * @generated from field: repeated fleetban.v1.SetCursor cursors = 1;
-   */
-  cursors: SetCursor[];
-
-  /**
-   * The whole list of what is in force nowhere on this host, replacing the one before. At most 1000; `exceptions_total` counts all.
-   *
-   * @generated from field: repeated fleetban.v1.SetException exceptions = 2;
-   */
-  exceptions: SetException[];
-
-  /**
-   * @generated from field: uint32 exceptions_total = 3;
-   */
-  exceptionsTotal: number;
-
-  /**
-   * False: `exceptions` is not sent, the last list stands.
-   *
-   * @generated from field: bool exceptions_changed = 4;
-   */
-  exceptionsChanged: boolean;
-
-  /**
-   * Why nothing of what is acknowledged drops a packet on this host; unspecified when it does.
-   *
-   * @generated from field: fleetban.v1.Inert inert = 5;
-   */
-  inert: Inert;
-};
-
-/**
- * Describes the message fleetban.v1.Ack.
- * Use `create(AckSchema)` to create a new message.
- */
-export const AckSchema: GenMessage<Ack> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 11);
+  messageDesc(file_fleetban_v1_agent, 0);
 
 /**
  * SetException is a record that the host holds and doesn't enforce.
@@ -626,322 +98,7 @@ export type SetException = Message<"fleetban.v1.SetException"> & {
  * Use `create(SetExceptionSchema)` to create a new message.
  */
 export const SetExceptionSchema: GenMessage<SetException> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 12);
-
-/**
- * @generated from message fleetban.v1.EventBatch
- */
-export type EventBatch = Message<"fleetban.v1.EventBatch"> & {
-  /**
-   * @generated from field: string spool = 1;
-   */
-  spool: string;
-
-  /**
-   * @generated from field: repeated fleetban.v1.Event events = 2;
-   */
-  events: Event[];
-};
-
-/**
- * Describes the message fleetban.v1.EventBatch.
- * Use `create(EventBatchSchema)` to create a new message.
- */
-export const EventBatchSchema: GenMessage<EventBatch> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 13);
-
-/**
- * Event is a change of what a host's fail2ban has banned. Sent in order of seq, again after a reconnect, stored once.
- *
- * @generated from message fleetban.v1.Event
- */
-export type Event = Message<"fleetban.v1.Event"> & {
-  /**
-   * From 1, without gaps.
-   *
-   * @generated from field: uint64 seq = 1;
-   */
-  seq: bigint;
-
-  /**
-   * @generated from field: string jail = 2;
-   */
-  jail: string;
-
-  /**
-   * 4 or 16 bytes, then the prefix length: 5 or 17.
-   *
-   * @generated from field: bytes prefix = 3;
-   */
-  prefix: Uint8Array;
-
-  /**
-   * How long ago it happened, by the agent's monotonic clock, when the message was sent.
-   *
-   * @generated from field: int64 age_ms = 4;
-   */
-  ageMs: bigint;
-
-  /**
-   * @generated from oneof fleetban.v1.Event.change
-   */
-  change: {
-    /**
-     * @generated from field: fleetban.v1.ObservedBan ban = 5;
-     */
-    value: ObservedBan;
-    case: "ban";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.ObservedExtension extension = 6;
-     */
-    value: ObservedExtension;
-    case: "extension";
-  } | {
-    /**
-     * @generated from field: fleetban.v1.ObservedUnban unban = 7;
-     */
-    value: ObservedUnban;
-    case: "unban";
-  } | { case: undefined; value?: undefined };
-};
-
-/**
- * Describes the message fleetban.v1.Event.
- * Use `create(EventSchema)` to create a new message.
- */
-export const EventSchema: GenMessage<Event> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 14);
-
-/**
- * @generated from message fleetban.v1.ObservedBan
- */
-export type ObservedBan = Message<"fleetban.v1.ObservedBan"> & {
-  /**
-   * Until when it will last, counted from the moment it began. -1 is for ever.
-   *
-   * @generated from field: int64 duration_ms = 1;
-   */
-  durationMs: bigint;
-
-  /**
-   * @generated from field: uint32 failures = 2;
-   */
-  failures: number;
-
-  /**
-   * Read back by fail2ban from its database after a start, not decided now.
-   *
-   * @generated from field: bool restored = 3;
-   */
-  restored: boolean;
-
-  /**
-   * Stood before the host was enrolled, or was found by reconciliation on the first look.
-   *
-   * @generated from field: bool preexisting = 4;
-   */
-  preexisting: boolean;
-
-  /**
-   * Ordered by this command, not decided by fail2ban.
-   *
-   * @generated from field: string command_id = 5;
-   */
-  commandId: string;
-};
-
-/**
- * Describes the message fleetban.v1.ObservedBan.
- * Use `create(ObservedBanSchema)` to create a new message.
- */
-export const ObservedBanSchema: GenMessage<ObservedBan> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 15);
-
-/**
- * @generated from message fleetban.v1.ObservedExtension
- */
-export type ObservedExtension = Message<"fleetban.v1.ObservedExtension"> & {
-  /**
-   * The new length, counted from the moment the ban began. -1 is for ever.
-   *
-   * @generated from field: int64 duration_ms = 1;
-   */
-  durationMs: bigint;
-};
-
-/**
- * Describes the message fleetban.v1.ObservedExtension.
- * Use `create(ObservedExtensionSchema)` to create a new message.
- */
-export const ObservedExtensionSchema: GenMessage<ObservedExtension> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 16);
-
-/**
- * @generated from message fleetban.v1.ObservedUnban
- */
-export type ObservedUnban = Message<"fleetban.v1.ObservedUnban"> & {
-  /**
-   * @generated from field: fleetban.v1.UnbanCause cause = 1;
-   */
-  cause: UnbanCause;
-
-  /**
-   * @generated from field: string command_id = 2;
-   */
-  commandId: string;
-};
-
-/**
- * Describes the message fleetban.v1.ObservedUnban.
- * Use `create(ObservedUnbanSchema)` to create a new message.
- */
-export const ObservedUnbanSchema: GenMessage<ObservedUnban> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 17);
-
-/**
- * @generated from message fleetban.v1.EventAck
- */
-export type EventAck = Message<"fleetban.v1.EventAck"> & {
-  /**
-   * @generated from field: string spool = 1;
-   */
-  spool: string;
-
-  /**
-   * @generated from field: uint64 through = 2;
-   */
-  through: bigint;
-};
-
-/**
- * Describes the message fleetban.v1.EventAck.
- * Use `create(EventAckSchema)` to create a new message.
- */
-export const EventAckSchema: GenMessage<EventAck> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 18);
-
-/**
- * @generated from message fleetban.v1.AgentHeartbeat
- */
-export type AgentHeartbeat = Message<"fleetban.v1.AgentHeartbeat"> & {
-  /**
-   * What the host holds, so that a silent divergence is seen.
-   *
-   * @generated from field: repeated fleetban.v1.SetCursor cursors = 1;
-   */
-  cursors: SetCursor[];
-
-  /**
-   * The host's wall clock.
-   *
-   * @generated from field: int64 host_unix_ms = 2;
-   */
-  hostUnixMs: bigint;
-};
-
-/**
- * Describes the message fleetban.v1.AgentHeartbeat.
- * Use `create(AgentHeartbeatSchema)` to create a new message.
- */
-export const AgentHeartbeatSchema: GenMessage<AgentHeartbeat> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 19);
-
-/**
- * @generated from message fleetban.v1.ServerHeartbeat
- */
-export type ServerHeartbeat = Message<"fleetban.v1.ServerHeartbeat"> & {
-  /**
-   * @generated from field: int64 server_unix_ms = 1;
-   */
-  serverUnixMs: bigint;
-
-  /**
-   * The replica can't reach Redis: nothing is stored or passed on until it can. Sent at once when it changes.
-   *
-   * @generated from field: bool store_away = 2;
-   */
-  storeAway: boolean;
-};
-
-/**
- * Describes the message fleetban.v1.ServerHeartbeat.
- * Use `create(ServerHeartbeatSchema)` to create a new message.
- */
-export const ServerHeartbeatSchema: GenMessage<ServerHeartbeat> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 20);
-
-/**
- * Drain asks the agent to open a new stream elsewhere, then close this one.
- *
- * @generated from message fleetban.v1.Drain
- */
-export type Drain = Message<"fleetban.v1.Drain"> & {
-  /**
-   * @generated from field: uint32 reconnect_after_ms = 1;
-   */
-  reconnectAfterMs: number;
-};
-
-/**
- * Describes the message fleetban.v1.Drain.
- * Use `create(DrainSchema)` to create a new message.
- */
-export const DrainSchema: GenMessage<Drain> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 21);
-
-/**
- * OfferRequest asks for what the host holds of a set above a version: Redis lost it.
- *
- * @generated from message fleetban.v1.OfferRequest
- */
-export type OfferRequest = Message<"fleetban.v1.OfferRequest"> & {
-  /**
-   * @generated from field: string set = 1;
-   */
-  set: string;
-
-  /**
-   * @generated from field: uint64 above_version = 2;
-   */
-  aboveVersion: bigint;
-};
-
-/**
- * Describes the message fleetban.v1.OfferRequest.
- * Use `create(OfferRequestSchema)` to create a new message.
- */
-export const OfferRequestSchema: GenMessage<OfferRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 22);
-
-/**
- * RecordOffer answers it, tombstones included, in pages.
- *
- * @generated from message fleetban.v1.RecordOffer
- */
-export type RecordOffer = Message<"fleetban.v1.RecordOffer"> & {
-  /**
-   * @generated from field: string set = 1;
-   */
-  set: string;
-
-  /**
-   * @generated from field: repeated fleetban.v1.Record records = 2;
-   */
-  records: Record[];
-
-  /**
-   * @generated from field: bool last = 3;
-   */
-  last: boolean;
-};
-
-/**
- * Describes the message fleetban.v1.RecordOffer.
- * Use `create(RecordOfferSchema)` to create a new message.
- */
-export const RecordOfferSchema: GenMessage<RecordOffer> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 23);
+  messageDesc(file_fleetban_v1_agent, 1);
 
 /**
  * Health is the state of a host, sent when it changes.
@@ -982,7 +139,7 @@ export type Health = Message<"fleetban.v1.Health"> & {
  * Use `create(HealthSchema)` to create a new message.
  */
 export const HealthSchema: GenMessage<Health> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 24);
+  messageDesc(file_fleetban_v1_agent, 2);
 
 /**
  * @generated from message fleetban.v1.Fail2banHealth
@@ -1030,7 +187,7 @@ export type Fail2banHealth = Message<"fleetban.v1.Fail2banHealth"> & {
  * Use `create(Fail2banHealthSchema)` to create a new message.
  */
 export const Fail2banHealthSchema: GenMessage<Fail2banHealth> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 25);
+  messageDesc(file_fleetban_v1_agent, 3);
 
 /**
  * @generated from enum fleetban.v1.Fail2banHealth.State
@@ -1075,7 +232,7 @@ export enum Fail2banHealth_State {
  * Describes the enum fleetban.v1.Fail2banHealth.State.
  */
 export const Fail2banHealth_StateSchema: GenEnum<Fail2banHealth_State> = /*@__PURE__*/
-  enumDesc(file_fleetban_v1_agent, 25, 0);
+  enumDesc(file_fleetban_v1_agent, 3, 0);
 
 /**
  * @generated from message fleetban.v1.JailHealth
@@ -1129,7 +286,7 @@ export type JailHealth = Message<"fleetban.v1.JailHealth"> & {
  * Use `create(JailHealthSchema)` to create a new message.
  */
 export const JailHealthSchema: GenMessage<JailHealth> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 26);
+  messageDesc(file_fleetban_v1_agent, 4);
 
 /**
  * @generated from message fleetban.v1.EnforcerHealth
@@ -1185,7 +342,7 @@ export type EnforcerHealth = Message<"fleetban.v1.EnforcerHealth"> & {
  * Use `create(EnforcerHealthSchema)` to create a new message.
  */
 export const EnforcerHealthSchema: GenMessage<EnforcerHealth> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 27);
+  messageDesc(file_fleetban_v1_agent, 5);
 
 /**
  * @generated from message fleetban.v1.SpoolHealth
@@ -1219,7 +376,7 @@ export type SpoolHealth = Message<"fleetban.v1.SpoolHealth"> & {
  * Use `create(SpoolHealthSchema)` to create a new message.
  */
 export const SpoolHealthSchema: GenMessage<SpoolHealth> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 28);
+  messageDesc(file_fleetban_v1_agent, 6);
 
 /**
  * Finding is something on the host that needs a person, and what mends it.
@@ -1255,7 +412,7 @@ export type Finding = Message<"fleetban.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 29);
+  messageDesc(file_fleetban_v1_agent, 7);
 
 /**
  * @generated from enum fleetban.v1.Finding.Severity
@@ -1286,7 +443,7 @@ export enum Finding_Severity {
  * Describes the enum fleetban.v1.Finding.Severity.
  */
 export const Finding_SeveritySchema: GenEnum<Finding_Severity> = /*@__PURE__*/
-  enumDesc(file_fleetban_v1_agent, 29, 0);
+  enumDesc(file_fleetban_v1_agent, 7, 0);
 
 /**
  * Command is one order to one host.
@@ -1332,7 +489,7 @@ export type Command = Message<"fleetban.v1.Command"> & {
  * Use `create(CommandSchema)` to create a new message.
  */
 export const CommandSchema: GenMessage<Command> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 30);
+  messageDesc(file_fleetban_v1_agent, 8);
 
 /**
  * UnbanInJails unbans prefixes in every jail of the host's fail2ban.
@@ -1351,7 +508,7 @@ export type UnbanInJails = Message<"fleetban.v1.UnbanInJails"> & {
  * Use `create(UnbanInJailsSchema)` to create a new message.
  */
 export const UnbanInJailsSchema: GenMessage<UnbanInJails> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 31);
+  messageDesc(file_fleetban_v1_agent, 9);
 
 /**
  * BanInJail bans prefixes in one jail of the host's fail2ban.
@@ -1375,7 +532,7 @@ export type BanInJail = Message<"fleetban.v1.BanInJail"> & {
  * Use `create(BanInJailSchema)` to create a new message.
  */
 export const BanInJailSchema: GenMessage<BanInJail> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 32);
+  messageDesc(file_fleetban_v1_agent, 10);
 
 /**
  * @generated from message fleetban.v1.CommandResult
@@ -1404,7 +561,7 @@ export type CommandResult = Message<"fleetban.v1.CommandResult"> & {
  * Use `create(CommandResultSchema)` to create a new message.
  */
 export const CommandResultSchema: GenMessage<CommandResult> = /*@__PURE__*/
-  messageDesc(file_fleetban_v1_agent, 33);
+  messageDesc(file_fleetban_v1_agent, 11);
 
 /**
  * Mode is what promotion does.
@@ -1586,48 +743,6 @@ export const RefusalSchema: GenEnum<Refusal> = /*@__PURE__*/
   enumDesc(file_fleetban_v1_agent, 2);
 
 /**
- * @generated from enum fleetban.v1.UnbanCause
- */
-export enum UnbanCause {
-  /**
-   * @generated from enum value: UNBAN_CAUSE_UNSPECIFIED = 0;
-   */
-  UNSPECIFIED = 0,
-
-  /**
-   * @generated from enum value: UNBAN_CAUSE_EXPIRED = 1;
-   */
-  EXPIRED = 1,
-
-  /**
-   * Before its end and outside a shutdown: a person on the host. Retracts the host's claim.
-   *
-   * @generated from enum value: UNBAN_CAUSE_PERSON = 2;
-   */
-  PERSON = 2,
-
-  /**
-   * Ordered by a command of the fleet.
-   *
-   * @generated from enum value: UNBAN_CAUSE_COMMAND = 3;
-   */
-  COMMAND = 3,
-
-  /**
-   * Its jail was stopped or removed.
-   *
-   * @generated from enum value: UNBAN_CAUSE_JAIL_STOPPED = 4;
-   */
-  JAIL_STOPPED = 4,
-}
-
-/**
- * Describes the enum fleetban.v1.UnbanCause.
- */
-export const UnbanCauseSchema: GenEnum<UnbanCause> = /*@__PURE__*/
-  enumDesc(file_fleetban_v1_agent, 3);
-
-/**
  * @generated from enum fleetban.v1.EventSource
  */
 export enum EventSource {
@@ -1651,7 +766,7 @@ export enum EventSource {
  * Describes the enum fleetban.v1.EventSource.
  */
 export const EventSourceSchema: GenEnum<EventSource> = /*@__PURE__*/
-  enumDesc(file_fleetban_v1_agent, 4);
+  enumDesc(file_fleetban_v1_agent, 3);
 
 /**
  * @generated from enum fleetban.v1.CommandOutcome
@@ -1707,51 +822,5 @@ export enum CommandOutcome {
  * Describes the enum fleetban.v1.CommandOutcome.
  */
 export const CommandOutcomeSchema: GenEnum<CommandOutcome> = /*@__PURE__*/
-  enumDesc(file_fleetban_v1_agent, 5);
-
-/**
- * AgentService is what agents speak. gRPC protocol on the wire.
- *
- * @generated from service fleetban.v1.AgentService
- */
-export const AgentService: GenService<{
-  /**
-   * Enroll trades a join token for a host identity. Sending the same public key again with a valid token answers with
-   * the same host: a retry makes no second one.
-   *
-   * @generated from rpc fleetban.v1.AgentService.Enroll
-   */
-  enroll: {
-    methodKind: "unary";
-    input: typeof EnrollRequestSchema;
-    output: typeof EnrollResponseSchema;
-  },
-  /**
-   * RotateKey replaces the host's key. The caller authenticates with the present one, as for Connect, and proves that it
-   * holds the next. Called again with the same two keys, for its answer was lost, it answers the same. The host's stream ends;
-   * the former key is refused from then on.
-   *
-   * @generated from rpc fleetban.v1.AgentService.RotateKey
-   */
-  rotateKey: {
-    methodKind: "unary";
-    input: typeof RotateKeyRequestSchema;
-    output: typeof RotateKeyResponseSchema;
-  },
-  /**
-   * Connect is the agent's one long-lived stream. The first message each way is Hello and Welcome. A message of a kind
-   * the receiver doesn't know is skipped.
-   *
-   * Metadata: `authorization: Bearer <assertion>`, a JWT (EdDSA) by the host's key with iss=sub=host id, aud=the
-   * fleet's audience, iat, exp at most 60 s later, jti; and `fleetban-grant: <grant>`, the JWT that enrolment gave.
-   *
-   * @generated from rpc fleetban.v1.AgentService.Connect
-   */
-  connect: {
-    methodKind: "bidi_streaming";
-    input: typeof ConnectRequestSchema;
-    output: typeof ConnectResponseSchema;
-  },
-}> = /*@__PURE__*/
-  serviceDesc(file_fleetban_v1_agent, 0);
+  enumDesc(file_fleetban_v1_agent, 4);
 

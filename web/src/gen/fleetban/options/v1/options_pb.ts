@@ -3,69 +3,16 @@
 // option features.field_presence = IMPLICIT;
 /* eslint-disable */
 
-import type { GenEnum, GenExtension, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { enumDesc, extDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenExtension, GenFile } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, extDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
 import type { MethodOptions } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_descriptor } from "@bufbuild/protobuf/wkt";
-import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file fleetban/options/v1/options.proto.
  */
 export const file_fleetban_options_v1_options: GenFile = /*@__PURE__*/
-  fileDesc("CiFmbGVldGJhbi9vcHRpb25zL3YxL29wdGlvbnMucHJvdG8SE2ZsZWV0YmFuLm9wdGlvbnMudjEiXAoFQXVkaXQSDgoGYWN0aW9uGAEgASgJEg4KBnRhcmdldBgCIAEoCRIPCgdkZXRhaWxzGAMgAygJEg4KBmF0b21pYxgEIAEoCBISCgpieV9oYW5kbGVyGAUgASgIKqcDCgpQZXJtaXNzaW9uEhoKFlBFUk1JU1NJT05fVU5TUEVDSUZJRUQQABITCg9QRVJNSVNTSU9OX05PTkUQARITCg9QRVJNSVNTSU9OX0hPU1QQAhIZChVQRVJNSVNTSU9OX0ZMRUVUX1JFQUQQChIZChVQRVJNSVNTSU9OX0JBTlNfV1JJVEUQCxIeChpQRVJNSVNTSU9OX0FMTE9XTElTVF9XUklURRAMEhsKF1BFUk1JU1NJT05fUE9MSUNZX1dSSVRFEA0SGgoWUEVSTUlTU0lPTl9IT1NUU19XUklURRAOEhkKFVBFUk1JU1NJT05fQVVESVRfUkVBRBAPEhsKF1BFUk1JU1NJT05fTUVNQkVSU19SRUFEEBASHAoYUEVSTUlTU0lPTl9NRU1CRVJTX1dSSVRFEBESGwoXUEVSTUlTU0lPTl9UT0tFTlNfV1JJVEUQEhITCg9QRVJNSVNTSU9OX1NFTEYQFBIWChJQRVJNSVNTSU9OX0FQUFJPVkUQHhIkCiBQRVJNSVNTSU9OX0FQUFJPVkFMX1BPTElDWV9XUklURRAfKkwKCEFwcHJvdmFsEhgKFEFQUFJPVkFMX1VOU1BFQ0lGSUVEEAASEwoPQVBQUk9WQUxfQUxXQVlTEAESEQoNQVBQUk9WQUxfV0lERRACOlsKCGFwcHJvdmFsEh4uZ29vZ2xlLnByb3RvYnVmLk1ldGhvZE9wdGlvbnMYm4gDIAEoDjIdLmZsZWV0YmFuLm9wdGlvbnMudjEuQXBwcm92YWxSCGFwcHJvdmFsOjgKBnNjb3BlZBIeLmdvb2dsZS5wcm90b2J1Zi5NZXRob2RPcHRpb25zGKKIAyABKAhSBnNjb3BlZEJOWkdnaXRodWIuY29tL2ZsZWV0YmFuL2ZsZWV0YmFuL3Byb3RvL2dlbi9nby9mbGVldGJhbi9vcHRpb25zL3YxO29wdGlvbnN2MZIDAggCYghlZGl0aW9uc3DpBw", [file_google_protobuf_descriptor]);
-
-/**
- * Audit says how an RPC stands in the audit log. Each RPC of people's services that changes anything declares it; the
- * control plane refuses to start with one that doesn't. Those that only read, whose names begin with Get, List, Watch,
- * Explain, Verify or Export, declare none.
- *
- * @generated from message fleetban.options.v1.Audit
- */
-export type Audit = Message<"fleetban.options.v1.Audit"> & {
-  /**
-   * What is recorded as the action: "ban", "join-token.create".
-   *
-   * @generated from field: string action = 1;
-   */
-  action: string;
-
-  /**
-   * The field of the request that names what it is done to; empty: the organisation.
-   *
-   * @generated from field: string target = 2;
-   */
-  target: string;
-
-  /**
-   * Other fields of the request that are recorded. Nothing else of it is: a field that holds a secret is never named here.
-   *
-   * @generated from field: repeated string details = 3;
-   */
-  details: string[];
-
-  /**
-   * The entry is written by the same script of Redis as the change. Otherwise one is written before, and one with its
-   * outcome after.
-   *
-   * @generated from field: bool atomic = 4;
-   */
-  atomic: boolean;
-
-  /**
-   * The RPC's own code writes the entry, for only it knows who the caller is and of which organisation: signing in.
-   *
-   * @generated from field: bool by_handler = 5;
-   */
-  byHandler: boolean;
-};
-
-/**
- * Describes the message fleetban.options.v1.Audit.
- * Use `create(AuditSchema)` to create a new message.
- */
-export const AuditSchema: GenMessage<Audit> = /*@__PURE__*/
-  messageDesc(file_fleetban_options_v1_options, 0);
+  fileDesc("CiFmbGVldGJhbi9vcHRpb25zL3YxL29wdGlvbnMucHJvdG8SE2ZsZWV0YmFuLm9wdGlvbnMudjEqpwMKClBlcm1pc3Npb24SGgoWUEVSTUlTU0lPTl9VTlNQRUNJRklFRBAAEhMKD1BFUk1JU1NJT05fTk9ORRABEhMKD1BFUk1JU1NJT05fSE9TVBACEhkKFVBFUk1JU1NJT05fRkxFRVRfUkVBRBAKEhkKFVBFUk1JU1NJT05fQkFOU19XUklURRALEh4KGlBFUk1JU1NJT05fQUxMT1dMSVNUX1dSSVRFEAwSGwoXUEVSTUlTU0lPTl9QT0xJQ1lfV1JJVEUQDRIaChZQRVJNSVNTSU9OX0hPU1RTX1dSSVRFEA4SGQoVUEVSTUlTU0lPTl9BVURJVF9SRUFEEA8SGwoXUEVSTUlTU0lPTl9NRU1CRVJTX1JFQUQQEBIcChhQRVJNSVNTSU9OX01FTUJFUlNfV1JJVEUQERIbChdQRVJNSVNTSU9OX1RPS0VOU19XUklURRASEhMKD1BFUk1JU1NJT05fU0VMRhAUEhYKElBFUk1JU1NJT05fQVBQUk9WRRAeEiQKIFBFUk1JU1NJT05fQVBQUk9WQUxfUE9MSUNZX1dSSVRFEB86OAoGc2NvcGVkEh4uZ29vZ2xlLnByb3RvYnVmLk1ldGhvZE9wdGlvbnMYoogDIAEoCFIGc2NvcGVkQk5aR2dpdGh1Yi5jb20vZmxlZXRiYW4vZmxlZXRiYW4vcHJvdG8vZ2VuL2dvL2ZsZWV0YmFuL29wdGlvbnMvdjE7b3B0aW9uc3YxkgMCCAJiCGVkaXRpb25zcOkH", [file_google_protobuf_descriptor]);
 
 /**
  * Permission is what a caller must hold to use an RPC. It is declared on the RPC and nowhere else; the control plane
@@ -185,51 +132,11 @@ export const PermissionSchema: GenEnum<Permission> = /*@__PURE__*/
   enumDesc(file_fleetban_options_v1_options, 0);
 
 /**
- * Approval says whether an RPC waits for a second person where the organisation asks for that.
- *
- * @generated from enum fleetban.options.v1.Approval
- */
-export enum Approval {
-  /**
-   * @generated from enum value: APPROVAL_UNSPECIFIED = 0;
-   */
-  UNSPECIFIED = 0,
-
-  /**
-   * Each call does.
-   *
-   * @generated from enum value: APPROVAL_ALWAYS = 1;
-   */
-  ALWAYS = 1,
-
-  /**
-   * A call does whose field `prefixes` names a wide prefix or many, as the organisation says what that is.
-   *
-   * @generated from enum value: APPROVAL_WIDE = 2;
-   */
-  WIDE = 2,
-}
-
-/**
- * Describes the enum fleetban.options.v1.Approval.
- */
-export const ApprovalSchema: GenEnum<Approval> = /*@__PURE__*/
-  enumDesc(file_fleetban_options_v1_options, 1);
-
-/**
- * Whether it waits for a second person.
- *
- * @generated from extension: fleetban.options.v1.Approval approval = 50203;
- */
-export const approval: GenExtension<MethodOptions, Approval> = /*@__PURE__*/
-  extDesc(file_fleetban_options_v1_options, 0);
-
-/**
  * The RPC shows and changes no more than is within the caller's tags. Callers who are restricted to tags can't use one
  * that doesn't say so, unless its permission is about no host: NONE, SELF, MEMBERS_READ.
  *
  * @generated from extension: bool scoped = 50210;
  */
 export const scoped: GenExtension<MethodOptions, boolean> = /*@__PURE__*/
-  extDesc(file_fleetban_options_v1_options, 1);
+  extDesc(file_fleetban_options_v1_options, 0);
 
