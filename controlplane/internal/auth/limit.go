@@ -37,7 +37,7 @@ type Limits struct {
 // With Redis away, calls are limited by each replica for itself, and credentials that failed are refused unseen: whoever
 // guesses isn't to learn anything from an outage.
 type Limiter struct {
-	rate   *redis_rate.Limiter
+	rate   *store.Limiter
 	limits Limits
 	logger *slog.Logger
 
@@ -85,7 +85,7 @@ func NewLimiter(st *store.Store, limits Limits, logger *slog.Logger) *Limiter {
 	if logger == nil {
 		logger = slog.Default()
 	}
-	return &Limiter{rate: redis_rate.NewLimiter(st.Client()), limits: limits, logger: logger, leases: make(map[string]*lease)}
+	return &Limiter{rate: store.NewLimiter(st), limits: limits, logger: logger, leases: make(map[string]*lease)}
 }
 
 // budget is what a share is taken of.

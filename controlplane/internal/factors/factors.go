@@ -78,7 +78,7 @@ type Factors struct {
 	seal     cipher.AEAD
 	mac      [32]byte // of recovery codes
 	device   [32]byte
-	rate     *redis_rate.Limiter
+	rate     *store.Limiter
 	webauthn *webauthn.WebAuthn // nil where the public URL has no host name
 	now      func() time.Time
 	logger   *slog.Logger
@@ -103,7 +103,7 @@ func New(o Options) (*Factors, error) {
 	}
 	f := &Factors{
 		store: o.Store, seal: seal, mac: sha256.Sum256(append([]byte("recovery codes "), key[:]...)), device: o.Keys.DeviceKey(),
-		rate: redis_rate.NewLimiter(o.Store.Client()), now: o.Now, logger: o.Logger,
+		rate: store.NewLimiter(o.Store), now: o.Now, logger: o.Logger,
 	}
 	if f.webauthn, err = relyingParty(o.PublicURL); err != nil {
 		o.Logger.Warn("passkeys can't be used with this public URL", slog.Any("error", err))

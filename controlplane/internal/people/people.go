@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/go-redis/redis_rate/v10"
 	"github.com/oklog/ulid/v2"
 	"github.com/redis/go-redis/v9"
 
@@ -50,12 +49,12 @@ type People struct {
 	store  *store.Store
 	seal   *seal.Sealer
 	hasher *hasher
-	rate   *redis_rate.Limiter
+	rate   *store.Limiter
 }
 
 // New makes a People over st, which signs with s what it keeps there.
 func New(st *store.Store, s *seal.Sealer) *People {
-	return &People{store: st, seal: s, hasher: newHasher(), rate: redis_rate.NewLimiter(st.Client())}
+	return &People{store: st, seal: s, hasher: newHasher(), rate: store.NewLimiter(st)}
 }
 
 // Account is a person.
