@@ -291,6 +291,9 @@ func (r *run) faults(number int, random *rand.Rand) (out []planned) {
 
 // sum tells what was done.
 func (r *run) sum() {
+	if r.checker.lost > 0 {
+		r.counts["ban lost with a master's tail that no host had, and shown"] = r.checker.lost
+	}
 	slices.Sort(r.settles)
 	fmt.Fprintf(r.options.Out, "\n%d rounds of seed %d held. The fleet was right again after p50 %s, at most %s.\n", len(r.settles), r.options.Seed,
 		r.settles[len(r.settles)/2].Round(10*time.Millisecond), r.settles[len(r.settles)-1].Round(10*time.Millisecond))

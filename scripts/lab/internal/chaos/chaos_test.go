@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,13 +21,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestSeedsHold plays fixed seeds. More of them: make chaos SEED=… ROUNDS=….
+// TestSeedsHold plays fixed seeds, chosen for having every fault there is within a few rounds: one of a fleet with one Redis
+// server, one of a fleet with Sentinels. More of them: make chaos SEED=… ROUNDS=….
 func TestSeedsHold(t *testing.T) {
-	for _, seed := range []uint64{1, 7} {
+	const rounds = 8
+	for _, seed := range []uint64{628, 131} {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			t.Parallel()
 			done, err := Run(t.Context(), Options{
-				Lab: lab.Options{Name: "seed-" + strconv.FormatUint(seed, 10) + "-" + strconv.Itoa(os.Getpid())}, Seed: seed, Rounds: 4, Out: t.Output(),
+				Lab: lab.Options{Name: "seed-" + strconv.FormatUint(seed, 10) + "-" + strconv.Itoa(os.Getpid())}, Seed: seed, Rounds: rounds, Out: t.Output(),
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -34,6 +37,11 @@ func TestSeedsHold(t *testing.T) {
 			for _, call := range []string{"ban", "unban", "jail ban"} {
 				if done[call] == 0 {
 					t.Errorf("no %s was acknowledged", call)
+				}
+			}
+			for kind := range kindsOf(seed) {
+				if done["fault: "+kind] == 0 {
+					t.Errorf("in %d rounds there was no %s: choose another seed", rounds, kind)
 				}
 			}
 		})
@@ -84,7 +92,22 @@ func TestCheckerSees(t *testing.T) {
 	sees("told 0 times of 45.9.9.9", wrong, err)
 	wrong, err = r.checker.settled(ctx)
 	sees("the API doesn't list 45.9.9.9", wrong, err)
+	r.journal.change(never, func(f *fact) { f.host, f.tail = "", true })
+	wrong, err = r.checker.told(ctx, 0)
+	sees("nothing shows the loss of 45.9.9.9", wrong, err)
 	r.journal.change(never, func(f *fact) { f.ends = time.Now().Add(-time.Hour); f.earliest = f.ends })
+
+	const twice = `local key = redis.call('KEYS', 'fb:*:events')[1]
+		for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do
+			for i = 1, #entry[2], 2 do
+				if entry[2][i] == 'k' and entry[2][i + 1] == '1' then redis.call('XADD', key, '*', unpack(entry[2])) end
+			end
+		end`
+	if _, err := l.Node(lab.ControlPlane).Exec(ctx, "redis-cli", "EVAL", twice, "0"); err != nil {
+		t.Fatal(err)
+	}
+	wrong, err = r.checker.told(ctx, 0)
+	sees("on a 2 times", wrong, err)
 
 	for p, stands := range standing {
 		if !stands {
@@ -129,6 +152,25 @@ func TestCheckerSees(t *testing.T) {
 	sees("foreign: a bans 45.8.8.8", wrong, err)
 }
 
+// TestDeal: a round's faults follow from the seed and its number alone, and none is left out for long.
+func TestDeal(t *testing.T) {
+	for seed := range uint64(20) {
+		seen := map[string]bool{}
+		for round := range 2 * len(kindsOf(seed)) {
+			kinds := deal(seed, round)
+			if again := deal(seed, round); !slices.Equal(kinds, again) || len(kinds) < 1 || len(kinds) > 3 {
+				t.Fatalf("round %d of seed %d: %v, then %v", round, seed, kinds, again)
+			}
+			for _, kind := range kinds {
+				seen[kind] = true
+			}
+		}
+		if len(seen) != len(kindsOf(seed)) {
+			t.Errorf("seed %d has %d kinds of %d", seed, len(seen), len(kindsOf(seed)))
+		}
+	}
+}
+
 func TestVerdict(t *testing.T) {
 	now := time.Now()
 	in := now.Add
@@ -147,6 +189,15 @@ func TestVerdict(t *testing.T) {
 		"fail2ban was killed":  {fact{acknowledged: true, shaken: true, ends: in(time.Minute), earliest: in(time.Minute)}, either},
 		"lifted where it died": {fact{acknowledged: true, lifting: true, lifted: true, shaken: true, ends: in(time.Minute), earliest: in(time.Minute)}, either},
 		"on the allowlist":     {fact{allowed: true}, free},
+
+		"lost with a tail":                 {fact{acknowledged: true, tail: true, ends: in(time.Minute), earliest: in(time.Minute)}, either},
+		"of a tail, but a host had it":     {fact{acknowledged: true, tail: true, held: map[string]bool{"a": true}, ends: in(time.Minute), earliest: in(time.Minute)}, banned},
+		"of a tail, but a host kept it":    {fact{host: "a", acknowledged: true, tail: true, ends: in(time.Minute), earliest: in(time.Minute)}, banned},
+		"lifted in a tail":                 {fact{acknowledged: true, tail: true, lifting: true, lifted: true, ends: in(time.Minute), earliest: in(time.Minute)}, either},
+		"lifted in a tail and seen so":     {fact{acknowledged: true, tail: true, lifting: true, lifted: true, gone: true, held: map[string]bool{"a": true}, ends: in(time.Minute), earliest: in(time.Minute)}, free},
+		"the clock was set forward":        {fact{acknowledged: true, early: time.Hour, ends: in(time.Minute), earliest: in(time.Minute)}, either},
+		"the clock stood still":            {fact{acknowledged: true, late: time.Hour, ends: in(-time.Minute), earliest: in(-time.Minute)}, either},
+		"the clock stood still, long over": {fact{acknowledged: true, late: time.Minute, ends: in(-time.Hour), earliest: in(-time.Hour)}, free},
 	} {
 		if got := c.f.verdict(now); got != c.want {
 			t.Errorf("%s: %d, want %d", name, got, c.want)

@@ -13,5 +13,13 @@
 //  3. No ban outlives its end or its unban.
 //  4. What is on the allowlist is in no kernel, at no time.
 //  5. While everything else is down, hosts go on enforcing, and fail2ban keeps its own bans.
-//  6. No observed ban is told twice.
+//  6. No observed ban is told twice, and none that was acknowledged is missing: history is watched from its beginning as a
+//     program does.
+//
+// A fleet of an odd seed has two Redis servers and Sentinels. Where those promote a replica that lacks what its master
+// acknowledged last, bans that any host held and all that fail2ban made must come back; what nobody had may be lost, and then
+// the history must show that something was.
+//
+// Redis' clock is set forward and back; the fleet's clock never goes back, so bans may end earlier by as much as it was set forward,
+// and later by as long as the fleet's then stands still. Until it goes on, hosts may differ in what ends meanwhile.
 package chaos

@@ -159,6 +159,13 @@ func (j *journal) stepped(now time.Time, by, within time.Duration) {
 	}
 }
 
+// rightAgain is when the fleet's clock goes on again, after it was ahead.
+func (j *journal) rightAgain() time.Time {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.behind
+}
+
 // saw notes what a host's kernel held; of one that was flushed, not what it lacked.
 func (j *journal) saw(host string, kernel map[netip.Prefix]time.Duration, flushed bool) {
 	j.mu.Lock()
