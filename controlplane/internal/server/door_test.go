@@ -1,0 +1,171 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/link"
+)
+
+// TestDoor: agents' own connections are told from others, and both are let in.
+func TestDoor(t *testing.T) {
+	t.Parallel()
+	certs, err := selfSigned(keys.New([keys.SecretLen]byte{1}), "https://localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agents := make(chan net.Conn, 1)
+	d := newDoor(l, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}, func(c net.Conn, w *link.Wire) {
+		w.Welcomed()
+		agents <- c
+	}, slog.New(slog.DiscardHandler))
+	web := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS == nil {
+			t.Error("a request over TLS isn't known to be")
+		}
+		_, _ = io.WriteString(w, r.Proto)
+	})}
+	served := make(chan error, 1)
+	go func() { served <- web.Serve(d) }()
+	dial := func(protocols ...string) *tls.Conn {
+		t.Helper()
+		c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: protocols}}).DialContext(t.Context(), "tcp", l.Addr().String()) //nolint:gosec // of this test
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c.(*tls.Conn) //nolint:forcetypeassert // a tls.Dialer's
+	}
+	agent := dial("h2", link.Protocol)
+	if got := agent.ConnectionState().NegotiatedProtocol; got != "h2" {
+		t.Errorf("an agent was agreed with on %q", got)
+	}
+	select {
+	case c := <-agents:
+		_ = c.Close()
+	case <-time.After(20 * time.Second):
+		t.Fatal("an agent's connection didn't come to the links")
+	}
+	for offered, want := range map[string]string{"http/1.1": "HTTP/1.1", "h2": "HTTP/2.0"} {
+		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: new(http.Protocols)} //nolint:gosec // of this test
+		transport.Protocols.SetHTTP1(offered != "h2")
+		transport.Protocols.SetHTTP2(offered == "h2")
+		t.Cleanup(transport.CloseIdleConnections)
+		request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+l.Addr().String(), nil)
+		response, err := (&http.Client{Transport: transport}).Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := io.ReadAll(bufio.NewReader(response.Body))
+		_ = response.Body.Close()
+		if string(got) != want {
+			t.Errorf("one that offers %s was served %s", offered, got)
+		}
+	}
+	if err := web.Close(); err != nil {
+		t.Error(err)
+	}
+	<-served
+	d.done.Wait()
+	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		t.Error("it listens still")
+	}
+}
+
+// TestAdmission: of ten thousand that come in one moment some wait, in order, and the others are told when to come again; who
+// obeys is let in, and all are in after as long as so many arrivals take.
+func TestAdmission(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const (
+			agents  = 10_000
+			arrival = 4 * time.Millisecond // what one takes of the machine
+		)
+		a := newAdmission()
+		a.places = 8
+		machine := make(chan struct{}, 1)
+		began, in, deterred := time.Now(), make(chan time.Duration, agents), make(chan time.Duration, 100*agents)
+		for range agents {
+			go func() {
+				for {
+					// An agent's patience.
+					ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+					asked := time.Now()
+					leave, after := a.enter(ctx)
+					cancel()
+					if time.Since(asked) > 14*time.Second {
+						t.Error("one waited for longer than it has patience")
+					}
+					if after == 0 {
+						machine <- struct{}{}
+						time.Sleep(arrival)
+						<-machine
+						leave()
+						leave()
+						in <- time.Since(began)
+						return
+					}
+					deterred <- after
+					time.Sleep(after)
+				}
+			}()
+		}
+		var last time.Duration
+		for range agents {
+			last = max(last, <-in)
+		}
+		if least := agents * arrival; last > least*3/2 {
+			t.Errorf("all are in after %s, the machine needs %s", last, least)
+		}
+		if n := len(deterred); n < agents/2 || n > 4*agents {
+			t.Errorf("%d were told to come again", n)
+		}
+		for range len(deterred) {
+			if after := <-deterred; after < time.Second || after > link.MaxBusy {
+				t.Fatalf("one was told to come again after %s", after)
+			}
+		}
+	})
+}
+
+// TestAdmissionOfSilentPeers: who takes a place and says nothing more keeps nobody out for long.
+func TestAdmissionOfSilentPeers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := newAdmission()
+		a.places = 2
+		for range 2 {
+			if _, after := a.enter(t.Context()); after != 0 {
+				t.Fatal("not let into an empty room")
+			}
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, after := a.enter(gone); after == 0 {
+			t.Error("one that is gone was let in")
+		}
+		began := time.Now()
+		leave, after := a.enter(t.Context())
+		if waited := time.Since(began); after != 0 || waited != arrivingFor {
+			t.Errorf("the third waited for %s and was told %s", waited, after)
+		}
+		leave()
+		time.Sleep(2 * arrivingFor)
+		if a.inside != 0 {
+			t.Errorf("%d places are held by nobody", a.inside)
+		}
+	})
+}
