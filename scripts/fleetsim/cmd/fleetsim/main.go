@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -22,6 +23,7 @@ const usage = `fleetsim plays a scenario on simulated hosts and a real control p
 measured and checks at the end that everything is true that must be; it ends with 1 where something isn't.
 
   fleetsim SCENARIO[,SCENARIO…] [flags]
+  fleetsim scale [--sizes N,N,…] [--svg FILE] [flags]     a table, and a chart, of what fleets of several sizes cost one replica
 
 Each host has a TCP connection of its own and the agent's own stream; its fail2ban and its kernel are simulated.
 
@@ -59,6 +61,8 @@ func run(ctx context.Context, args []string) error {
 		o.Sabotage = append(o.Sabotage, s)
 		return nil
 	})
+	sizes := set.String("sizes", "1000,5000,15000", "of scale: `numbers` of hosts")
+	chart := set.String("svg", "", "of scale: `file` to draw the chart into")
 	asJSON := set.Bool("json", false, "print the report as JSON")
 	set.Usage = func() {
 		fmt.Fprintf(os.Stderr, "%s  %s\n\n", usage, strings.Join(sim.Names(), "\n  "))
@@ -81,6 +85,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	// Hosts hold much and make little garbage; the collector is not to take the processor from what is measured.
 	debug.SetGCPercent(200)
+	if o.Scenario == "scale" {
+		return scale(ctx, o, *sizes, *chart)
+	}
 	report, err := sim.Run(ctx, o)
 	if report == nil {
 		return err
@@ -95,6 +102,27 @@ func run(ctx context.Context, args []string) error {
 	}
 	report.Print(os.Stdout)
 	return err
+}
+
+func scale(ctx context.Context, o sim.Options, sizes, chart string) error {
+	var hosts []int
+	for text := range strings.SplitSeq(sizes, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("--sizes: %q is no number of hosts", text)
+		}
+		hosts = append(hosts, n)
+	}
+	points, err := sim.Scale(ctx, o, hosts)
+	sim.PrintScale(os.Stdout, points)
+	if err != nil || chart == "" {
+		return err
+	}
+	f, err := os.Create(chart)
+	if err != nil {
+		return err
+	}
+	return errors.Join(sim.WriteSVG(f, points), f.Close())
 }
 
 // besides is the folder of this program.

@@ -198,7 +198,7 @@ func number(v float64) string {
 	}
 }
 
-// Names of what ratios looks for.
+// Names of what is looked for in a report.
 const (
 	histLive     = "ban made -> on another host"
 	histSlow     = "... on a slow host"
@@ -207,4 +207,6 @@ const (
 	histReceipts = "ban ordered -> every receipt"
 	histAcked    = "ban made -> acknowledged"
 	rowDelivered = "bans delivered a second"
+	rowEach      = "CPU of the replicas, a ban and host"
+	nameSingle   = "single"
 )

@@ -23,7 +23,7 @@ type scenario struct {
 
 // scenarios in the order that "all" plays them.
 var scenarios = []scenario{
-	{"single", "one ban after the other, each when every host has acknowledged the one before", single},
+	{nameSingle, "one ban after the other, each when every host has acknowledged the one before", single},
 	{"steady", "bans now and then, some short, some lifted by an operator or on the host", steady},
 	{"storm", "many bans at once", storm},
 	{"wave", "the same addresses seen by many hosts within moments", wave},
@@ -188,7 +188,7 @@ func single(ctx context.Context, f *fleet, p *Part) error {
 	}
 	spent := f.cpu()
 	each := float64(len(m.prefixes) * len(f.members()))
-	p.row("CPU of the replicas, a ban and host", float64((spent.replicas-replicas).Microseconds())/each, "µs")
+	p.row(rowEach, float64((spent.replicas-replicas).Microseconds())/each, "µs")
 	p.row("CPU of Redis, a ban and host", float64((spent.redis-redis).Microseconds())/each, "µs")
 	return f.finish(ctx, p, m)
 }
