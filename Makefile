@@ -62,6 +62,10 @@ test-cluster: setup ## The control plane's tests again, with a Redis cluster of 
 bench: setup build lab ## The README's figures, measured here
 	@scripts/as-root scripts/bench
 
+.PHONY: bench-scale
+bench-scale: setup build ## Fleets of 1,000, 5,000 and 15,000 simulated hosts on one replica, beside NATS; draws docs/scale.svg (some minutes)
+	@bin/fleetsim scale --bans 300 --duration 15s --seed 1 --tls --settle 2m --svg docs/scale.svg
+
 .PHONY: chaos
 chaos: setup build lab ## Break a fleet of real processes and check that nothing was lost: SEED=1 ROUNDS=20
 	@scripts/as-root bin/fleetban-lab chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),20)
