@@ -6,6 +6,15 @@ local function key(name)
   return base .. name
 end
 
+-- Fails, before anything is written, where a key can't be reached: on a cluster that moves the slot, keys that have gone to the
+-- other server are missing, and so is one that never was, for nobody can tell. Redis undoes nothing of a script that fails later.
+local function look(...)
+  redis.call('EXISTS', ...)
+end
+look(KEYS[1], key('hostgone'), key('hostnames'), key('hostkeys'), key('hostsver'), key('machines'), key('ephemeral'), key('vanished'),
+  key('fences'), key('routes'), key('live'), key('facts'), key('health'), key('inert'), key('exceptions'),
+  key('acks:all'), key('acks:allow'), key('acks:hosts'))
+
 local function now_us()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -63,6 +72,10 @@ end
 
 -- Forgets a host and leaves a tombstone, so that its grant brings it back no more. Ends its stream.
 local function forget(id, record)
+  look(key('cmds:' .. id), key('results:' .. id))
+  for k, v in pairs(record.tags or {}) do
+    look(key('acks:tag:' .. k .. '=' .. v))
+  end
   redis.call('HSET', key('hostgone'), id, text(now_ms()))
   redis.call('HDEL', KEYS[1], id)
   if redis.call('HGET', key('hostnames'), string.lower(record.name)) == id then

@@ -182,6 +182,35 @@ func (n *Node) ID() string {
 // its keys have gone, key among them or not.
 func (c *RedisCluster) Move(key string, with bool, between func()) {
 	c.t.Helper()
+	c.move(key, func(keys []string, migrate func(string)) {
+		for _, k := range keys[:(len(keys)+1)/2] {
+			if k != key {
+				migrate(k)
+			}
+		}
+		if with {
+			migrate(key)
+		}
+		between()
+	})
+}
+
+// MoveByKey is Move with a call after each key; the key that is named goes last.
+func (c *RedisCluster) MoveByKey(key string, after func()) {
+	c.t.Helper()
+	c.move(key, func(keys []string, migrate func(string)) {
+		for _, k := range keys {
+			if k != key {
+				migrate(k)
+				after()
+			}
+		}
+	})
+}
+
+// move moves a slot; first migrates some of its keys, and the rest follow.
+func (c *RedisCluster) move(key string, first func(keys []string, migrate func(string))) {
+	c.t.Helper()
 	ctx, slot, masters := c.t.Context(), c.Slot(key), c.Masters(key)
 	from, to := masters[0], masters[1]
 	source, target := from.Client(), to.Client()
@@ -205,16 +234,7 @@ func (c *RedisCluster) Move(key string, with bool, between func()) {
 		c.t.Helper()
 		do(source, "migrate", "127.0.0.1", to.port, key, 0, patience.Milliseconds())
 	}
-	keys := left()
-	for _, k := range keys[:(len(keys)+1)/2] {
-		if k != key {
-			migrate(k)
-		}
-	}
-	if with {
-		migrate(key)
-	}
-	between()
+	first(left(), migrate)
 	for _, k := range left() {
 		migrate(k)
 	}
