@@ -78,7 +78,7 @@ func Services() []protoreflect.ServiceDescriptor {
 	var out []protoreflect.ServiceDescriptor
 	for _, file := range []protoreflect.FileDescriptor{
 		operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto,
-		operatorv1.File_fleetban_operator_v1_people_proto, operatorv1.File_fleetban_operator_v1_setup_proto,
+		operatorv1.File_fleetban_operator_v1_people_proto, operatorv1.File_fleetban_operator_v1_setup_proto, operatorv1.File_fleetban_operator_v1_sso_proto,
 		operatorv1.File_fleetban_operator_v1_factors_proto, operatorv1.File_fleetban_operator_v1_tokens_proto, operatorv1.File_fleetban_operator_v1_approvals_proto,
 		operatorv1.File_fleetban_operator_v1_insight_proto,
 	} {

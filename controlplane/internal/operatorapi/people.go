@@ -16,6 +16,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/mail"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
+	"github.com/fleetban/fleetban/controlplane/internal/sso"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -31,6 +32,8 @@ type PeopleOptions struct {
 	Factors *factors.Factors
 	// Mail sends letters. Nil sends none: links are printed by an operator's command then.
 	Mail *mail.Mailer
+	// SSO knows which organisations have people sign in with their identity provider only. Nil: none.
+	SSO *sso.SSO
 	// Audit records who signed in and who joined. Nil, in tests, records nothing.
 	Audit  *audit.Log
 	Logger *slog.Logger
@@ -96,6 +99,21 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 		}
 		org = account.Orgs[0]
 	}
+	details := []audit.Detail{{Name: "with", After: method}}
+	if a.o.SSO != nil && method != sessions.OIDC {
+		may, breakGlass, err := a.o.SSO.MayUsePassword(ctx, org, account.ID)
+		if err != nil {
+			return sessions.Tokens{}, err
+		}
+		if !may {
+			return sessions.Tokens{}, apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "",
+				"this organisation signs in with its identity provider", "fleetban login --sso, or "+a.o.SSO.StartURL(org))
+		}
+		if breakGlass {
+			details = append(details, audit.Detail{Name: "break_glass", After: "the identity provider was passed by"})
+			a.o.Logger.WarnContext(ctx, "an owner signed in past the organisation's identity provider", slog.String("person", account.ID), slog.String("organisation", org))
+		}
+	}
 	tokens, err := a.o.Sessions.Begin(ctx, account.ID, org, method, sessions.Client{Address: auth.Address(ctx), Agent: audit.ClientFrom(ctx).UserAgent})
 	if errors.Is(err, people.ErrNoMember) {
 		return sessions.Tokens{}, noOrganisation()
@@ -106,7 +124,7 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 	if err := a.still(ctx, account); err != nil {
 		return sessions.Tokens{}, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
 	}
-	if err := a.record(ctx, org, "sign-in", tokens.Member, audit.Detail{Name: "with", After: method}); err != nil {
+	if err := a.record(ctx, org, "sign-in", tokens.Member, details...); err != nil {
 		// Nobody is let in unrecorded.
 		return sessions.Tokens{}, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
 	}

@@ -25,9 +25,10 @@ const kindMember = "member"
 // alteration is one change of who belongs to an organisation.
 type alteration struct {
 	// what: "first" makes the person the owner of an organisation that has no members; "join" makes them a member, and one
-	// who is one already stays what they are; "role" changes role and tags; "email" the address; "remove" ends it.
+	// who is one already stays what they are; "role" changes role and tags; "email" the address; "remove" ends it;
+	// "provide" and "withdraw" are join or role, and remove, by the organisation's identity provider.
 	what string
-	// actor is whose right it is; of first and email, nobody's.
+	// actor is whose right it is; of first, email, provide and withdraw, nobody's.
 	actor  string
 	person string
 	role   Role
@@ -109,6 +110,9 @@ func (d *decision) decide(ctx context.Context) (answer string, was, is Member, e
 		is.Email = d.email.String()
 		d.write(is, -1)
 		return "ok", was, is, nil
+	}
+	if d.what == "provide" || d.what == "withdraw" {
+		return d.provided(ctx, was, stands)
 	}
 	by, is2, err := d.member(ctx, d.actor)
 	if err != nil && !errors.Is(err, seal.ErrForged) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
+	"github.com/fleetban/fleetban/controlplane/internal/mail"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -55,6 +56,11 @@ type Config struct {
 	AcceptDurability []string      `name:"accept-durability" env:"FLEETBAN_ACCEPT_DURABILITY" placeholder:"CLASS" help:"Durability of Redis to accept beside always: replicated, everysec, none, unknown. Acknowledged bans may be lost with these."`
 	AuditKeep        time.Duration `name:"audit-keep" env:"FLEETBAN_AUDIT_KEEP" default:"2160h" help:"How long the audit log keeps an entry, 24h to 87600h."`
 	AuditKeepEntries int           `name:"audit-keep-entries" env:"FLEETBAN_AUDIT_KEEP_ENTRIES" default:"100000" help:"How many entries of an organisation the audit log keeps at most, 1000 to 1000000."`
+	SMTPURL          string        `name:"smtp-url" env:"FLEETBAN_SMTP_URL" placeholder:"URL" help:"Mail server for links and notices to people: smtp://[user@]host:587 (STARTTLS) or smtps://[user@]host:465. TLS is required unless it is on this machine. Without it no mail is sent."`
+	MailFrom         string        `name:"mail-from" env:"FLEETBAN_MAIL_FROM" placeholder:"ADDRESS" help:"Sender of mail: fleet@example.com, or \"Fleet <fleet@example.com>\"."`
+	SMTPPasswordFile string        `name:"smtp-password-file" env:"FLEETBAN_SMTP_PASSWORD_FILE" placeholder:"FILE" help:"Password of the mail server's user."`
+	SSOAllowPrivate  bool          `name:"sso-allow-private" env:"FLEETBAN_SSO_ALLOW_PRIVATE" help:"Let identity providers have private addresses. Owners of organisations choose them: only where you trust all of them with what stands beside the control plane."`
+	SSOCAFile        string        `name:"sso-ca-file" env:"FLEETBAN_SSO_CA_FILE" placeholder:"FILE" help:"Authorities, PEM, of identity providers' certificates, instead of the system's."`
 	Organisation     string        `name:"organisation" env:"FLEETBAN_ORGANISATION" default:"default" placeholder:"NAME" help:"Name of the organisation that the first start makes."`
 	Mode             string        `name:"mode" env:"FLEETBAN_MODE" enum:"enforce,watch" default:"enforce" help:"What the first start's organisation does with what hosts ban: enforce it on all, or watch: only record what would be banned."`
 	DrainWindow      time.Duration `name:"drain-window" env:"FLEETBAN_DRAIN_WINDOW" default:"5s" help:"On SIGTERM, agents are sent elsewhere spread over this time."`
@@ -125,6 +131,12 @@ func (c *Config) Complete() error {
 	if c.AuditKeepEntries < 1000 || c.AuditKeepEntries > audit.MaxKeepNumber {
 		return &ConfigError{"audit-keep-entries", "FLEETBAN_AUDIT_KEEP_ENTRIES", fmt.Sprintf("%d is out of range", c.AuditKeepEntries), "1000 to 1000000 is possible"}
 	}
+	if c.SMTPURL == "" && (c.MailFrom != "" || c.SMTPPasswordFile != "") {
+		return &ConfigError{"smtp-url", "FLEETBAN_SMTP_URL", "there is none, and mail is configured", "write smtp://user@mail.example.com:587, or leave --mail-from and --smtp-password-file out"}
+	}
+	if _, err := mail.New(c.mail()); err != nil {
+		return &ConfigError{"smtp-url", "FLEETBAN_SMTP_URL", err.Error(), "correct it, --mail-from or --smtp-password-file"}
+	}
 	c.auditKeep, c.auditKeepNumber = c.AuditKeep, c.AuditKeepEntries
 	if c.Replica == "" {
 		c.Replica = replicaName()
@@ -133,6 +145,11 @@ func (c *Config) Complete() error {
 		c.PublicURL = defaultURL(c.Listen, port, c.TLSOff)
 	}
 	return c.complete()
+}
+
+// mail is how letters are sent.
+func (c *Config) mail() mail.Config {
+	return mail.Config{URL: c.SMTPURL, From: c.MailFrom, PasswordFile: c.SMTPPasswordFile}
 }
 
 func (b *Backend) complete() error {

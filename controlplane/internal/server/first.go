@@ -65,7 +65,8 @@ func (s *Server) first(ctx context.Context) (there bool, err error) {
 		return there, err
 	}
 	// With a secret of its own there is no other replica, and who starts it again may have lost the link.
-	return s.offer(ctx, s.config.SecretFile == "")
+	alone := s.config.SecretFile == "" && s.config.KEKFile == "" && len(s.config.KMSKeyIDs) == 0
+	return s.offer(ctx, alone)
 }
 
 // look opens the gate where there is an organisation.

@@ -27,15 +27,18 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/approvals"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/browser"
 	"github.com/fleetban/fleetban/controlplane/internal/embedded"
+	"github.com/fleetban/fleetban/controlplane/internal/factors"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/installer"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/leases"
+	"github.com/fleetban/fleetban/controlplane/internal/mail"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
@@ -44,8 +47,10 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/setup"
+	"github.com/fleetban/fleetban/controlplane/internal/sso"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
+	"github.com/fleetban/fleetban/controlplane/internal/webconsole"
 )
 
 const (
@@ -70,8 +75,11 @@ type Server struct {
 	agents *agentapi.Service
 	// sessions are those of people who signed in.
 	sessions *sessions.Sessions
-	ready    *readiness
-	jobs     *jobs
+	// approvals keeps what needs a second person.
+	approvals *operatorapi.Approvals
+	mail      *mail.Mailer
+	ready     *readiness
+	jobs      *jobs
 	// figures are what is measured; served on the metrics listener.
 	figures *metrics.Metrics
 
@@ -152,6 +160,7 @@ func (b *Backend) redisDir() string { return filepath.Join(b.DataDir, "redis") }
 func (b *base) ownSecret(ctx context.Context, dir string, logger *slog.Logger) error {
 	path, marker := filepath.Join(dir, "secret"), filepath.Join(dir, "first-start")
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		const text = "The first start in this folder has not made its organisation yet.\n"
 		if err := os.WriteFile(marker, []byte(firstText), 0o600); err != nil {
 			return fmt.Errorf("begin the first start: %w", err)
 		}
@@ -248,28 +257,69 @@ func (s *Server) build(ctx context.Context) error {
 		Sets: s.sets, Hosts: h, Orgs: s.base.orgs, Feeds: s.feeds, Audit: s.base.audit, InstallLine: install.Line(), Draining: s.draining, Logger: s.logger,
 		Durability: func(ctx context.Context) string { return s.ready.check(ctx).Durability },
 	})
-	s.sessions = sessions.New(sessions.Options{Store: st, Keys: k, People: accounts, Now: clk.now, Logger: s.logger})
-	signedIn := operatorapi.NewPeople(operatorapi.PeopleOptions{People: accounts, Sessions: s.sessions, PublicURL: c.PublicURL, Audit: s.base.audit, Logger: s.logger})
-	interceptors, err := s.interceptors(clk)
+	second, err := factors.New(factors.Options{Store: st, Keys: k, PublicURL: c.PublicURL, Now: clk.now, Logger: s.logger})
+	if err != nil {
+		return err
+	}
+	letters := c.mail()
+	letters.Logger = s.logger
+	if s.mail, err = mail.New(letters); err != nil {
+		return err
+	}
+	s.sessions = sessions.New(sessions.Options{Store: st, Keys: k, People: accounts, Factors: second, Now: clk.now, Logger: s.logger})
+	providers, err := c.identityProviders(sso.Options{
+		Store: st, Keys: k, Seal: s.base.seal, People: accounts, Changed: s.sessions.MemberChanged, PublicURL: c.PublicURL, Now: clk.now, Logger: s.logger,
+	})
+	if err != nil {
+		return err
+	}
+	signedIn := operatorapi.NewPeople(operatorapi.PeopleOptions{
+		SSO:    providers,
+		People: accounts, Sessions: s.sessions, Factors: second, Mail: s.mail, PublicURL: c.PublicURL, Audit: s.base.audit, Logger: s.logger,
+	})
+	apiTokens := operatorapi.NewTokens(operatorapi.TokenOptions{Orgs: s.base.orgs, People: accounts, Ended: s.sessions.TokenRevoked})
+	interceptors, err := s.interceptors(clk, operators)
 	if err != nil {
 		return err
 	}
 	mux := http.NewServeMux()
 	mux.Handle(s.agents.Handler(interceptors...))
 	operators.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
+	s.approvals.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
 	signedIn.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
+	apiTokens.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
+	trusted, err := parseProxies(c.TrustedProxies)
+	if err != nil {
+		return fmt.Errorf("--trusted-proxy: %w", err)
+	}
+	(&operatorapi.SSOAPI{SSO: providers, People: signedIn, Orgs: s.base.orgs, Store: st, ClientAddr: trusted.client, Logger: s.logger}).
+		Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))
 	setUp := &operatorapi.SetupAPI{Fleet: s.setup, People: signedIn, Organisation: c.Organisation, Mode: mode}
 	setUp.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))
 	s.gate.Register(mux)
 	install.Register(mux)
 	s.health(mux)
-	mux.HandleFunc("GET "+operatorapi.InvitationPath, invitation)
-	mux.HandleFunc("GET /{$}", root)
+	console, err := webconsole.New()
+	for path, command := range map[string]string{
+		operatorapi.ResetPath: "fleetban password reset --link-stdin", operatorapi.EmailPath: "fleetban account email confirm --link-stdin",
+	} {
+		if err != nil || !webconsole.Serves(path) {
+			mux.HandleFunc("GET "+path, linkPage(command))
+		}
+	}
+	switch {
+	case err == nil:
+		console.Register(mux)
+	default:
+		s.logger.WarnContext(ctx, "people have no pages here", slog.Any("error", err))
+		mux.HandleFunc("GET "+operatorapi.InvitationPath, invitation)
+		mux.HandleFunc("GET /{$}", root)
+	}
 	s.observe()
 	return s.listen(ctx, s.gate.Wrap(mux), tlsConfig)
 }
 
-func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
+func (s *Server) interceptors(clk *clock, operators *operatorapi.API) ([]connect.Interceptor, error) {
 	trusted, err := parseProxies(s.config.TrustedProxies)
 	if err != nil {
 		return nil, fmt.Errorf("--trusted-proxy: %w", err)
@@ -294,7 +344,13 @@ func (s *Server) interceptors(clk *clock) ([]connect.Interceptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, s.gate, authn, recorder, validation}, nil
+	if s.approvals, err = operatorapi.NewApprovals(operatorapi.ApprovalOptions{
+		Approvals: approvals.New(s.base.store, s.base.seal), People: s.base.people, Tokens: auth.Tokens{Orgs: s.base.orgs, Members: s.base.people},
+		API: operators, Recorder: recorder, Validation: validation, Logger: s.logger,
+	}); err != nil {
+		return nil, err
+	}
+	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, s.gate, authn, s.approvals, recorder, validation}, nil
 }
 
 func (s *Server) tls() (*tls.Config, error) {
@@ -318,7 +374,7 @@ func (s *Server) tls() (*tls.Config, error) {
 			return nil, err
 		}
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}, nil
+	return serverTLS(certs.get), nil
 }
 
 func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tls.Config) error {
@@ -330,6 +386,7 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	if err != nil {
 		return err
 	}
+	s.tlsConfig = tlsConfig // the door's
 	trusted, err := parseProxies(s.config.TrustedProxies)
 	if err != nil {
 		return fmt.Errorf("--trusted-proxy: %w", err)
@@ -338,7 +395,6 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 	if err != nil {
 		return fmt.Errorf("--proxy-protocol: %w", err)
 	}
-	s.tlsConfig = tlsConfig // the door's
 	s.main = &http.Server{
 		Handler: wrap(console.Handler(limitUnary(handler, maxRequest)), trusted, s.logger), Protocols: protocols,
 		// No ReadTimeout or WriteTimeout: they would end streams. Requests that are none get theirs in wrap.
@@ -393,6 +449,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Go(func() { s.begin(work) })
 	background.Go(func() { s.jobs.run(work) })
 	background.Go(func() { s.sessions.Run(work) })
+	background.Go(func() { s.mail.Run(work) })
 	// Before the first request: who disagrees with the peers must not answer it.
 	s.ready.check(ctx)
 	failed := make(chan error, 2)

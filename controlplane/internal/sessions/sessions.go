@@ -224,6 +224,10 @@ func (s *Sessions) issue(ctx context.Context, m people.Member, t turned) (Tokens
 			return Tokens{}, err
 		}
 	}
+	if t.method == OIDC {
+		// What a provider says is no proof of who may change an account's own password and factors: whoever runs it could.
+		t.proved = 0
+	}
 	access, err := s.signer.sign(Claims{
 		RegisteredClaims: jwt.RegisteredClaims{Subject: m.Person}, Org: t.org, Role: m.Role, Version: m.Version, Session: t.session, Ends: t.ends, Email: m.Email,
 		Tags:   m.Tags.Strings(),

@@ -12,6 +12,7 @@ import (
 	"mime"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,9 @@ var embedded embed.FS
 var pages = []string{
 	"/{$}", "/hosts", "/hosts/", "/bans", "/address/", "/policy", "/audit", "/approvals", "/settings", "/invitation",
 }
+
+// Serves reports whether a path is one of the console's pages.
+func Serves(path string) bool { return slices.Contains(pages, path) }
 
 // ErrNotBuilt: this binary has no console in it; `make build` puts it there.
 var ErrNotBuilt = errors.New("the console isn't built into this binary")
