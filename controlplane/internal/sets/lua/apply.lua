@@ -317,6 +317,15 @@ function ops.close()
   return {'ok'}
 end
 
+-- Did a person on the host it came from unban what a record says? A host that hasn't heard of it offers the record still; it ends
+-- when the claim was to end, or another one stood behind it.
+local function unbanned_there(c, since, expires)
+  for _, t in ipairs(c.claims) do
+    if t.source == TOMB_SOURCE and since < t.since and expires <= t.expires + 2000 then return true end
+  end
+  return false
+end
+
 local OFFERS_MOST = 900000 -- ms that offers can keep a rebuild open
 
 -- offer: set, packed records (as in the log). ok: how many were taken. While some are, the rebuild stays open: a million takes
@@ -358,7 +367,7 @@ function ops.offer()
     if s.kind == PROTECT then expires = math.min(expires, now + 86400000) end
     local c = cell(p)
     local was = views(c.claims, true)[no]
-    if not refused(c, no, since) and (not was or was.expires < expires) then
+    if not refused(c, no, since) and not (s.kind == BAN and unbanned_there(c, since, expires)) and (not was or was.expires < expires) then
       touch(c)
       local claim = find(c, RECOVERED, nil, nil, no)
       if claim then
