@@ -94,9 +94,9 @@ type journal struct {
 	next  uint32
 	// tail says that Redis may lose what it acknowledges now.
 	tail bool
-	// early is how much earlier than they should bans that are made now may end. Until behind the server's clock may stand
-	// still: it never goes back.
-	early  time.Duration
+	// Until behind the server's clock may stand still, for it never goes back; hosts' idea of it goes on meanwhile, and bans
+	// that are made then may end earlier by what it was ahead.
+	ahead  time.Duration
 	behind time.Time
 }
 
@@ -119,7 +119,10 @@ func (j *journal) fresh() netip.Prefix {
 func (j *journal) note(f fact) *fact {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	f.tail, f.early, f.late = j.tail, j.early, max(0, time.Until(j.behind))
+	f.tail = j.tail
+	if left := time.Until(j.behind); left > 0 {
+		f.early, f.late = j.ahead, left
+	}
 	f.held = map[string]bool{}
 	j.facts[f.prefix] = &f
 	return &f
@@ -142,19 +145,24 @@ func (j *journal) change(f *fact, with func(*fact)) {
 func (j *journal) begin(loses bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.tail, j.early = loses, 0
+	j.tail = loses
 }
 
 // stepped notes that the server's clock will be set by so much within a while from now, and right again.
 func (j *journal) stepped(now time.Time, by, within time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.early = max(0, by)
+	if now.After(j.behind) {
+		j.ahead = 0
+	}
+	if by > 0 {
+		j.ahead += by + within
+	}
 	if until := now.Add(within + max(0, by)); until.After(j.behind) {
 		j.behind = until
 	}
 	for _, f := range j.facts {
-		f.early += j.early
+		f.early += j.ahead
 		f.late += j.behind.Sub(now)
 	}
 }
