@@ -19,6 +19,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/approvals"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/factors"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/installer"
@@ -95,7 +96,11 @@ func Start(t testing.TB) *ControlPlane {
 	}
 	install.Register(mux)
 	cp.People = people.New(cp.Store, sealer)
-	signedIn := sessions.New(sessions.Options{Store: cp.Store, Keys: keys.New([keys.SecretLen]byte{1}), People: cp.People, Logger: logger})
+	second, err := factors.New(factors.Options{Store: cp.Store, Keys: keys.New([keys.SecretLen]byte{1}), PublicURL: cp.URL, Logger: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	signedIn := sessions.New(sessions.Options{Factors: second, Store: cp.Store, Keys: keys.New([keys.SecretLen]byte{1}), People: cp.People, Logger: logger})
 	following, unfollow := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	background.Go(func() { signedIn.Run(following) })
@@ -138,7 +143,7 @@ func Start(t testing.TB) *ControlPlane {
 	}
 	operators.Register(mux, options...)
 	approving.Register(mux, options...)
-	accounts := operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, PublicURL: cp.URL, Logger: logger})
+	accounts := operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, Factors: second, PublicURL: cp.URL, Logger: logger})
 	accounts.Register(mux, options...)
 	(&operatorapi.SetupAPI{
 		Fleet:  setup.New(setup.Options{Store: cp.Store, Orgs: cp.Orgs, People: cp.People, Audit: cp.Audit, Logger: logger}),
