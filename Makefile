@@ -70,6 +70,10 @@ bench-scale: setup build ## Fleets of 1,000, 5,000 and 15,000 simulated hosts on
 chaos: setup build lab ## Break a fleet of real processes and check that nothing was lost: SEED=1 ROUNDS=20
 	@scripts/as-root bin/fleetban-lab chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),20)
 
+.PHONY: model
+model: ## A model of how hosts follow a set across failovers, looked through by spin
+	@scripts/lab/model/check
+
 .PHONY: generate
 generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## Generated code and copies, anew
 	@cd proto && buf format -w --path fleetban && rm -rf gen/go/fleetban && buf generate --path fleetban

@@ -121,7 +121,7 @@ func (c *checker) during(ctx context.Context, standing map[netip.Prefix]bool, fl
 		for host, kernel := range kernels {
 			_, is := kernel[f.prefix]
 			switch {
-			case is && f.allowed:
+			case is && f.allowed && !f.tail:
 				wrong = append(wrong, fmt.Sprintf("allowed: %s bans %s", host, &f))
 			case is && at.After(f.over()):
 				wrong = append(wrong, fmt.Sprintf("outlived: %s bans %s", host, &f))
