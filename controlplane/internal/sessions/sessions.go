@@ -248,7 +248,7 @@ var enrolling = []optionsv1.Permission{optionsv1.Permission_PERMISSION_SELF}
 
 // Authenticate implements auth.Authenticator, without a look at Redis.
 func (s *Sessions) Authenticate(_ context.Context, credential string) (auth.Principal, error) {
-	c, err := s.signer.verify(credential)
+	c, err := s.signer.check(credential)
 	if err != nil {
 		return auth.Principal{}, fmt.Errorf("%w: %w: %w", auth.ErrBadCredential, auth.ErrSession, err)
 	}

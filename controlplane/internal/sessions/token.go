@@ -79,6 +79,7 @@ type signer struct {
 	refresh  [sha256.Size]byte
 	now      func() time.Time
 	parser   *jwt.Parser
+	seen     seen
 
 	mu   sync.RWMutex
 	keys map[int64]ed25519.PrivateKey
