@@ -97,7 +97,7 @@ type journal struct {
 	// tail says that Redis may lose what it acknowledges now.
 	tail bool
 	// Until behind the server's clock may stand still, for it never goes back; hosts' idea of it goes on meanwhile, and bans
-	// that are made then may end earlier by what it was ahead.
+	// that are made then may end earlier by what it was ahead and for how long it stood.
 	ahead  time.Duration
 	behind time.Time
 }
@@ -157,9 +157,7 @@ func (j *journal) stepped(now time.Time, by, within time.Duration) {
 	if now.After(j.behind) {
 		j.ahead = 0
 	}
-	if by > 0 {
-		j.ahead += by + within
-	}
+	j.ahead += max(0, by) + within // while it stands still, time that passes counts as none
 	if until := now.Add(within + max(0, by)); until.After(j.behind) {
 		j.behind = until
 	}
