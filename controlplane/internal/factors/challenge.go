@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// ChallengeLife is how long a sign-in can be completed, EnrolmentLife how long a factor that was begun can be confirmed.
+	// ChallengeLife is how long a sign-in can be completed.
 	ChallengeLife = 5 * time.Minute
+	// EnrolmentLife is how long a factor that was begun can be confirmed.
 	EnrolmentLife = 10 * time.Minute
 
 	// maxTries is how many answers one challenge hears.
@@ -51,7 +52,7 @@ type challenge struct {
 
 // ask stores a challenge and returns its secret, kept nowhere.
 func (f *Factors) ask(ctx context.Context, c challenge, life time.Duration) (string, error) {
-	body, err := json.Marshal(c)
+	body, err := json.Marshal(c) //nolint:gosec // Secret is sealed
 	if err != nil {
 		return "", fmt.Errorf("make challenge: %w", err)
 	}

@@ -36,7 +36,7 @@ var (
 func relyingParty(publicURL string) (*webauthn.WebAuthn, error) {
 	u, err := url.Parse(publicURL)
 	if err != nil || u.Hostname() == "" {
-		return nil, nil //nolint:nilnil // documented
+		return nil, nil //nolint:nilnil,nilerr // documented
 	}
 	if _, err := netip.ParseAddr(u.Hostname()); err == nil {
 		return nil, nil //nolint:nilnil // documented

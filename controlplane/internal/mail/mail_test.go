@@ -114,10 +114,18 @@ func TestBadConfig(t *testing.T) {
 	t.Parallel()
 	password := file(t, "x\n")
 	for _, c := range []Config{
-		{URL: "mail.example.com"}, {URL: "http://mail.example.com"}, {URL: "smtp://"}, {URL: "smtp://mail.example.com:0"}, {URL: "smtp://mail.example.com/x"},
-		{URL: "smtp://user:hunter2@mail.example.com"}, {URL: "smtp://user@mail.example.com"}, {URL: "smtp://mail.example.com", PasswordFile: password},
-		{URL: "smtp://user@mail.example.com", PasswordFile: file(t, "")}, {URL: "smtp://user@mail.example.com", PasswordFile: "/nowhere"},
-		{URL: "smtp://mail.example.com", From: "a@b\r\nBcc: c@d"}, {URL: "smtp://mail.example.com", From: "-"},
+		{URL: "mail.example.com"},
+		{URL: "http://mail.example.com"},
+		{URL: "smtp://"},
+		{URL: "smtp://mail.example.com:0"},
+		{URL: "smtp://mail.example.com/x"},
+		{URL: "smtp://user:hunter2@mail.example.com"},
+		{URL: "smtp://user@mail.example.com"},
+		{URL: "smtp://mail.example.com", PasswordFile: password},
+		{URL: "smtp://user@mail.example.com", PasswordFile: file(t, "")},
+		{URL: "smtp://user@mail.example.com", PasswordFile: "/nowhere"},
+		{URL: "smtp://mail.example.com", From: "a@b\r\nBcc: c@d"},
+		{URL: "smtp://mail.example.com", From: "-"},
 	} {
 		if c.From == "" {
 			c.From = "fleet@example.com"

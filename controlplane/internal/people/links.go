@@ -23,8 +23,9 @@ import (
 var ErrBadLink = errors.New("the link is unknown, used or expired")
 
 const (
-	// ResetLife and EmailLife are how long such a link can be used.
+	// ResetLife is how long a link to a new password can be used.
 	ResetLife = 30 * time.Minute
+	// EmailLife is how long one to a new address can.
 	EmailLife = 24 * time.Hour
 
 	resetPrefix = "fbp_"
