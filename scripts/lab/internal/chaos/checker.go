@@ -62,7 +62,7 @@ func (c *checker) settled(ctx context.Context) ([]string, error) {
 	}
 	var wrong []string
 	known := map[netip.Prefix]bool{}
-	// While the fleet's clock stands still, hosts may differ in what ends meanwhile: each ends it by the time it was told last.
+	// While the fleet's clock stands still, and until hosts know that it goes on, they may differ in what ends meanwhile: each ends it by the time it was told last.
 	still := at.Before(c.journal.rightAgain())
 	mayDiffer := map[netip.Prefix]bool{}
 	for _, f := range c.journal.all() {

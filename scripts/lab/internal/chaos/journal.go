@@ -23,6 +23,10 @@ const (
 	late  = 4 * time.Second
 )
 
+// hostsForget is how long a host whose stream stands may think that the server's clock is ahead when it no longer is: it believes
+// the earliest of its last eight words, which come every 20 s.
+const hostsForget = 3 * time.Minute
+
 // fact is what callers were told of one prefix. Each prefix has one caller at a time.
 type fact struct {
 	prefix netip.Prefix
@@ -122,8 +126,9 @@ func (j *journal) note(f fact) *fact {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	f.tail = j.tail
-	if left := time.Until(j.behind); left > 0 {
-		f.early, f.late = j.ahead, left
+	f.late = max(0, time.Until(j.behind))
+	if time.Now().Before(j.behind.Add(hostsForget)) {
+		f.early = j.ahead
 	}
 	f.held = map[string]bool{}
 	j.facts[f.prefix] = &f
@@ -154,7 +159,7 @@ func (j *journal) begin(loses bool) {
 func (j *journal) stepped(now time.Time, by, within time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if now.After(j.behind) {
+	if now.After(j.behind.Add(hostsForget)) {
 		j.ahead = 0
 	}
 	j.ahead += max(0, by) + within // while it stands still, time that passes counts as none
@@ -167,11 +172,11 @@ func (j *journal) stepped(now time.Time, by, within time.Duration) {
 	}
 }
 
-// rightAgain is when the fleet's clock goes on again, after it was ahead.
+// rightAgain is when all of the fleet's clock goes on as it should, after it was ahead.
 func (j *journal) rightAgain() time.Time {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.behind
+	return j.behind.Add(hostsForget)
 }
 
 // saw notes what a host's kernel held; of one that was flushed, not what it lacked.
