@@ -18,6 +18,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/embedded"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 )
 
 func start(t *testing.T, dir string) (*embedded.Server, *store.Store) {
@@ -51,17 +52,6 @@ func pidOf(t *testing.T, st *store.Store) int {
 	return 0
 }
 
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("never: " + what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 func TestSupervises(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -83,7 +73,7 @@ func TestSupervises(t *testing.T) {
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is back with its data", func() bool {
+	testwait.For(t, "it is back with its data", func() bool {
 		v, err := st.Client().Get(ctx, "k").Result()
 		return err == nil && v == "v"
 	})
@@ -189,7 +179,7 @@ func TestDiesWithUs(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	until(t, "the child is gone", func() bool { return errors.Is(syscall.Kill(child, 0), syscall.ESRCH) || zombie(child) })
+	testwait.For(t, "the child is gone", func() bool { return errors.Is(syscall.Kill(child, 0), syscall.ESRCH) || zombie(child) })
 	start(t, dir)
 }
 

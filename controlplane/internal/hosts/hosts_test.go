@@ -13,6 +13,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -294,13 +295,7 @@ func TestAdoptAfterLoss(t *testing.T) {
 
 func (f *fixture) retry(try func() error) {
 	f.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for err := try(); err != nil; err = try() {
-		if time.Now().After(deadline) {
-			f.t.Fatal(err)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
+	testwait.Until(f.t, "it succeeds", try)
 }
 
 func TestPresenceLapses(t *testing.T) {

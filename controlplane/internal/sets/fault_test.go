@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
@@ -235,22 +236,14 @@ func TestAcknowledgedIsKept(t *testing.T) {
 	}
 	for range 3 {
 		until := count() + 200
-		deadline := time.Now().Add(30 * time.Second)
-		for count() < until {
-			if time.Now().After(deadline) {
-				t.Fatal("no progress within 30 s")
-			}
-			time.Sleep(time.Millisecond)
-		}
+		testwait.For(t, "bans are acknowledged", func() bool { return count() >= until })
 		f.redis.Kill()
 		f.redis.Start()
 	}
 	cancel()
 	writers.Wait()
 	// After many failures to connect, the pool looks once a second.
-	for deadline := time.Now().Add(10 * time.Second); f.store.Ping(context.Background()) != nil && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
-	}
+	testwait.Until(t, "Redis is found again", func() error { return f.store.Ping(context.Background()) })
 	snap := must(f.Snapshot(context.Background(), org, banset.All))(t)
 	for _, r := range snap.Records {
 		delete(acknowledged, r.Prefix)
