@@ -54,6 +54,7 @@ type grammar struct {
 	Password  passwdCmd    `cmd:"" help:"Change your password, or set one anew by a link; your other sessions end."`
 	Account   accountCmd   `cmd:"" help:"Your second factors and e-mail address."`
 	Sessions  sessionsCmd  `cmd:"" help:"List and end your sessions."`
+	Sso       ssoCmd       `cmd:"" name:"sso" help:"Show and set the identity provider that people sign in with."`
 	Members   membersCmd   `cmd:"" help:"List, invite, change and remove the organisation's people."`
 	Tokens    tokensCmd    `cmd:"" help:"Make, list and revoke API tokens."`
 	Status    statusCmd    `cmd:"" help:"The fleet at a glance."`

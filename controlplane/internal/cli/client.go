@@ -45,6 +45,8 @@ type client struct {
 	joining   operatorv1connect.MemberServiceClient
 	linked    operatorv1connect.AccountServiceClient
 	setup     operatorv1connect.SetupServiceClient
+	// anonymousSSO carries no credential.
+	sso, anonymousSSO operatorv1connect.SsoServiceClient
 	// person is who is signed in; nil where an API token is used.
 	person *signedIn
 	close  func()
@@ -78,26 +80,28 @@ func newClient(cfg config) (*client, error) {
 		connect.WithInterceptors(authorise), connect.WithReadMaxBytes(64 << 20), connect.WithSendMaxBytes(4 << 20),
 	}
 	return &client{
-		url:       u,
-		bans:      operatorv1connect.NewBanServiceClient(doer, u, options...),
-		allow:     operatorv1connect.NewAllowlistServiceClient(doer, u, options...),
-		fleet:     operatorv1connect.NewFleetServiceClient(doer, u, options...),
-		hosts:     operatorv1connect.NewHostServiceClient(doer, u, options...),
-		join:      operatorv1connect.NewJoinTokenServiceClient(doer, u, options...),
-		audit:     operatorv1connect.NewAuditServiceClient(doer, u, options...),
-		sessions:  operatorv1connect.NewSessionServiceClient(doer, u, options...),
-		account:   operatorv1connect.NewAccountServiceClient(doer, u, options...),
-		members:   operatorv1connect.NewMemberServiceClient(doer, u, options...),
-		tokens:    operatorv1connect.NewTokenServiceClient(doer, u, options...),
-		orgTokens: operatorv1connect.NewOrganisationTokenServiceClient(doer, u, options...),
-		approvals: operatorv1connect.NewApprovalServiceClient(doer, u, options...),
-		anonymous: anonymous(doer, u),
-		factors:   operatorv1connect.NewSecondFactorServiceClient(doer, u, options...),
-		linked:    operatorv1connect.NewAccountServiceClient(doer, u, connect.WithInterceptors(named{})),
-		joining:   operatorv1connect.NewMemberServiceClient(doer, u, connect.WithInterceptors(named{})),
-		setup:     operatorv1connect.NewSetupServiceClient(doer, u, connect.WithInterceptors(named{})),
-		person:    person,
-		close:     transport.CloseIdleConnections,
+		url:          u,
+		bans:         operatorv1connect.NewBanServiceClient(doer, u, options...),
+		allow:        operatorv1connect.NewAllowlistServiceClient(doer, u, options...),
+		fleet:        operatorv1connect.NewFleetServiceClient(doer, u, options...),
+		hosts:        operatorv1connect.NewHostServiceClient(doer, u, options...),
+		join:         operatorv1connect.NewJoinTokenServiceClient(doer, u, options...),
+		audit:        operatorv1connect.NewAuditServiceClient(doer, u, options...),
+		sessions:     operatorv1connect.NewSessionServiceClient(doer, u, options...),
+		account:      operatorv1connect.NewAccountServiceClient(doer, u, options...),
+		members:      operatorv1connect.NewMemberServiceClient(doer, u, options...),
+		tokens:       operatorv1connect.NewTokenServiceClient(doer, u, options...),
+		orgTokens:    operatorv1connect.NewOrganisationTokenServiceClient(doer, u, options...),
+		approvals:    operatorv1connect.NewApprovalServiceClient(doer, u, options...),
+		anonymous:    anonymous(doer, u),
+		factors:      operatorv1connect.NewSecondFactorServiceClient(doer, u, options...),
+		linked:       operatorv1connect.NewAccountServiceClient(doer, u, connect.WithInterceptors(named{})),
+		joining:      operatorv1connect.NewMemberServiceClient(doer, u, connect.WithInterceptors(named{})),
+		sso:          operatorv1connect.NewSsoServiceClient(doer, u, options...),
+		anonymousSSO: operatorv1connect.NewSsoServiceClient(doer, u, connect.WithInterceptors(named{})),
+		setup:        operatorv1connect.NewSetupServiceClient(doer, u, connect.WithInterceptors(named{})),
+		person:       person,
+		close:        transport.CloseIdleConnections,
 	}, nil
 }
 
@@ -122,7 +126,7 @@ func (r *retrying) Do(req *http.Request) (*http.Response, error) {
 
 func readsOnly(procedure string) bool {
 	switch path.Base(procedure) {
-	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens", "GetMe", "ListSessions", "ListMembers", "GetFactors", "GetSecondFactorPolicy", "ListAudit", "VerifyAudit":
+	case "ListBans", "Explain", "ListAllowed", "GetFleet", "ListHosts", "GetHost", "ListCommands", "ListJoinTokens", "GetMe", "GetSso", "ListSessions", "ListMembers", "GetFactors", "GetSecondFactorPolicy", "ListAudit", "VerifyAudit":
 		return true
 	default:
 		return false

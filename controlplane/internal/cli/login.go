@@ -21,6 +21,7 @@ type loginCmd struct {
 	Email         string `placeholder:"E-MAIL" help:"Sign in as a person, with a password instead of an API token."`
 	PasswordStdin bool   `name:"password-stdin" help:"Read the password from standard input instead of asking for it."`
 	CodeStdin     bool   `name:"code-stdin" help:"Read the code, where one is asked for, from standard input: the line after the password (FLEETBAN_CODE)."`
+	SSO           bool   `name:"sso" help:"Sign in with the organisation's identity provider, in a browser on this machine."`
 	Organisation  string `placeholder:"ID" help:"Which, where a person belongs to several; default the one first joined."`
 }
 
@@ -38,6 +39,9 @@ func (l *loginCmd) offline(r *run) error {
 	}
 	if l.Email != "" {
 		return l.asPerson(r, path)
+	}
+	if l.SSO {
+		return l.withProvider(r, path)
 	}
 	if l.PasswordStdin || l.Organisation != "" {
 		return usage("--password-stdin and --organisation are for people", "give --email E-MAIL too, or --token-stdin for an API token")
