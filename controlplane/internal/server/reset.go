@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func ResetLink(ctx context.Context, o ResetLinkOptions, logger *slog.Logger, out
 			_, _ = fmt.Fprintf(out, "Removed the second factors of %s.\n", link.Account.Email)
 		}
 		_, _ = fmt.Fprintf(out, "Give this link to %s only. It works once, until %s, and ends all their sessions:\n\n  %s%s#%s\n", link.Account.Email,
-			link.Expires.Format(time.RFC3339), o.PublicURL, operatorapi.ResetPath, link.Secret)
+			link.Expires.Format(time.RFC3339), cmp.Or(o.PublicURL, "https://YOUR-CONTROL-PLANE"), operatorapi.ResetPath, link.Secret)
 		return nil
 	})
 }
