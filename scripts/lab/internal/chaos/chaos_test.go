@@ -190,7 +190,7 @@ func TestVerdict(t *testing.T) {
 		"lifted where it died": {fact{acknowledged: true, lifting: true, lifted: true, shaken: true, ends: in(time.Minute), earliest: in(time.Minute)}, either},
 		"on the allowlist":     {fact{allowed: true}, free},
 
-		"allowed in a tail":                {fact{allowed: true, tail: true}, either},
+		"allowed in a tail":                {fact{allowed: true, tail: true, ends: in(time.Minute), earliest: in(time.Minute)}, either},
 		"lost with a tail":                 {fact{acknowledged: true, tail: true, ends: in(time.Minute), earliest: in(time.Minute)}, either},
 		"of a tail, but a host had it":     {fact{acknowledged: true, tail: true, held: map[string]bool{"a": true}, ends: in(time.Minute), earliest: in(time.Minute)}, banned},
 		"of a tail, but a host kept it":    {fact{host: "a", acknowledged: true, tail: true, ends: in(time.Minute), earliest: in(time.Minute)}, banned},

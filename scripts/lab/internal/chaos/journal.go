@@ -55,7 +55,7 @@ type fact struct {
 // verdict says what must hold of f at a moment. It holds of kernels once the fleet has had time to settle.
 func (f *fact) verdict(at time.Time) verdict {
 	switch {
-	case f.allowed && f.tail: // the allowlist's entry may be what was lost
+	case f.allowed && f.tail && !at.After(f.over()): // the allowlist's entry may be what was lost
 		return either
 	case f.allowed:
 		return free

@@ -124,7 +124,9 @@ func (w *workload) forbidden(at time.Duration) step {
 		}) {
 			return
 		}
-		w.journal.note(fact{prefix: p, round: w.round, allowed: true})
+		// Where the entry is lost with a tail, the ban counts, until the jail ends it.
+		ends := time.Now().Add(jailBanTime + hostLimit)
+		w.journal.note(fact{prefix: p, round: w.round, allowed: true, ends: ends, earliest: ends})
 		_, _ = host.Fail2ban(ctx, "set", "sshd", "banip", p.Addr().String()) // its own affair
 	}}
 }
