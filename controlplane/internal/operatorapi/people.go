@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
@@ -14,6 +15,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/factors"
 	"github.com/fleetban/fleetban/controlplane/internal/mail"
+	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sso"
@@ -26,6 +28,8 @@ import (
 type PeopleOptions struct {
 	People   *people.People
 	Sessions *sessions.Sessions
+	// Orgs removes the API tokens of members who leave. Nil, in tests, leaves them, worth nothing.
+	Orgs *orgs.Orgs
 	// PublicURL begins the links of invitations.
 	PublicURL string
 	// Factors keeps second factors. Nil, in tests: nobody has any.
@@ -243,6 +247,7 @@ func (a *PeopleAPI) RevokeSession(ctx context.Context, req *connect.Request[oper
 	if err != nil {
 		return nil, mappedPeople(err)
 	}
+	audit.From(ctx).Add(audit.Detail{Name: "sessions_ended", After: strconv.Itoa(n)})
 	return connect.NewResponse(operatorv1.RevokeSessionResponse_builder{Ended: uint32(n)}.Build()), nil
 }
 

@@ -3,6 +3,7 @@ package operatorapi
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -139,6 +140,12 @@ func (a *PeopleAPI) RemoveMember(ctx context.Context, req *connect.Request[opera
 	}
 	if err != nil {
 		return nil, mappedMember(err)
+	}
+	if a.o.Orgs != nil {
+		// Worth nothing since the membership ended; this removes what is left of them, and is no reason to fail.
+		if err := a.o.Orgs.RevokePersonal(ctx, p.Org, m.Person); err != nil {
+			a.o.Logger.WarnContext(ctx, "API tokens of a member who left are still listed", slog.String("person", m.Person), slog.Any("error", err))
+		}
 	}
 	return connect.NewResponse(&operatorv1.RemoveMemberResponse{}), nil
 }

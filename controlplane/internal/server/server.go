@@ -266,7 +266,7 @@ func (s *Server) build(ctx context.Context) error {
 	if s.mail, err = mail.New(letters); err != nil {
 		return err
 	}
-	s.sessions = sessions.New(sessions.Options{Store: st, Keys: k, People: accounts, Factors: second, Now: clk.now, Logger: s.logger})
+	s.sessions = sessions.New(sessions.Options{Replayed: s.base.replayed, Store: st, Keys: k, People: accounts, Factors: second, Now: clk.now, Logger: s.logger})
 	providers, err := c.identityProviders(sso.Options{
 		Store: st, Keys: k, Seal: s.base.seal, People: accounts, Changed: s.sessions.MemberChanged, PublicURL: c.PublicURL, Now: clk.now, Logger: s.logger,
 	})
@@ -274,6 +274,7 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	signedIn := operatorapi.NewPeople(operatorapi.PeopleOptions{
+		Orgs:   s.base.orgs,
 		SSO:    providers,
 		People: accounts, Sessions: s.sessions, Factors: second, Mail: s.mail, PublicURL: c.PublicURL, Audit: s.base.audit, Logger: s.logger,
 	})

@@ -70,3 +70,11 @@ func (b *base) forged(ctx context.Context, kind, org, id string) {
 		Reason: "Redis holds it without this fleet's signature",
 	})
 }
+
+// replayed records that a session ended because somebody holds a copy of its refresh token.
+func (b *base) replayed(ctx context.Context, org, person, session string) {
+	_ = b.audit.Record(context.WithoutCancel(ctx), org, audit.Record{
+		Actor: audit.System, Client: audit.ClientFrom(ctx), Action: "session.replayed", Targets: []string{session, person},
+		Reason: "its refresh token was used a second time: somebody holds a copy",
+	})
+}

@@ -59,6 +59,8 @@ type Options struct {
 	People *people.People
 	// Factors says whose sessions are good for enrolling a second factor only. Nil: nobody's.
 	Factors Factors
+	// Replayed, where it is given, is told of each session that a second use of its refresh token ended.
+	Replayed func(ctx context.Context, org, person, session string)
 	// Now is Redis' clock as this replica knows it. Default time.Now.
 	Now func() time.Time
 	// Logger; default slog.Default().
@@ -89,6 +91,8 @@ type Sessions struct {
 	signer  *signer
 	revoked *revoked
 	logger  *slog.Logger
+	// replayed is Options.Replayed.
+	replayed func(ctx context.Context, org, person, session string)
 }
 
 var (
@@ -104,7 +108,7 @@ func New(o Options) *Sessions {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Sessions{store: o.Store, people: o.People, factors: o.Factors, signer: newSigner(o.Keys, o.Now), revoked: newRevoked(o.Store, o.Logger), logger: o.Logger}
+	return &Sessions{store: o.Store, people: o.People, factors: o.Factors, signer: newSigner(o.Keys, o.Now), revoked: newRevoked(o.Store, o.Logger), logger: o.Logger, replayed: o.Replayed}
 }
 
 // Run follows which sessions end, until ctx does.
@@ -186,8 +190,13 @@ func (s *Sessions) Refresh(ctx context.Context, text string, client Client) (Tok
 	switch answer, _ := reply[0].(string); {
 	case answer == "again":
 		s.logger.WarnContext(ctx, "a refresh token was used twice, its session is ended", slog.String("person", token.person), slog.String("session", token.session))
+		// Whose it was is read before it is gone, and recorded where that can be: the session ends in any case.
+		org, _ := s.store.Client().HGet(ctx, sessionKey(token.person, token.session), "org").Result()
 		if err := s.end(ctx, token.person, token.session); err != nil {
 			return Tokens{}, err
+		}
+		if org != "" && s.replayed != nil {
+			s.replayed(ctx, org, token.person, token.session)
 		}
 		return Tokens{}, fmt.Errorf("%w: %w", ErrToken, ErrReplayed)
 	case answer != "ok" || len(reply) != 7:
