@@ -41,7 +41,7 @@ func TestSetup(t *testing.T) {
 	}
 	pin[0] ^= 1
 	wrong := whole[:48] + base64.RawURLEncoding.EncodeToString(pin)
-	if _, errs = ada.types(adaPassword+"\n", 6, "setup", link(cp.URL, wrong), "--email", adaEmail, "--password-stdin"); !strings.Contains(errs, "pin") {
+	if _, errs = ada.types(adaPassword+"\n", 5, "setup", link(cp.URL, wrong), "--email", adaEmail, "--password-stdin"); !strings.Contains(errs, "pin") {
 		t.Error(errs)
 	}
 }

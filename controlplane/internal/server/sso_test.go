@@ -14,9 +14,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/zitadel/oidc/v3/example/server/exampleop"
@@ -25,6 +27,7 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/cli"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -501,5 +504,44 @@ func TestSSOForPrograms(t *testing.T) {
 		if code, to, _ := g.visitor().step(g.base+"/auth/oidc/"+g.org+"/start"+query, nil); code != http.StatusBadRequest {
 			t.Errorf("%s: %d %s", what, code, to)
 		}
+	}
+}
+
+// The command waits on this machine while a browser, on the same one, is let in.
+func TestSSOFromTheCommandLine(t *testing.T) {
+	t.Parallel()
+	g := newGuild(t)
+	if err := g.set(nil); err != nil {
+		t.Fatal(err)
+	}
+	g.idp.person("bob", "bob@example.com", true, "web")
+	var out, errs buffer
+	home := t.TempDir()
+	run := func(args ...string) int {
+		return cli.Run(t.Context(), args, &cli.Env{
+			Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs, Now: time.Now,
+			Getenv: func(name string) string {
+				return map[string]string{"HOME": home, "FLEETBAN_URL": g.base, "FLEETBAN_PIN": g.replicas[0].Pin()}[name]
+			},
+		})
+	}
+	done := make(chan int, 1)
+	go func() { done <- run("login", "--sso") }()
+	printed := regexp.MustCompile(`https://\S+/auth/oidc/default/start(\?\S+)`)
+	until(t, "it says where to go", func() bool { return printed.MatchString(errs.String()) })
+	v := g.visitor()
+	_, to, text := v.step(v.authorise("bob", printed.FindStringSubmatch(errs.String())[1], nil), nil)
+	// Another page of the browser guesses.
+	if code, _, _ := v.step(strings.Replace(to, "state=", "state=x", 1), nil); code != http.StatusBadRequest {
+		t.Errorf("another state: %d", code)
+	}
+	if code, _, said := v.step(to, nil); code != http.StatusOK {
+		t.Fatal(code, to, text, said)
+	}
+	if code := <-done; code != 0 || !strings.Contains(out.String(), "as bob@example.com, operator") {
+		t.Fatal(code, out.String(), errs.String())
+	}
+	if code := run("whoami"); code != 0 {
+		t.Error(out.String(), errs.String())
 	}
 }
