@@ -14,6 +14,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -135,7 +137,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err := f.begin(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { f.each(func(h *host.Host) { h.Stop() }) }()
+	defer f.stop()
 	v := &violations{}
 	for _, s := range chosen {
 		o.Progress("%s: %d bans", s.name, o.Bans)
@@ -162,7 +164,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	o.report.Calls = o.report.Retried.Load()
 	o.report.Checked = ctx.Err() == nil
 	f.watcher.stop()
-	f.each(func(h *host.Host) { h.Stop() })
+	f.stop()
 	if ctx.Err() != nil {
 		return o.report, ctx.Err()
 	}
@@ -234,6 +236,21 @@ func (f *fleet) each(do func(*host.Host)) {
 	for _, h := range f.members() {
 		do(h)
 	}
+}
+
+// stop ends all streams, many at a time.
+func (f *fleet) stop() {
+	hosts := f.members()
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range atOnce {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; int(i) < len(hosts); i = next.Add(1) - 1 {
+				hosts[i].Stop()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func (f *fleet) rss() (n int64) {
