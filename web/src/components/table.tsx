@@ -21,7 +21,7 @@ const cellLook = "px-3 py-2 align-middle";
 export function Table<Row extends RowData>({ label, columns, rows, rowId }: Common<Row>) {
   const table = useTable({ features, columns, data: rows, getRowId: rowId });
   return (
-    <div className="overflow-x-auto" role="region" aria-label={label} tabIndex={0}>
+    <div className="relative overflow-x-auto" role="group" aria-label={label} tabIndex={0}>
       <table className="w-full border-collapse">
         <caption className="sr-only">{label}</caption>
         <thead>

@@ -14,7 +14,8 @@ import { useShortcuts } from "./shortcuts";
 // What the first screen doesn't need comes after it.
 const SignIn = lazy(() => import("@/pages/sign-in").then((m) => ({ default: m.SignIn })));
 const PersonMenu = lazy(() => import("./person-menu").then((m) => ({ default: m.PersonMenu })));
-const Palette = lazy(() => import("./palette").then((m) => ({ default: m.Palette })));
+const loadPalette = () => import("./palette").then((m) => ({ default: m.Palette }));
+const Palette = lazy(loadPalette);
 const ShortcutSheet = lazy(() => import("./shortcut-sheet").then((m) => ({ default: m.ShortcutSheet })));
 
 const places = [
@@ -46,6 +47,11 @@ function Inside() {
   const [nav, setNav] = useState(false);
   const navigate = useNavigate();
   useEffect(() => watch(), []);
+  // Whoever presses ⌘K types at once: it must be there by then.
+  useEffect(() => {
+    const timer = setTimeout(() => void loadPalette(), 1_000);
+    return () => clearTimeout(timer);
+  }, []);
   useShortcuts({
     "mod+k": () => setPalette(true),
     "/": () => setPalette(true),
