@@ -24,14 +24,15 @@ import (
 )
 
 const (
-	// Header, set to Cookie, asks that the call's session be held in cookies.
+	// Header asks, where its value is Cookie, that the call's session be held in cookies.
 	Header = "Fleetban-Session"
 	// Cookie is the one value of Header that means something.
 	Cookie = "cookie"
 
-	// AccessCookie and RefreshCookie hold the tokens. The prefix has browsers refuse them from other hosts and over plain
-	// HTTP: nobody can plant one.
-	AccessCookie  = "__Host-fleetban-access"
+	// AccessCookie holds the access token. The prefix has browsers refuse it from other hosts and over plain HTTP: nobody can
+	// plant one.
+	AccessCookie = "__Host-fleetban-access"
+	// RefreshCookie holds the refresh token, likewise.
 	RefreshCookie = "__Host-fleetban-refresh"
 )
 
