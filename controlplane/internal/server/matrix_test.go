@@ -41,7 +41,6 @@ var updateMatrix = flag.Bool("update-matrix", false, "write testdata/tenants ane
 // tenant is an organisation with one of everything that has an id.
 type tenant struct {
 	h     *house
-	admin string // a token that may everything a program can
 	owner string // the owner's access token
 	// callers are credentials by what they are.
 	callers map[string]string
@@ -50,7 +49,7 @@ type tenant struct {
 	ids map[string][]string
 }
 
-// signInAs is an access token of someone who is made to belong to it.
+// member makes someone belong to it, and returns their access token.
 func (n *tenant) member(email string, role operatorv1.Role, tags ...string) string {
 	n.h.t.Helper()
 	res, err := n.h.members(0, n.owner).Invite(n.h.t.Context(), connect.NewRequest(operatorv1.InviteRequest_builder{Email: email, Role: role, Tags: tags}.Build()))

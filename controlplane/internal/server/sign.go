@@ -22,7 +22,7 @@ func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer
 	if err != nil {
 		return err
 	}
-	defer func() { _ = b.close() }()
+	defer func() { _ = b.close() }() //nolint:contextcheck // closed also when ctx is over
 	ids, err := b.orgs.IDs(ctx)
 	if err != nil {
 		return fmt.Errorf("sign: %w", err)
