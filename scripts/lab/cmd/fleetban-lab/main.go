@@ -27,6 +27,7 @@ const usage = `fleetban-lab makes hosts in network namespaces: real sshd, fail2b
   fleetban-lab status  list labs, machines and services
   fleetban-lab exec HOST [-- COMMAND…]   run a command on a machine of the lab; a shell without one
   fleetban-lab attack HOST               try SSH passwords on a host until its fail2ban bans the attacker
+  fleetban-lab owner   give the lab's organisation an owner, who can sign in to the console: -email, -password
   fleetban-lab down    take a lab down; leaves nothing, also of one that crashed
   fleetban-lab demo    watch a ban on one host be enforced on all
   fleetban-lab chaos   break a fleet for some rounds while bans are made, and check that nothing was lost
@@ -64,7 +65,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	verbs := map[string]func(context.Context, []string) error{
 		"up": up, "down": down, "status": status, "exec": execute, "attack": attack, "demo": show, "bench": measure,
-		"chaos": breakIt,
+		"chaos": breakIt, "owner": owner,
 	}
 	verb, ok := verbs[args[0]]
 	if !ok {
@@ -123,6 +124,20 @@ func down(ctx context.Context, args []string) error {
 		errs = append(errs, lab.Down(ctx, l.Name))
 	}
 	return errors.Join(errs...)
+}
+
+func owner(ctx context.Context, args []string) error {
+	set, name := flags("owner")
+	email := set.String("email", "", "the owner's e-mail address")
+	password := set.String("password", "", "their password")
+	if err := set.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	l, err := lab.Open(*name)
+	if err != nil {
+		return err
+	}
+	return l.MakeOwner(ctx, *email, *password)
 }
 
 func status(ctx context.Context, args []string) error {

@@ -14,6 +14,17 @@ func (l *Lab) Agents() fleetbanv1connect.AgentServiceClient {
 	return fleetbanv1connect.NewAgentServiceClient(l.httpClient(""), URL, connect.WithGRPC())
 }
 
+// MakeOwner gives the organisation its first owner: somebody who signs in to the console and with `fleetban login`.
+func (l *Lab) MakeOwner(ctx context.Context, email, password string) error {
+	// The name, the mode and a token were settled when the lab was made: of all that, only the owner is new.
+	argv := asUser(agentUser, programControlPlane, "setup", "--mode", l.options.Mode, "--email", email, "--password-stdin",
+		"--redis-url", l.redisURL(), "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)
+	if _, err := l.Node(ControlPlane).ExecInput(ctx, password+"\n", argv...); err != nil {
+		return fmt.Errorf("make the organisation's owner: %w", err)
+	}
+	return nil
+}
+
 // RenewToken has the control plane make another administrator's token, which the lab uses from then on: Operators of
 // before keep theirs.
 func (l *Lab) RenewToken(ctx context.Context) error {
