@@ -74,9 +74,18 @@ chaos: setup build lab ## Break a fleet of real processes and check that nothing
 model: ## A model of how hosts follow a set across failovers, looked through by spin
 	@scripts/lab/model/check
 
+.PHONY: web-dev
+web-dev: setup ## The console with hot reloading, on a control plane that runs: FLEETBAN_URL=https://localhost:8443
+	@scripts/web-packages && cd web && npm run dev
+
+.PHONY: web-test
+web-test: setup build lab ## The console's tests in a browser, on a lab's hosts
+	@scripts/setup browser && scripts/as-root scripts/web-e2e
+
 .PHONY: generate
 generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## Generated code and copies, anew
 	@cd proto && buf format -w --path fleetban && rm -rf gen/go/fleetban && buf generate --path fleetban
+	@scripts/web-packages && cd proto && rm -rf ../web/src/gen && buf generate --template buf.gen.web.yaml
 	@scripts/copy-embedded
 
 .PHONY: lint
@@ -84,13 +93,13 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos, shell and alert rules
 	@cd proto && buf lint && buf format --diff --exit-code --path fleetban
 	@scripts/check-breaking
 	@for m in $(MODULES); do (cd $$m && golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
-	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/check-breaking scripts/test-versions scripts/install.sh .ci/run
+	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/build-console scripts/web-packages scripts/web-e2e scripts/check-breaking scripts/test-versions scripts/install.sh .ci/run
 	@promtool check config infra/prometheus/prometheus.yml >/dev/null
 	@promtool test rules infra/prometheus/alerts_test.yml
 
 .PHONY: clean
 clean: ## Remove what was built
-	@rm -rf bin && find $(DIST) -type f ! -name .gitkeep -delete
+	@rm -rf bin web/dist && find $(DIST) controlplane/internal/webconsole/dist -mindepth 1 ! -name .gitkeep -delete
 
 $(TOOLS)/buf: ; @GOBIN=$(TOOLS) GOWORK=off go install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION)
 $(TOOLS)/protoc-gen-go: ; @GOBIN=$(TOOLS) GOWORK=off go install google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO_VERSION)
