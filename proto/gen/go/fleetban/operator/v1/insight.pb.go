@@ -759,13 +759,13 @@ const file_fleetban_operator_v1_insight_proto_rawDesc = "" +
 	"\x15BAN_ORDER_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11BAN_ORDER_ADDRESS\x10\x01\x12\x15\n" +
 	"\x11BAN_ORDER_EXPIRES\x10\x02\x12\x13\n" +
-	"\x0fBAN_ORDER_SINCE\x10\x032\xe1\x01\n" +
-	"\x0eInsightService\x12h\n" +
-	"\vGetActivity\x12(.fleetban.operator.v1.GetActivityRequest\x1a).fleetban.operator.v1.GetActivityResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12e\n" +
+	"\x0fBAN_ORDER_SINCE\x10\x032\xe9\x01\n" +
+	"\x0eInsightService\x12l\n" +
+	"\vGetActivity\x12(.fleetban.operator.v1.GetActivityRequest\x1a).fleetban.operator.v1.GetActivityResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01\x12i\n" +
 	"\n" +
-	"SearchBans\x12'.fleetban.operator.v1.SearchBansRequest\x1a(.fleetban.operator.v1.SearchBansResponse\"\x04\xc8\xc1\x18\n" +
-	"BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
+	"SearchBans\x12'.fleetban.operator.v1.SearchBansRequest\x1a(.fleetban.operator.v1.SearchBansResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_insight_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_fleetban_operator_v1_insight_proto_msgTypes = make([]protoimpl.MessageInfo, 6)

@@ -3,16 +3,14 @@
 // option features.field_presence = IMPLICIT;
 /* eslint-disable */
 
-import type { GenEnum, GenExtension, GenFile } from "@bufbuild/protobuf/codegenv2";
-import { enumDesc, extDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
-import type { MethodOptions } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_descriptor } from "@bufbuild/protobuf/wkt";
+import type { GenEnum, GenFile } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
 
 /**
  * Describes the file fleetban/options/v1/options.proto.
  */
 export const file_fleetban_options_v1_options: GenFile = /*@__PURE__*/
-  fileDesc("CiFmbGVldGJhbi9vcHRpb25zL3YxL29wdGlvbnMucHJvdG8SE2ZsZWV0YmFuLm9wdGlvbnMudjEqpwMKClBlcm1pc3Npb24SGgoWUEVSTUlTU0lPTl9VTlNQRUNJRklFRBAAEhMKD1BFUk1JU1NJT05fTk9ORRABEhMKD1BFUk1JU1NJT05fSE9TVBACEhkKFVBFUk1JU1NJT05fRkxFRVRfUkVBRBAKEhkKFVBFUk1JU1NJT05fQkFOU19XUklURRALEh4KGlBFUk1JU1NJT05fQUxMT1dMSVNUX1dSSVRFEAwSGwoXUEVSTUlTU0lPTl9QT0xJQ1lfV1JJVEUQDRIaChZQRVJNSVNTSU9OX0hPU1RTX1dSSVRFEA4SGQoVUEVSTUlTU0lPTl9BVURJVF9SRUFEEA8SGwoXUEVSTUlTU0lPTl9NRU1CRVJTX1JFQUQQEBIcChhQRVJNSVNTSU9OX01FTUJFUlNfV1JJVEUQERIbChdQRVJNSVNTSU9OX1RPS0VOU19XUklURRASEhMKD1BFUk1JU1NJT05fU0VMRhAUEhYKElBFUk1JU1NJT05fQVBQUk9WRRAeEiQKIFBFUk1JU1NJT05fQVBQUk9WQUxfUE9MSUNZX1dSSVRFEB86OAoGc2NvcGVkEh4uZ29vZ2xlLnByb3RvYnVmLk1ldGhvZE9wdGlvbnMYoogDIAEoCFIGc2NvcGVkQk5aR2dpdGh1Yi5jb20vZmxlZXRiYW4vZmxlZXRiYW4vcHJvdG8vZ2VuL2dvL2ZsZWV0YmFuL29wdGlvbnMvdjE7b3B0aW9uc3YxkgMCCAJiCGVkaXRpb25zcOkH", [file_google_protobuf_descriptor]);
+  fileDesc("CiFmbGVldGJhbi9vcHRpb25zL3YxL29wdGlvbnMucHJvdG8SE2ZsZWV0YmFuLm9wdGlvbnMudjEqpwMKClBlcm1pc3Npb24SGgoWUEVSTUlTU0lPTl9VTlNQRUNJRklFRBAAEhMKD1BFUk1JU1NJT05fTk9ORRABEhMKD1BFUk1JU1NJT05fSE9TVBACEhkKFVBFUk1JU1NJT05fRkxFRVRfUkVBRBAKEhkKFVBFUk1JU1NJT05fQkFOU19XUklURRALEh4KGlBFUk1JU1NJT05fQUxMT1dMSVNUX1dSSVRFEAwSGwoXUEVSTUlTU0lPTl9QT0xJQ1lfV1JJVEUQDRIaChZQRVJNSVNTSU9OX0hPU1RTX1dSSVRFEA4SGQoVUEVSTUlTU0lPTl9BVURJVF9SRUFEEA8SGwoXUEVSTUlTU0lPTl9NRU1CRVJTX1JFQUQQEBIcChhQRVJNSVNTSU9OX01FTUJFUlNfV1JJVEUQERIbChdQRVJNSVNTSU9OX1RPS0VOU19XUklURRASEhMKD1BFUk1JU1NJT05fU0VMRhAUEhYKElBFUk1JU1NJT05fQVBQUk9WRRAeEiQKIFBFUk1JU1NJT05fQVBQUk9WQUxfUE9MSUNZX1dSSVRFEB9CTlpHZ2l0aHViLmNvbS9mbGVldGJhbi9mbGVldGJhbi9wcm90by9nZW4vZ28vZmxlZXRiYW4vb3B0aW9ucy92MTtvcHRpb25zdjGSAwIIAmIIZWRpdGlvbnNw6Qc");
 
 /**
  * Permission is what a caller must hold to use an RPC. It is declared on the RPC and nowhere else; the control plane
@@ -130,13 +128,4 @@ export enum Permission {
  */
 export const PermissionSchema: GenEnum<Permission> = /*@__PURE__*/
   enumDesc(file_fleetban_options_v1_options, 0);
-
-/**
- * The RPC shows and changes no more than is within the caller's tags. Callers who are restricted to tags can't use one
- * that doesn't say so, unless its permission is about no host: NONE, SELF, MEMBERS_READ.
- *
- * @generated from extension: bool scoped = 50210;
- */
-export const scoped: GenExtension<MethodOptions, boolean> = /*@__PURE__*/
-  extDesc(file_fleetban_options_v1_options, 0);
 
