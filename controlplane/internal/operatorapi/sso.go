@@ -200,7 +200,8 @@ func (a *SSOAPI) CompleteSso(
 
 // start sends a browser to the organisation's provider.
 func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
-	ctx := a.context(r)
+	r = a.located(r)
+	ctx := r.Context()
 	private(w)
 	if err := a.mayStart(ctx); err != nil {
 		a.fail(w, r, err)
@@ -226,12 +227,13 @@ func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	http.SetCookie(w, &http.Cookie{Name: browserCookie, Value: secret, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: 600})
-	http.Redirect(w, r, to, http.StatusSeeOther)
+	http.Redirect(w, r, to, http.StatusSeeOther) //nolint:gosec // to the provider that an owner set
 }
 
 // callback is where the provider sends the browser back to.
 func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
-	ctx := a.context(r)
+	r = a.located(r)
+	ctx := r.Context()
 	private(w)
 	secret := ""
 	if cookies := r.CookiesNamed(browserCookie); len(cookies) == 1 {
@@ -250,7 +252,7 @@ func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 			a.fail(w, r, err)
 			return
 		}
-		http.Redirect(w, r, to, http.StatusSeeOther)
+		http.Redirect(w, r, to, http.StatusSeeOther) //nolint:gosec // to the loopback of the browser's machine
 		return
 	}
 	tokens, err := a.People.Begin(ctx, who.Account, who.Org, sessions.OIDC)
@@ -262,10 +264,11 @@ func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
-// context says where the request came from, as the interceptors do for RPCs.
-func (a *SSOAPI) context(r *http.Request) context.Context {
+// located says where the request came from, as the interceptors do for RPCs.
+func (a *SSOAPI) located(r *http.Request) *http.Request {
 	addr := a.ClientAddr(connect.Peer{Addr: r.RemoteAddr}, r.Header)
-	return audit.WithClient(auth.WithAddress(r.Context(), addr), audit.Client{Address: addr, UserAgent: r.UserAgent(), RequestID: requestid.From(r.Context())})
+	ctx := auth.WithAddress(r.Context(), addr)
+	return r.WithContext(audit.WithClient(ctx, audit.Client{Address: addr, UserAgent: r.UserAgent(), RequestID: requestid.From(ctx)}))
 }
 
 // mayStart bounds how often an address makes us remember a sign-in; who can't be counted isn't heard.
@@ -327,7 +330,7 @@ func (a *SSOAPI) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte("You are not signed in: " + seen.Message() + ".\n"))
+	_, _ = w.Write([]byte("You are not signed in: " + seen.Message() + ".\n")) //nolint:gosec // plain text
 }
 
 func mappedSSO(err error) error {

@@ -160,7 +160,6 @@ func (b *Backend) redisDir() string { return filepath.Join(b.DataDir, "redis") }
 func (b *base) ownSecret(ctx context.Context, dir string, logger *slog.Logger) error {
 	path, marker := filepath.Join(dir, "secret"), filepath.Join(dir, "first-start")
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		const text = "The first start in this folder has not made its organisation yet.\n"
 		if err := os.WriteFile(marker, []byte(firstText), 0o600); err != nil {
 			return fmt.Errorf("begin the first start: %w", err)
 		}

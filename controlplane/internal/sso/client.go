@@ -2,6 +2,7 @@ package sso
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +11,6 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
-
-	"crypto/tls"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 )

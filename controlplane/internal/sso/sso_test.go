@@ -45,8 +45,11 @@ func tags(t *testing.T, texts ...string) scope.Tags {
 func TestRoleOfGroups(t *testing.T) {
 	t.Parallel()
 	p := Provider{Roles: []Mapping{
-		{Group: "web", Role: people.Operator, Tags: tags(t, "team=web")}, {Group: "shop", Role: people.Operator, Tags: tags(t, "team=shop")},
-		{Group: "ops", Role: people.Operator}, {Group: "fleet", Role: people.Admin}, {Group: "guests", Role: people.Viewer, Tags: tags(t, "team=web")},
+		{Group: "web", Role: people.Operator, Tags: tags(t, "team=web")},
+		{Group: "shop", Role: people.Operator, Tags: tags(t, "team=shop")},
+		{Group: "ops", Role: people.Operator},
+		{Group: "fleet", Role: people.Admin},
+		{Group: "guests", Role: people.Viewer, Tags: tags(t, "team=web")},
 	}}
 	for groups, want := range map[string]string{
 		"": "none", "unknown": "none", "WEB": "none", "web": "ROLE_OPERATOR [team=web]", "web shop": "ROLE_OPERATOR [team=shop team=web]", "web ops": "ROLE_OPERATOR []",
