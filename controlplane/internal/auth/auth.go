@@ -190,14 +190,6 @@ func (t Tokens) principal(ctx context.Context, token orgs.Token) (Principal, err
 	if t.Members != nil {
 		p.Permissions = t.Members.Within(p.Permissions, p.Tags)
 	}
-	if err := t.Orgs.NoteUse(ctx, token, Address(ctx), time.Now()); err != nil {
-		// It is a note for people, and no reason to refuse.
-		logger := t.Logger
-		if logger == nil {
-			logger = slog.Default()
-		}
-		logger.WarnContext(ctx, "the use of an API token is not noted", slog.String("token", token.ID), slog.Any("error", err))
-	}
 	return p, nil
 }
 
