@@ -1,4 +1,5 @@
 import "./styles.css";
+import "./lib/link-secret";
 import { TransportProvider } from "@connectrpc/connect-query";
 import { QueryClientProvider } from "@tanstack/react-query";
 import { RouterProvider } from "@tanstack/react-router";

@@ -86,15 +86,20 @@ const settings = createRoute({
   validateSearch: (s: Record<string, unknown>): { tab?: string } => ({ tab: text(s.tab, 32) }),
   component: lazyRouteComponent(() => import("./pages/settings/index"), "Settings"),
 });
-const setup = createRoute({
-  getParentRoute: () => root,
-  path: "/setup",
-  component: lazyRouteComponent(() => import("./pages/setup"), "SetUp"),
-});
 const invitation = createRoute({
   getParentRoute: () => root,
   path: "/invitation",
   component: lazyRouteComponent(() => import("./pages/invitation"), "Invitation"),
+});
+const reset = createRoute({
+  getParentRoute: () => root,
+  path: "/reset",
+  component: lazyRouteComponent(() => import("./pages/reset"), "Reset"),
+});
+const confirmEmail = createRoute({
+  getParentRoute: () => root,
+  path: "/email",
+  component: lazyRouteComponent(() => import("./pages/confirm-email"), "ConfirmEmail"),
 });
 const design = createRoute({
   getParentRoute: () => root,
@@ -104,9 +109,11 @@ const design = createRoute({
 
 const insideRoutes = inside.addChildren([overview, hosts, addHost, host, bans, address, policy, audit, settings]);
 
+const pages = [insideRoutes, invitation, reset, confirmEmail];
+
 export const router = createRouter({
   // The component page is for development only.
-  routeTree: root.addChildren(__DESIGN__ ? [insideRoutes, setup, invitation, design] : [insideRoutes, setup, invitation]),
+  routeTree: root.addChildren(__DESIGN__ ? [...pages, design] : pages),
   defaultPreload: "intent",
   scrollRestoration: true,
 });

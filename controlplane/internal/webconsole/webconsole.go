@@ -24,7 +24,7 @@ var embedded embed.FS
 
 // pages are the console's own paths; below those that end with a slash, any. Each is answered with the one page.
 var pages = []string{
-	"/{$}", "/hosts", "/hosts/", "/bans", "/address/", "/policy", "/audit", "/approvals", "/settings", "/invitation",
+	"/{$}", "/hosts", "/hosts/", "/bans", "/address/", "/policy", "/audit", "/approvals", "/settings", "/invitation", "/reset", "/email",
 }
 
 // Serves reports whether a path is one of the console's pages.

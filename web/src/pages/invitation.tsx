@@ -7,9 +7,8 @@ import { TextField } from "@/components/field";
 import { ProblemNote } from "@/components/problem";
 import { MemberService } from "@/gen/fleetban/operator/v1/people_pb";
 import { useText } from "@/i18n";
+import { linkSecret } from "@/lib/link-secret";
 import { Plain } from "@/components/plain";
-
-const secret = window.location.hash.slice(1);
 
 /** Invitation is where an invitation's link leads: a password, and one is a member. */
 export function Invitation() {
@@ -22,7 +21,7 @@ export function Invitation() {
     setBusy(true);
     setError(undefined);
     createClient(MemberService, transport)
-      .acceptInvitation({ invitation: secret, password: String(new FormData(e.currentTarget).get("password")) })
+      .acceptInvitation({ invitation: linkSecret(), password: String(new FormData(e.currentTarget).get("password")) })
       .then((answer) => setJoined(answer.email))
       .catch(setError)
       .finally(() => setBusy(false));

@@ -1,4 +1,5 @@
 import { createClient } from "@connectrpc/connect";
+import { Link } from "@tanstack/react-router";
 import { type FormEvent, useState } from "react";
 import { began, transport } from "@/api/session";
 import { Button } from "@/components/button";
@@ -65,6 +66,9 @@ export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
             {t.signIn.passkey}
           </Button>
         )}
+        <Link to="/reset" className="self-center text-soft hover:text-text hover:underline">
+          {t.reset.forgot}
+        </Link>
       </form>
     </Plain>
   );

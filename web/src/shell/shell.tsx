@@ -13,6 +13,7 @@ import { useShortcuts } from "./shortcuts";
 
 // What the first screen doesn't need comes after it.
 const SignIn = lazy(() => import("@/pages/sign-in").then((m) => ({ default: m.SignIn })));
+const MustEnrol = lazy(() => import("@/pages/must-enrol").then((m) => ({ default: m.MustEnrol })));
 const PersonMenu = lazy(() => import("./person-menu").then((m) => ({ default: m.PersonMenu })));
 const loadPalette = () => import("./palette").then((m) => ({ default: m.Palette }));
 const Palette = lazy(loadPalette);
@@ -35,6 +36,12 @@ export function Shell() {
     return (
       <Suspense fallback={<div aria-busy className="min-h-dvh" />}>
         <SignIn why={session.why} />
+      </Suspense>
+    );
+  if (session.person.mustEnrolSecondFactor)
+    return (
+      <Suspense fallback={<div aria-busy className="min-h-dvh" />}>
+        <MustEnrol />
       </Suspense>
     );
   return <Inside key={session.person.id + session.person.organisationId} />;

@@ -74,7 +74,7 @@ function Password() {
 type Proof = { by: { case: "password" | "totpCode" | "recoveryCode"; value: string } };
 type Proved = (work: (proof: Proof | undefined) => Promise<void>) => void;
 
-function Factors() {
+export function Factors({ kept }: { kept?: (() => void) | undefined }) {
   const { t } = useText();
   const number = useNumber();
   const answer = useQuery(SecondFactorService.method.getFactors);
@@ -158,6 +158,13 @@ function Factors() {
             }
           />
         </ul>
+      )}
+      {kept && codes.length === 0 && (
+        <div className="mt-4">
+          <Button kind="primary" onClick={kept}>
+            {t.account.go}
+          </Button>
+        </div>
       )}
       {totp && (
         <Enrol
