@@ -132,8 +132,8 @@ func showLink(w io.Writer, link string, perhaps bool) {
 		warning = "If Redis has lost its data, don't: your hosts bring the organisation back when they connect.\n\n"
 	}
 	_, _ = fmt.Fprintf(w, "\nFleetban waits to be set up. Run this where you will work, or open the link in a browser:\n\n    fleetban setup '%s'\n\n"+
-		"It makes you the owner of this fleet. The link is shown once and good once, for %s: whoever has it can take the fleet.\n\n%s",
-		link, setup.Life, warning)
+		"It makes you the owner of this fleet. The link is shown once and good once, for a day: whoever has it can take the fleet.\n\n%s",
+		link, warning)
 }
 
 // showToken prints a token for a person: once, and never through a logger.
