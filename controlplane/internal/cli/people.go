@@ -341,11 +341,11 @@ func (m *membersRoleCmd) run(r *run) error {
 	if err != nil {
 		return err
 	}
-	where := "of the whole fleet"
+	where := ""
 	if len(m.Tag) > 0 {
-		where = "of hosts with " + safe(strings.Join(m.Tag, " or "))
+		where = " of hosts with " + safe(strings.Join(m.Tag, " or "))
 	}
-	return r.done(res.Msg, safe(m.Member)+" is "+m.Role+" "+where+" now.")
+	return r.done(res.Msg, safe(m.Member)+" is "+m.Role+where+" now.")
 }
 
 type membersRemoveCmd struct {
