@@ -89,7 +89,7 @@ func (l *loginCmd) fromBrowser(r *run, base, verifier, state string) (code strin
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = server.Shutdown(closing)
-		_ = <-done // it says that it was closed
+		<-done // it says that it was closed
 	}()
 	port := 0
 	if at, ok := listener.Addr().(*net.TCPAddr); ok {

@@ -25,7 +25,7 @@ const (
 	forgetAfter = time.Minute
 )
 
-// ErrTooMany: the organisation has more prefixes than can be searched; they can still be listed in pages.
+// ErrTooMany says that the organisation has more prefixes than can be searched; they can still be listed in pages.
 var ErrTooMany = errors.New("more bans than can be searched")
 
 // Insight answers for all organisations. Safe for concurrent use.

@@ -21,7 +21,7 @@ const (
 	mostPage  = 1000
 )
 
-// ErrToken: a page token that no answer to this search gave.
+// ErrToken is returned for a page token that no answer to this search gave.
 var ErrToken = errors.New("page token of another search")
 
 // Search is what bans are wanted, and how.

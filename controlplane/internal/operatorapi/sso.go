@@ -201,13 +201,12 @@ func (a *SSOAPI) CompleteSso(
 // start sends a browser to the organisation's provider.
 func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
 	r = a.located(r)
-	ctx := r.Context()
 	private(w)
-	if err := a.mayStart(ctx); err != nil {
+	if err := a.mayStart(r.Context()); err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	org, err := a.organisation(ctx, r)
+	org, err := a.organisation(r.Context(), r)
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -221,7 +220,7 @@ func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
 		}
 		program = sso.Program{Port: uint16(n), Challenge: r.URL.Query().Get("challenge"), State: r.URL.Query().Get("state")}
 	}
-	to, secret, err := a.SSO.Begin(ctx, org, program)
+	to, secret, err := a.SSO.Begin(r.Context(), org, program)
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -233,7 +232,6 @@ func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
 // callback is where the provider sends the browser back to.
 func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 	r = a.located(r)
-	ctx := r.Context()
 	private(w)
 	secret := ""
 	if cookies := r.CookiesNamed(browserCookie); len(cookies) == 1 {
@@ -241,13 +239,13 @@ func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 	}
 	http.SetCookie(w, &http.Cookie{Name: browserCookie, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: -1})
 	// The path names the organisation as the provider was told.
-	who, err := a.SSO.Complete(ctx, r.PathValue("organisation"), r.URL.Query(), secret)
+	who, err := a.SSO.Complete(r.Context(), r.PathValue("organisation"), r.URL.Query(), secret)
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
 	if who.Program.Port != 0 {
-		to, err := a.SSO.Code(ctx, who)
+		to, err := a.SSO.Code(r.Context(), who)
 		if err != nil {
 			a.fail(w, r, err)
 			return
@@ -255,7 +253,7 @@ func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, to, http.StatusSeeOther) //nolint:gosec // to the loopback of the browser's machine
 		return
 	}
-	tokens, err := a.People.Begin(ctx, who.Account, who.Org, sessions.OIDC)
+	tokens, err := a.People.Begin(r.Context(), who.Account, who.Org, sessions.OIDC)
 	if err != nil {
 		a.fail(w, r, err)
 		return

@@ -299,20 +299,13 @@ func (s *Server) build(ctx context.Context) error {
 	s.gate.Register(mux)
 	install.Register(mux)
 	s.health(mux)
-	console, err := webconsole.New()
-	for path, command := range map[string]string{
-		operatorapi.ResetPath: "fleetban password reset --link-stdin", operatorapi.EmailPath: "fleetban account email confirm --link-stdin",
-	} {
-		if err != nil || !webconsole.Serves(path) {
-			mux.HandleFunc("GET "+path, linkPage(command))
-		}
-	}
-	switch {
-	case err == nil:
+	if console, err := webconsole.New(); err == nil {
 		console.Register(mux)
-	default:
+	} else {
 		s.logger.WarnContext(ctx, "people have no pages here", slog.Any("error", err))
 		mux.HandleFunc("GET "+operatorapi.InvitationPath, invitation)
+		mux.HandleFunc("GET "+operatorapi.ResetPath, linkPage("fleetban password reset --link-stdin"))
+		mux.HandleFunc("GET "+operatorapi.EmailPath, linkPage("fleetban account email confirm --link-stdin"))
 		mux.HandleFunc("GET /{$}", root)
 	}
 	s.observe()

@@ -341,15 +341,18 @@ func (s *Sets) EventsThroughAll(ctx context.Context, org string, spools []Spool)
 	if err != nil {
 		return nil, fmt.Errorf("read stored events: %w", store.Classify(err))
 	}
+	if len(marks) != len(spools) {
+		return nil, fmt.Errorf("read stored events: %d answers to %d questions", len(marks), len(spools))
+	}
 	out := make([]uint64, len(spools))
-	for i, raw := range marks {
-		mark, _ := raw.(string)
+	for i, spool := range spools {
+		mark, _ := marks[i].(string)
 		kept, seq, _ := strings.Cut(mark, " ")
-		if kept != spools[i].ID || mark == "" {
+		if kept != spool.ID || mark == "" {
 			continue
 		}
 		if out[i], err = strconv.ParseUint(seq, 10, 64); err != nil {
-			return nil, fmt.Errorf("%w: high-water mark of host %s", errCorrupt, spools[i].HostID)
+			return nil, fmt.Errorf("%w: high-water mark of host %s", errCorrupt, spool.HostID)
 		}
 	}
 	return out, nil

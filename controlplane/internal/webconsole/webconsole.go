@@ -12,7 +12,6 @@ import (
 	"mime"
 	"net/http"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -27,10 +26,7 @@ var pages = []string{
 	"/{$}", "/hosts", "/hosts/", "/bans", "/address/", "/policy", "/audit", "/approvals", "/settings", "/invitation", "/reset", "/email",
 }
 
-// Serves reports whether a path is one of the console's pages.
-func Serves(path string) bool { return slices.Contains(pages, path) }
-
-// ErrNotBuilt: this binary has no console in it; `make build` puts it there.
+// ErrNotBuilt says that this binary has no console in it; `make build` puts it there.
 var ErrNotBuilt = errors.New("the console isn't built into this binary")
 
 // Console serves the files of one build.
