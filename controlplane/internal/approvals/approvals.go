@@ -77,6 +77,8 @@ type Requester struct {
 	Version uint64 `json:"version,omitempty"`
 	// Token is set where it was a program.
 	Token string `json:"token,omitempty"`
+	// Maker is who made the token: no second person to what it asks for.
+	Maker string `json:"maker,omitempty"`
 	Name  string `json:"name"`
 	// Where the request came from.
 	Address netip.Addr `json:"address,omitzero"`

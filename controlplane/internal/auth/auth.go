@@ -43,6 +43,8 @@ type Principal struct {
 // Token is what a program calls with.
 type Token struct {
 	ID, Name string
+	// Maker is the id of who made it; empty where no person did.
+	Maker string
 	// Person is whose it is and Version that of the membership; empty for one of the organisation.
 	Person  string
 	Version uint64
@@ -180,7 +182,7 @@ func (t Tokens) Again(ctx context.Context, org, id string) (Principal, error) {
 func (t Tokens) principal(ctx context.Context, token orgs.Token) (Principal, error) {
 	p := Principal{
 		Org: token.Org, ID: token.ID, Name: token.Name, Permissions: token.Permissions, Tags: token.Tags,
-		Token: Token{ID: token.ID, Name: token.Name, Expires: token.Expires},
+		Token: Token{ID: token.ID, Name: token.Name, Maker: token.Maker, Expires: token.Expires},
 	}
 	if token.Person != "" {
 		if err := t.asPerson(ctx, token, &p); err != nil {

@@ -89,7 +89,7 @@ func (l *loginCmd) fromBrowser(r *run, base, verifier, state string) (code strin
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = server.Shutdown(closing)
-		<-done // it says that it was closed
+		<-done //nolint:errcheck // it says that it was closed, or what was told already
 	}()
 	port := 0
 	if at, ok := listener.Addr().(*net.TCPAddr); ok {

@@ -274,6 +274,39 @@ func TestWindow(t *testing.T) {
 	take(len(whole))
 }
 
+// TestReaderOfMuch: a peer that is sent much and says nothing but that it read it, as often as clients do, isn't idle.
+func TestReaderOfMuch(t *testing.T) {
+	p, s := pair(t, nil)
+	p.must(s.Respond(nil))
+	const total = 16 << 20
+	one := message(strings.Repeat("z", 64<<10-link.PrefixLength))
+	for range total / len(one) {
+		p.must(s.Send(one))
+	}
+	type result struct {
+		text string
+		err  error
+	}
+	received := make(chan result, 1)
+	go func() {
+		text, err := receive(s)
+		received <- result{text, err}
+	}()
+	// Go's client tells of each 4 KiB, on the connection and on the stream.
+	const told = 4 << 10
+	for got, owed := 0, 0; got < total; {
+		n := len(p.next("what was sent", func(f http2.Frame) bool { return f.Header().Type == http2.FrameData }).(*http2.DataFrame).Data())
+		for got, owed = got+n, owed+n; owed >= told; owed -= told {
+			p.must(p.framer.WriteWindowUpdate(0, told))
+			p.must(p.framer.WriteWindowUpdate(1, told))
+		}
+	}
+	p.must(p.framer.WriteData(1, false, message("read")))
+	if got := <-received; got.err != nil || got.text != "read" {
+		t.Errorf("got %q and %v", got.text, got.err)
+	}
+}
+
 // TestUnreadAnswers: a peer that makes its server answer and doesn't read is cut off, and costs bounded memory until then.
 func TestUnreadAnswers(t *testing.T) {
 	p, s := pair(t, nil)

@@ -61,6 +61,15 @@ func PasswordSet(to string) Letter {
 	)}
 }
 
+// PasswordChanged is the notice that a password was changed by who knew the former one.
+func PasswordChanged(to string) Letter {
+	return Letter{To: to, Subject: "Your Fleetban password was changed", Text: lines(
+		"The password of your Fleetban account was changed, and all other sessions were ended.",
+		"",
+		"If that wasn't you, somebody knew it and sat at a session of yours: ask for a link to set it anew.",
+	)}
+}
+
 // FactorsChanged is the notice that a second factor came or went: what is words, like "A passkey was added".
 func FactorsChanged(to, what string) Letter {
 	return Letter{To: to, Subject: "Your Fleetban second factor was changed", Text: lines(

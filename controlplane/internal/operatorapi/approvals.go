@@ -220,7 +220,7 @@ func requester(p auth.Principal, client audit.Client) approvals.Requester {
 	if p.Session.ID != "" {
 		r.Person, r.Version = p.ID, p.Session.Version
 	} else {
-		r.Token, r.Person, r.Version = p.Token.ID, p.Token.Person, p.Token.Version
+		r.Token, r.Maker, r.Person, r.Version = p.Token.ID, p.Token.Maker, p.Token.Person, p.Token.Version
 		if r.Token == "" {
 			r.Token = p.ID
 		}
@@ -302,6 +302,10 @@ func (a *Approvals) Approve(ctx context.Context, req *connect.Request[operatorv1
 	if one.Requester.Person == p.ID {
 		return nil, apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "id",
 			"you asked for this yourself: it takes somebody else", "ask another "+joined(rolesFor(g.permission))+", or withdraw it: fleetban approvals reject "+one.ID)
+	}
+	if one.Requester.Maker == p.ID {
+		return nil, apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "id",
+			"you made the API token that asked for this: it takes somebody else", "ask another "+joined(rolesFor(g.permission)))
 	}
 	m, err := g.performer.parse(one.Message)
 	if err != nil {

@@ -282,6 +282,7 @@ func (a *PeopleAPI) ChangePassword(
 	if err != nil {
 		return nil, mappedPeople(err)
 	}
+	a.notify(ctx, mail.PasswordChanged(p.Name))
 	return connect.NewResponse(operatorv1.ChangePasswordResponse_builder{Ended: uint32(n)}.Build()), nil
 }
 

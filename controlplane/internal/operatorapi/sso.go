@@ -54,8 +54,8 @@ const (
 // Register puts the service and the pages on mux.
 func (a *SSOAPI) Register(mux *http.ServeMux, options ...connect.HandlerOption) {
 	mux.Handle(operatorv1connect.NewSsoServiceHandler(a, options...))
-	mux.HandleFunc("GET "+sso.Path+"{organisation}/start", a.start)
-	mux.HandleFunc("GET "+sso.Path+"{organisation}/callback", a.callback)
+	mux.HandleFunc("GET "+sso.Path+"{organisation}/start", a.located(a.start))
+	mux.HandleFunc("GET "+sso.Path+"{organisation}/callback", a.located(a.callback))
 }
 
 func (a *SSOAPI) owner(ctx context.Context) (auth.Principal, error) {
@@ -200,7 +200,6 @@ func (a *SSOAPI) CompleteSso(
 
 // start sends a browser to the organisation's provider.
 func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
-	r = a.located(r)
 	private(w)
 	if err := a.mayStart(r.Context()); err != nil {
 		a.fail(w, r, err)
@@ -231,7 +230,6 @@ func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
 
 // callback is where the provider sends the browser back to.
 func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
-	r = a.located(r)
 	private(w)
 	secret := ""
 	if cookies := r.CookiesNamed(browserCookie); len(cookies) == 1 {
@@ -263,10 +261,12 @@ func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 }
 
 // located says where the request came from, as the interceptors do for RPCs.
-func (a *SSOAPI) located(r *http.Request) *http.Request {
-	addr := a.ClientAddr(connect.Peer{Addr: r.RemoteAddr}, r.Header)
-	ctx := auth.WithAddress(r.Context(), addr)
-	return r.WithContext(audit.WithClient(ctx, audit.Client{Address: addr, UserAgent: r.UserAgent(), RequestID: requestid.From(ctx)}))
+func (a *SSOAPI) located(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		addr := a.ClientAddr(connect.Peer{Addr: r.RemoteAddr}, r.Header)
+		ctx := auth.WithAddress(r.Context(), addr)
+		next(w, r.WithContext(audit.WithClient(ctx, audit.Client{Address: addr, UserAgent: r.UserAgent(), RequestID: requestid.From(ctx)})))
+	}
 }
 
 // mayStart bounds how often an address makes us remember a sign-in; who can't be counted isn't heard.

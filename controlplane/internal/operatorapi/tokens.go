@@ -148,7 +148,7 @@ func (a *TokenAPI) RevokeOrganisationToken(
 }
 
 func (a *TokenAPI) create(ctx context.Context, p auth.Principal, n orgs.NewToken) (orgs.Token, error) {
-	n.By = p.Name
+	n.By, n.Maker = p.Name, p.ID
 	audit.From(ctx).SetTargets(n.Name)
 	token, err := a.o.Orgs.AddToken(ctx, p.Org, n)
 	return token, mappedToken(err)

@@ -51,8 +51,9 @@ type Token struct {
 	Permissions []optionsv1.Permission
 	// Tags restrict it to hosts that have one of them; none is the whole fleet.
 	Tags scope.Tags
-	// By is who made it.
+	// By is the name of who made it, and Maker the id; none where no person did, or one of an older release.
 	By      string
+	Maker   string
 	Created int64 // Unix milliseconds
 	Expires int64 // Unix milliseconds; 0: never
 	// Used is when its use was last noted, from UsedFrom; 0: never.
@@ -71,7 +72,8 @@ type NewToken struct {
 	Since         int64
 	Permissions   []optionsv1.Permission
 	Tags          scope.Tags
-	By            string
+	// By and Maker as in Token.
+	By, Maker string
 	// Life is a minute to MaxTokenLife; 0 is for ever.
 	Life time.Duration
 }
@@ -87,6 +89,7 @@ type tokenRecord struct {
 	Permissions []string `json:"m"`
 	Tags        []string `json:"t,omitempty"`
 	By          string   `json:"b,omitempty"`
+	Maker       string   `json:"k,omitempty"`
 	Created     int64    `json:"c"`
 	Expires     int64    `json:"x,omitempty"`
 }
@@ -174,7 +177,7 @@ func (o *Orgs) newToken(org string, n NewToken, now time.Time) (token Token, sea
 	}
 	record := tokenRecord{
 		Hash: hashSecret(secret), Name: n.Name, Person: n.Person, Email: n.Email, Since: n.Since, Permissions: names, Tags: n.Tags.Strings(),
-		By: n.By, Created: now.UnixMilli(),
+		By: n.By, Maker: n.Maker, Created: now.UnixMilli(),
 	}
 	if n.Life > 0 {
 		record.Expires = now.Add(n.Life).UnixMilli()
@@ -401,7 +404,7 @@ func (r tokenRecord) token(org, id string) (Token, error) {
 	}
 	return Token{
 		ID: id, Org: org, Name: r.Name, Person: r.Person, Email: r.Email, Since: r.Since, Permissions: permissionsOf(r.Permissions), Tags: tags,
-		By: r.By, Created: r.Created, Expires: r.Expires,
+		By: r.By, Maker: r.Maker, Created: r.Created, Expires: r.Expires,
 	}, nil
 }
 

@@ -229,6 +229,9 @@ func TestApprovals(t *testing.T) {
 
 	t.Run("the right is gone", func(t *testing.T) {
 		byRobot := h.waits(h.pause(1, robot))
+		// One person with a token of their own making would be two.
+		_, err := h.approve(0, ada, byRobot)
+		wantCode(t, "by who made the program's token", err, connect.CodePermissionDenied, denied)
 		if a, err := h.approve(0, bob, byRobot); err != nil || a.GetState() != operatorv1.ApprovalState_APPROVAL_STATE_DONE {
 			t.Errorf("what a program asked for: %v, %v", a, err)
 		}

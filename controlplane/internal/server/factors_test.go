@@ -571,6 +571,7 @@ func TestChangeEmail(t *testing.T) {
 	if _, err := h.account(1, ada).ChangePassword(ctx, connect.NewRequest(operatorv1.ChangePasswordRequest_builder{Password: ownerPassword, NewPassword: nextPassword}.Build())); err != nil {
 		t.Fatal(err)
 	}
+	h.post.Wait(ownerEmail, "password was changed")
 	if err := confirm(0, voided); !refused(err) {
 		t.Errorf("after a change of password: %v", err)
 	}

@@ -45,13 +45,13 @@ func (s *SSO) discover(ctx context.Context, issuer string, fresh bool) (known, e
 	defer cancel()
 	provider, err := oidc.NewProvider(ctx, issuer)
 	if err != nil {
-		return known{}, fmt.Errorf("%w %s: %w", ErrProvider, issuer, err)
+		return known{}, fmt.Errorf("%w %s: %w", ErrProvider, issuer, brief{err})
 	}
 	var more struct {
 		NamesItself bool `json:"authorization_response_iss_parameter_supported"`
 	}
 	if err := provider.Claims(&more); err != nil {
-		return known{}, fmt.Errorf("%w %s: %w", ErrProvider, issuer, err)
+		return known{}, fmt.Errorf("%w %s: %w", ErrProvider, issuer, brief{err})
 	}
 	k = known{provider: provider, at: s.o.Now(), namesItself: more.NamesItself}
 	s.mu.Lock()
@@ -151,3 +151,13 @@ type limited struct {
 	io.Reader
 	io.Closer
 }
+
+// brief is an error of a library that has the provider's whole answer in its text: as much as an answer may have, for logs
+// and for who asks what is wrong.
+type brief struct{ error }
+
+// Error implements error.
+func (b brief) Error() string { return plain(b.error.Error()) }
+
+// Unwrap is for package errors.
+func (b brief) Unwrap() error { return b.error }

@@ -136,7 +136,7 @@ func (s *SSO) claims(ctx context.Context, org string, p Provider, k known, a att
 	ctx, cancel := context.WithTimeout(oidc.ClientContext(ctx, s.client()), 2*askWithin)
 	defer cancel()
 	bad := func(what string, err error) (claims, error) {
-		return claims{}, fmt.Errorf("%w: %s: %w", ErrProvider, what, err)
+		return claims{}, fmt.Errorf("%w: %s: %w", ErrProvider, what, brief{err})
 	}
 	token, err := s.oauth(p, k, org).Exchange(ctx, code, oauth2.VerifierOption(a.Verifier))
 	if err != nil {
