@@ -177,6 +177,7 @@ func (s *Stream) flush() error {
 		b[at], b[at+1], b[at+2] = byte(n>>16), byte(n>>8), byte(n)
 		s.connWindow -= int64(n)
 		s.peerWindow -= int64(n)
+		s.untold += int64(n)
 		if len(b) >= writeAtOnce {
 			if s.write(b) != nil {
 				break

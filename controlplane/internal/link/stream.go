@@ -42,6 +42,9 @@ const (
 	maxHeaders = 32 << 10
 	// maxIdleFrames is how many frames may come that bring no message on.
 	maxIdleFrames = 1000
+	// updateEach is how much the peer is sent for each WINDOW_UPDATE that brings something on, bytes. Clients send one for each 4 KiB
+	// that they read, on the stream and on the connection.
+	updateEach = 1 << 10
 	// writeAtOnce bounds what one write gives to TLS, bytes.
 	writeAtOnce = 64 << 10
 )
@@ -78,6 +81,7 @@ type Stream struct {
 	connWindow  int64
 	peerWindow  int64 // of the stream
 	firstWindow int64
+	untold      int64    // bytes sent that no WINDOW_UPDATE has counted for
 	queue       [][]byte // messages that wait for the window or the wire; never changed, they may be shared
 	answered    bool
 	over        bool
@@ -340,7 +344,14 @@ func (s *Stream) widen(payload []byte, id uint32) error {
 		s.peerWindow += n
 	}
 	tooWide := s.connWindow > 1<<31-1 || s.peerWindow > 1<<31-1
+	due := s.untold >= updateEach
+	if due {
+		s.untold -= updateEach
+	}
 	s.mu.Unlock()
+	if due {
+		s.idle--
+	}
 	if tooWide || n == 0 {
 		return s.goAway(codeProtocol, "a window is too large, or its update is nothing")
 	}

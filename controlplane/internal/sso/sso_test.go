@@ -2,6 +2,7 @@ package sso
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -103,6 +104,23 @@ func TestPrivateAddressesAreNotAsked(t *testing.T) {
 	t.Cleanup(plain.Close)
 	if _, err := allowed.client().Get(plain.URL); err == nil || !strings.Contains(err.Error(), "not https") || len(asked) > 0 {
 		t.Errorf("plain HTTP: %v", err)
+	}
+}
+
+// What a stranger's server answers instead of what was asked for stands in logs and errors as a short line.
+func TestLongAnswersAreCut(t *testing.T) {
+	t.Parallel()
+	chatty := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusTeapot)
+		_, _ = w.Write([]byte(strings.Repeat("a line\n\x1b[31m", 50_000)))
+	}))
+	t.Cleanup(chatty.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(chatty.Certificate())
+	s := start(t, Options{AllowPrivate: true, RootCAs: roots})
+	_, err := s.discover(t.Context(), chatty.URL, true)
+	if !errors.Is(err, ErrProvider) || !strings.Contains(err.Error(), "418") || len(err.Error()) > 400 || strings.ContainsAny(err.Error(), "\n\x1b") {
+		t.Errorf("%d bytes: %.500q", len(fmt.Sprint(err)), fmt.Sprint(err))
 	}
 }
 

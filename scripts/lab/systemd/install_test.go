@@ -23,7 +23,7 @@ func TestUnderSystemd(t *testing.T) {
 	f := newFleet(t)
 	f.logIn()
 	f.until("fail2ban's sshd jail", f.says("sshd", "fail2ban-client", "status")) // systemd has started it before it listens
-	f.on("fail2ban-client", "set", "sshd", "banip", "198.51.100.200") // fail2ban's own, before and after us
+	f.on("fail2ban-client", "set", "sshd", "banip", "198.51.100.200")            // fail2ban's own, before and after us
 	before := f.found()
 	line := ""
 	for _, step := range []struct {

@@ -232,12 +232,6 @@ func (f *fleet) begin(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (f *fleet) each(do func(*host.Host)) {
-	for _, h := range f.members() {
-		do(h)
-	}
-}
-
 // stop ends all streams, many at a time.
 func (f *fleet) stop() {
 	hosts := f.members()
