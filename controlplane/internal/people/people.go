@@ -131,10 +131,12 @@ func (p *People) Account(ctx context.Context, id string) (Account, error) {
 // ChangePassword replaces a password by who knows it: ErrBadLogin, ErrWeakPassword, and what SignIn returns. The caller
 // ends the sessions that the old one began.
 func (p *People) ChangePassword(ctx context.Context, id, password, next string, _ netip.Addr) error {
-	text, err := p.store.Client().HGet(ctx, accountKey(id), "email").Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
+	v, err := p.store.Client().HMGet(ctx, accountKey(id), "password", "email").Result()
+	if err != nil {
 		return fmt.Errorf("read account: %w", store.Classify(err))
 	}
+	stored, _ := v[0].(string)
+	text, _ := v[1].(string)
 	address, err := ParseEmail(text)
 	if err != nil {
 		return ErrBadLogin
@@ -149,8 +151,13 @@ func (p *People) ChangePassword(ctx context.Context, id, password, next string, 
 	if err != nil {
 		return err
 	}
-	if err := p.store.Client().HSet(ctx, accountKey(id), "password", hash, "secured", time.Now().UnixMilli()).Err(); err != nil {
-		return fmt.Errorf("store password: %w", store.Classify(err))
+	// A reset in between is what the person wants: who knew the former password doesn't undo it.
+	done, err := secureScript.Run(ctx, p.store, []string{accountKey(id)}, stored, text, "password", hash).Int()
+	if err != nil {
+		return fmt.Errorf("store password: %w", err)
+	}
+	if done != 1 {
+		return ErrBadLogin
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package people
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"runtime"
@@ -438,6 +439,23 @@ func TestChangePassword(t *testing.T) {
 	}
 	if _, err := p.SignIn(ctx, owner, better, home); err != nil {
 		t.Errorf("with the new one: %v", err)
+	}
+	// Of many at once who know the present one, one replaces it: none of the others overwrites what was set since.
+	var changed atomic.Int32
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			switch err := p.ChangePassword(ctx, first.Person, better, fmt.Sprintf("violet-anchor-%d-lamp-river", i), home); {
+			case err == nil:
+				changed.Add(1)
+			case !errors.Is(err, ErrBadLogin) && !errors.Is(err, ErrBusy):
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if changed.Load() != 1 {
+		t.Errorf("%d changed it", changed.Load())
 	}
 }
 
