@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,12 @@ type accepted struct {
 // open connects; what Accept returned comes by the channel.
 func open(t *testing.T, drained func()) (*peer, <-chan accepted) {
 	t.Helper()
+	return openOver(t, drained, nil)
+}
+
+// openOver is open with TLS, where the server's configuration is given.
+func openOver(t *testing.T, drained func(), config *tls.Config) (*peer, <-chan accepted) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -69,8 +76,13 @@ func open(t *testing.T, drained func()) (*peer, <-chan accepted) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), within)
 		defer cancel()
+		_ = conn.(*net.TCPConn).SetWriteBuffer(64 << 10)
 		wire := link.NewWire(conn)
-		s, err := link.Accept(ctx, wire, wire, drained)
+		conn = wire
+		if config != nil {
+			conn = tls.Server(wire, config)
+		}
+		s, err := link.Accept(ctx, conn, wire, drained)
 		out <- accepted{s, err}
 	}()
 	conn, err := net.Dial("tcp", l.Addr().String())
@@ -78,6 +90,10 @@ func open(t *testing.T, drained func()) (*peer, <-chan accepted) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.(*net.TCPConn).SetReadBuffer(64 << 10)
+	if config != nil {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // of this test
+	}
 	_ = conn.SetDeadline(time.Now().Add(within))
 	p := &peer{t: t, conn: conn, framer: http2.NewFramer(conn, conn)}
 	p.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -246,6 +262,45 @@ func TestSlowPeer(t *testing.T) {
 	if s.Blocked() {
 		t.Error("it is still blocked")
 	}
+}
+
+// TestEndForSlowPeer: why the stream ended reaches a peer that was behind when it did.
+func TestEndForSlowPeer(t *testing.T) {
+	server := httptest.NewTLSServer(nil)
+	server.Close()
+	p, got := openOver(t, nil, &tls.Config{Certificates: server.TLS.Certificates}) //nolint:gosec // of this test
+	p.must(p.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}))
+	p.must(p.framer.WriteWindowUpdate(0, 1<<30))
+	p.request("/service/method")
+	a := <-got
+	p.must(a.err)
+	t.Cleanup(a.stream.Close)
+	p.must(a.stream.Respond(nil))
+	one := message(strings.Repeat("x", 8<<10))
+	for began := time.Now(); !a.stream.Blocked(); {
+		if time.Since(began) > within {
+			t.Fatal("a peer that doesn't read is never found to be slow")
+		}
+		p.must(a.stream.Send(one))
+	}
+	if a.stream.Taken() == 0 {
+		t.Error("nothing was taken")
+	}
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		a.stream.Finish(nil, connect.NewError(connect.CodeAborted, errors.New("displaced")))
+	}()
+	f := p.next("the end", func(f http2.Frame) bool {
+		return f.Header().Type == http2.FrameHeaders && f.(*http2.MetaHeadersFrame).StreamEnded()
+	}).(*http2.MetaHeadersFrame)
+	for _, field := range f.RegularFields() {
+		if field.Name == "grpc-status" && field.Value != "10" {
+			t.Errorf("the status is %q", field.Value)
+		}
+	}
+	_ = p.conn.Close()
+	<-finished
 }
 
 // TestWindow: no more is sent than the peer's window takes, and the rest when it opens.

@@ -49,6 +49,13 @@ func (s *Stream) Blocked() bool {
 	return len(s.queue) > 0 || s.wire.blocked.Load() != 0
 }
 
+// Taken is how much the peer and the network took of what was sent, bytes: what is Blocked and grows is slow, not stuck.
+func (s *Stream) Taken() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
 // Respond begins the answer, where it hasn't begun: with this header.
 func (s *Stream) Respond(header http.Header) error {
 	s.mu.Lock()
@@ -87,6 +94,8 @@ func (s *Stream) Finish(header http.Header, status *connect.Error) {
 	}
 	s.over, s.queue = true, nil
 	s.mu.Unlock()
+	// The end of TLS lets nothing be written after it, not even what is kept.
+	s.wire.settle()
 	// The peer is to read the end before it learns that the connection is gone: it closes first.
 	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
 		_ = c.CloseWrite()
@@ -178,6 +187,7 @@ func (s *Stream) flush() error {
 		s.connWindow -= int64(n)
 		s.peerWindow -= int64(n)
 		s.untold += int64(n)
+		s.taken += uint64(n) //nolint:gosec // not negative
 		if len(b) >= writeAtOnce {
 			if s.write(b) != nil {
 				break

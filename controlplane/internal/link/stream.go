@@ -82,6 +82,7 @@ type Stream struct {
 	peerWindow  int64 // of the stream
 	firstWindow int64
 	untold      int64    // bytes sent that no WINDOW_UPDATE has counted for
+	taken       uint64   // bytes sent
 	queue       [][]byte // messages that wait for the window or the wire; never changed, they may be shared
 	answered    bool
 	over        bool

@@ -29,7 +29,7 @@ type Wire struct {
 
 	mu       sync.Mutex
 	rest     []byte
-	flushing bool
+	flushing chan struct{} // closed when what is kept is written, or can't be; nil where nothing is kept
 	err      error
 	drained  func()
 }
@@ -39,11 +39,16 @@ func NewWire(conn net.Conn) *Wire {
 	w := &Wire{Conn: conn}
 	below := conn
 	for {
-		wraps, ok := below.(interface{ NetConn() net.Conn })
+		if wraps, ok := below.(interface{ NetConn() net.Conn }); ok {
+			below = wraps.NetConn()
+			continue
+		}
+		// A connection that begins with a header of the PROXY protocol: what is written is the connection's below.
+		wraps, ok := below.(interface{ Raw() net.Conn })
 		if !ok {
 			break
 		}
-		below = wraps.NetConn()
+		below = wraps.Raw()
 	}
 	if c, ok := below.(syscall.Conn); ok {
 		if raw, err := c.SyscallConn(); err == nil {
@@ -69,6 +74,16 @@ func (w *Wire) Blocked() time.Time {
 	return time.Time{}
 }
 
+// settle returns when nothing is kept: when the peer has taken it, or at the latest when the write deadline is over.
+func (w *Wire) settle() {
+	w.mu.Lock()
+	flushing := w.flushing
+	w.mu.Unlock()
+	if flushing != nil {
+		<-flushing
+	}
+}
+
 // Write implements net.Conn.
 func (w *Wire) Write(b []byte) (int, error) {
 	if !w.async.Load() {
@@ -79,7 +94,7 @@ func (w *Wire) Write(b []byte) (int, error) {
 	if w.err != nil {
 		return 0, w.err
 	}
-	if w.flushing {
+	if w.flushing != nil {
 		return w.keep(b, len(b))
 	}
 	n, err := w.try(b)
@@ -87,7 +102,7 @@ func (w *Wire) Write(b []byte) (int, error) {
 	case n == len(b):
 		return n, nil
 	case errors.Is(err, syscall.EAGAIN):
-		w.flushing = true
+		w.flushing = make(chan struct{})
 		w.blocked.Store(time.Now().UnixNano())
 		if _, err := w.keep(b[n:], len(b)); err != nil {
 			return n, err
@@ -140,7 +155,8 @@ func (w *Wire) flush() {
 	for {
 		w.mu.Lock()
 		if len(w.rest) == 0 || w.err != nil {
-			w.rest, w.flushing = nil, false
+			close(w.flushing)
+			w.rest, w.flushing = nil, nil
 			w.blocked.Store(0)
 			drained := w.drained
 			w.mu.Unlock()
