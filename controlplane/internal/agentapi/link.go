@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/link"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -151,6 +154,13 @@ func (s *Service) ServeLink(conn net.Conn, wire *link.Wire) {
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
+	// As in net/http, what one connection makes go wrong ends no other.
+	defer func() {
+		if r := recover(); r != nil {
+			s.Logger.Error("serving a stream panicked", slog.Any("panic", r), slog.String("stack", string(debug.Stack())))
+			_ = wire.Close()
+		}
+	}()
 	pushed := pushedStream{welcomed: wire.Welcomed}
 	if wire.Welcomed != nil {
 		defer wire.Welcomed()
@@ -167,8 +177,8 @@ func (s *Service) ServeLink(conn net.Conn, wire *link.Wire) {
 		return
 	}
 	id := requestid.Of(l.Header)
-	ctx = requestid.With(ctx, id)
 	c := &linkConn{Stream: l, service: s, response: http.Header{requestid.Header: {id}}, trailer: http.Header{}}
+	ctx = auth.WithAnswer(requestid.With(ctx, id), c.response)
 	if l.Path != fleetbanv1connect.AgentServiceConnectProcedure {
 		l.Finish(c.response, connect.NewError(connect.CodeUnimplemented, errors.New("this connection is for an agent's stream")))
 		return

@@ -93,6 +93,11 @@ type pushedStream struct {
 	ctx    context.Context //nolint:containedctx // the stream's, for what needs Redis
 	frames []*feed.Frame
 	batch  [][]byte
+	// retrying: it will be looked again after storeRetry; for commands too, where they are missing.
+	retrying, missing bool
+
+	// taken is what the link had taken when the stream was last seen to go on, bytes. The ticker's.
+	taken uint64
 }
 
 // drained is called by the link.
@@ -214,18 +219,29 @@ func (p *pushedStream) slow(st *stream) {
 		frames, feedErr := st.sub.Next(p.ctx, framesAtOnce)
 		p.send(st, frames)
 		if again || feedErr != nil {
-			time.AfterFunc(storeRetry, func() {
-				if again {
-					st.note(func(m *mailbox) { m.commands = true })
-				}
-				p.schedule(st)
-			})
+			p.retry(st, again)
 			return
 		}
 		if len(frames) == 0 {
 			return
 		}
 	}
+}
+
+// retry has it looked again when Redis may be back. The caller holds the lock.
+func (p *pushedStream) retry(st *stream, commands bool) {
+	p.missing = p.missing || commands
+	if p.retrying {
+		return // one is enough: if each look that fails left another, they would multiply for as long as Redis is away
+	}
+	p.retrying = true
+	time.AfterFunc(storeRetry, func() {
+		p.mu.Lock()
+		missing := p.missing
+		p.retrying, p.missing = false, false
+		p.mu.Unlock()
+		st.note(func(m *mailbox) { m.commands = m.commands || missing })
+	})
 }
 
 // begin has the pump write for the stream.
@@ -245,13 +261,18 @@ func (p *pushedStream) end() {
 	p.w = nil
 }
 
+// slowest is what a peer that lags behind must take for its stream to count as going on, bytes in the time that it may be silent.
+const slowest = 64 << 10
+
 // stuck notes since when the peer takes nothing.
 func (p *pushedStream) stuck(st *stream, now int64) {
 	raw, ok := st.conn.(linked)
-	switch {
-	case !ok || !raw.raw.Blocked():
+	if !ok || !raw.raw.Blocked() {
 		st.sending.Store(0)
-	case st.sending.Load() == 0:
+		return
+	}
+	if taken := raw.raw.Taken(); st.sending.Load() == 0 || taken-p.taken >= slowest {
+		p.taken = taken
 		st.sending.Store(now)
 	}
 }

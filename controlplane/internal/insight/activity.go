@@ -110,16 +110,11 @@ func count(events []sets.FleetEvent, window time.Duration, now int64, see func(s
 			hosts[e.HostID]++
 			addresses[e.Prefix]++
 		case operatorv1.FleetEventKind_FLEET_EVENT_KIND_BANNED:
+			// One that a host's ban was promoted to follows the host's own event.
 			b.Banned++
 			if e.HostID == "" {
-				addresses[e.Prefix]++ // a person's
-				break
+				addresses[e.Prefix]++
 			}
-			// A ban of a host that was promoted is told once, as the fleet's.
-			b.Observed++
-			jails[e.Jail]++
-			hosts[e.HostID]++
-			addresses[e.Prefix]++
 		case operatorv1.FleetEventKind_FLEET_EVENT_KIND_UNBANNED:
 			b.Unbanned++
 		default:

@@ -25,13 +25,18 @@ import (
 // team is a token of the organisation that is restricted to hosts with the tag.
 func team(t testing.TB, cp *apitest.ControlPlane, name string) api {
 	t.Helper()
+	return with(cp, teamToken(t, cp, name))
+}
+
+func teamToken(t testing.TB, cp *apitest.ControlPlane, name string) string {
+	t.Helper()
 	token, err := cp.Orgs.AddToken(t.Context(), cp.Org.ID, orgs.NewToken{
 		Name: "team-" + name, Permissions: orgs.AllPermissions(), Tags: scope.Tags{{Key: "team", Value: name}}, Life: time.Hour,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return with(cp, token.Secret)
+	return token.Secret
 }
 
 func banOf(jail string, seq uint64, address, set string) sets.Event {

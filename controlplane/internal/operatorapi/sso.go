@@ -310,6 +310,7 @@ func private(w http.ResponseWriter) {
 func (a *SSOAPI) fail(w http.ResponseWriter, r *http.Request, err error) {
 	a.Logger.InfoContext(r.Context(), "a sign-in with an identity provider failed", slog.Any("error", err))
 	status, seen := http.StatusForbidden, apierr.From(r.Context(), mappedSSO(err))
+	message := seen.Message()
 	var often *people.TooOftenError
 	switch {
 	case errors.As(err, &often):
@@ -324,11 +325,12 @@ func (a *SSOAPI) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, sso.ErrInvalid), errors.Is(err, sso.ErrAttempt):
 		status = http.StatusBadRequest
 	case errors.Is(err, sso.ErrProvider):
-		status = http.StatusBadGateway
+		// What was dialled, and which resolver was asked, is in the log and told to owners: here anybody reads it.
+		status, message = http.StatusBadGateway, "the identity provider can't be reached, or doesn't answer as it should"
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte("You are not signed in: " + seen.Message() + ".\n")) //nolint:gosec // plain text
+	_, _ = w.Write([]byte("You are not signed in: " + message + ".\n")) //nolint:gosec // plain text
 }
 
 func mappedSSO(err error) error {

@@ -393,6 +393,12 @@ func TestSSORefuses(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	v = g.visitor()
+	at := v.authorise("bob", "", nil)
+	g.idp.server.Close()
+	if code, _, text := v.step(at, nil); code != http.StatusBadGateway || strings.Contains(text, "127.0.0.1") || strings.Contains(text, "dial") {
+		t.Errorf("a stranger is told of what stands inside: %d %s", code, text)
+	}
 }
 
 // Where the provider is required, a password is good for one owner alone, and each time is marked.
