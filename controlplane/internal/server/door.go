@@ -28,6 +28,7 @@ type door struct {
 	links     func(net.Conn, *link.Wire)
 	admission *admission
 	logger    *slog.Logger
+	first     *tls.Config // until it is known who comes; has the keys of sessions that are resumed
 	others    *tls.Config
 	agents    *tls.Config
 
@@ -43,8 +44,9 @@ var errBusy = errors.New("too many agents come at once: this one is told when to
 func newDoor(l net.Listener, config *tls.Config, links func(net.Conn, *link.Wire), logger *slog.Logger) *door {
 	d := &door{
 		Listener: l, links: links, logger: logger, admission: newAdmission(), accepted: make(chan net.Conn), gone: make(chan struct{}),
-		others: config.Clone(), agents: config.Clone(),
+		first: config.Clone(), others: config.Clone(), agents: config.Clone(),
 	}
+	d.first.GetConfigForClient = d.choose
 	d.others.NextProtos = []string{"h2", "http/1.1"}
 	d.agents.NextProtos = []string{"h2"}
 	// What agents are sent is a message at a time, or many: records as large as they may be are the fewest. And they keep no session
@@ -79,37 +81,48 @@ func (d *door) open() {
 	}
 }
 
+// comer is a connection that shakes hands.
+type comer struct {
+	*link.Wire
+
+	leave func() // an agent's that was let in; else nil
+}
+
+// choose is called when a ClientHello has come. It lets agents in, or sends them away.
+func (d *door) choose(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	c, ok := hello.Conn.(*comer)
+	if !ok || !slices.Contains(hello.SupportedProtos, link.Protocol) || !slices.Contains(hello.SupportedProtos, "h2") {
+		return d.others, nil
+	}
+	leave, after := d.admission.enter(hello.Context())
+	if after > 0 {
+		_, _ = c.Write(link.Busy(after))
+		return nil, errBusy
+	}
+	c.leave = leave
+	return d.agents, nil
+}
+
 // greet shakes hands and passes the connection on.
 func (d *door) greet(conn net.Conn) {
-	wire := link.NewWire(conn)
-	leave, isAgent := func() {}, false
-	config := d.others.Clone()
-	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if !slices.Contains(hello.SupportedProtos, link.Protocol) || !slices.Contains(hello.SupportedProtos, "h2") {
-			return d.others, nil
-		}
-		isAgent = true
-		var after time.Duration
-		if leave, after = d.admission.enter(hello.Context()); after > 0 {
-			leave = func() {}
-			_, _ = wire.Write(link.Busy(after))
-			return nil, errBusy
-		}
-		return d.agents, nil
-	}
-	secure := tls.Server(wire, config)
+	c := &comer{Wire: link.NewWire(conn)}
+	secure := tls.Server(c, d.first)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeWithin)
 	err := secure.HandshakeContext(ctx)
 	cancel()
+	leave := c.leave
+	c.leave = nil
 	switch {
 	case err != nil:
-		leave()
+		if leave != nil {
+			leave()
+		}
 		_ = conn.Close()
 		d.logger.Debug("TLS handshake failed", slog.String("peer", conn.RemoteAddr().String()), slog.Any("error", err))
-	case isAgent:
-		wire.Welcomed = leave
+	case leave != nil:
+		c.Welcomed = leave
 		// A new goroutine, for handshakes leave large stacks behind.
-		go d.links(secure, wire)
+		go d.links(secure, c.Wire)
 	default:
 		select {
 		case d.accepted <- secure:

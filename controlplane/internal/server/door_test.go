@@ -75,6 +75,20 @@ func TestDoor(t *testing.T) {
 			t.Errorf("one that offers %s was served %s", offered, got)
 		}
 	}
+	// A browser that comes again spares both sides half of the handshake.
+	sessions := tls.NewLRUClientSessionCache(1)
+	for _, resumed := range []bool{false, true} {
+		c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: sessions}) //nolint:gosec // of this test
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+		_, _ = io.Copy(io.Discard, c)
+		_ = c.Close()
+		if got := c.ConnectionState().DidResume; got != resumed {
+			t.Errorf("resumed: %t, want %t", got, resumed)
+		}
+	}
 	if err := web.Close(); err != nil {
 		t.Error(err)
 	}
