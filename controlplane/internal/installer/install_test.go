@@ -3,6 +3,7 @@ package installer_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -65,12 +66,12 @@ func (n *notices) String() string {
 // controlPlane runs the real program with its own Redis, serving the agent that was built here.
 type controlPlane struct {
 	url, pin, token string
+	// home is the owner's, who is logged in there.
+	home string
 }
 
-var (
-	tokenForm = regexp.MustCompile(`fbt_[0-9A-Za-z]{49}`)
-	pinForm   = regexp.MustCompile(`sha256//[A-Za-z0-9+/]{43}=`)
-)
+// linkForm is the set-up link: where, the secret, and the server's key.
+var linkForm = regexp.MustCompile(`https://[^']*/setup#fbs_[A-Za-z0-9_-]+\.([A-Za-z0-9_-]{43})`)
 
 func startControlPlane(ctx context.Context, t *testing.T, dir string) controlPlane {
 	t.Helper()
@@ -105,24 +106,41 @@ func startControlPlane(ctx context.Context, t *testing.T, dir string) controlPla
 	})
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for cp.token == "" || cp.pin == "" {
-		cp.token, cp.pin = tokenForm.FindString(out.String()), pinForm.FindString(out.String())
+	var link []string
+	for link == nil {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("the control plane shows no token and pin:\n%s", out)
+			t.Fatalf("the control plane shows no link:\n%s", out)
 		case <-tick.C:
 		}
+		link = linkForm.FindStringSubmatch(out.String())
 	}
+	key, err := base64.RawURLEncoding.DecodeString(link[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cp.pin, cp.home = "sha256//"+base64.StdEncoding.EncodeToString(key), t.TempDir()
+	var nothing struct{}
+	cp.types(ctx, t, "seven-brass-kettles-71\n", &nothing, "setup", link[0], "--email", "owner@example.com", "--password-stdin")
+	var made struct{ Secret string }
+	cp.fleetban(ctx, t, &made, "tokens", "create", "test", "-O", "--role", "admin")
+	cp.token = made.Secret
 	return cp
 }
 
 // fleetban runs the operator's command and returns its JSON.
 func (cp controlPlane) fleetban(ctx context.Context, t *testing.T, into any, args ...string) {
 	t.Helper()
+	cp.types(ctx, t, "", into, args...)
+}
+
+// types is fleetban with a text on its standard input.
+func (cp controlPlane) types(ctx context.Context, t *testing.T, input string, into any, args ...string) {
+	t.Helper()
 	var out, errs bytes.Buffer
-	env := map[string]string{"FLEETBAN_URL": cp.url, "FLEETBAN_PIN": cp.pin, "FLEETBAN_TOKEN": cp.token, "HOME": t.TempDir()}
+	env := map[string]string{"FLEETBAN_URL": cp.url, "FLEETBAN_PIN": cp.pin, "HOME": cp.home}
 	code := cli.Run(ctx, append(args, "-o", "json"), &cli.Env{
-		Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs, Now: time.Now, Getenv: func(name string) string { return env[name] },
+		Stdin: strings.NewReader(input), Stdout: &out, Stderr: &errs, Now: time.Now, Getenv: func(name string) string { return env[name] },
 	})
 	if code != 0 {
 		t.Fatalf("fleetban %v: %d\n%s%s", args, code, &out, &errs)

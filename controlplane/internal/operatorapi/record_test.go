@@ -280,7 +280,8 @@ func TestAuditDeclared(t *testing.T) {
 			if declared == nil {
 				continue
 			}
-			if seen[declared.GetAction()] {
+			// However somebody signs in, it is one action: what they proved stands in its details.
+			if seen[declared.GetAction()] && declared.GetAction() != "sign-in" {
 				t.Errorf("%s: another RPC has the action %s", service.Methods().Get(i).FullName(), declared.GetAction())
 			}
 			seen[declared.GetAction()] = true
