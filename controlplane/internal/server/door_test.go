@@ -183,3 +183,48 @@ func TestAdmissionOfSilentPeers(t *testing.T) {
 		}
 	})
 }
+
+// TestDoorBehindProxy: an agent's own connection that a balancer passes on is known by the agent's address.
+func TestDoorBehindProxy(t *testing.T) {
+	t.Parallel()
+	certs, err := selfSigned(keys.New([keys.SecretLen]byte{1}), "https://localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	balancers, err := parseProxies([]string{"127.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agents := make(chan string, 1)
+	d := newDoor(balancers.behind(l), &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}, func(c net.Conn, w *link.Wire) {
+		w.Welcomed()
+		agents <- c.RemoteAddr().String()
+		_ = c.Close()
+	}, slog.New(slog.DiscardHandler))
+	t.Cleanup(func() {
+		_ = d.Close()
+		d.done.Wait()
+	})
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_, _ = io.WriteString(conn, "PROXY TCP4 203.0.113.9 127.0.0.1 1234 443\r\n")
+	if err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", link.Protocol}}).HandshakeContext(t.Context()); err != nil { //nolint:gosec // of this test
+		t.Fatal(err)
+	}
+	select {
+	case got := <-agents:
+		if got != "203.0.113.9:1234" {
+			t.Errorf("the agent is known by %s", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the agent didn't come to the links")
+	}
+}
