@@ -389,6 +389,46 @@ func TestUnreadAnswers(t *testing.T) {
 	}
 }
 
+// TestFloods: a peer that has its server work and brings no message on is cut off soon, though it reads every answer.
+func TestFloods(t *testing.T) {
+	for name, one := range map[string]func(p *peer, i uint32) error{
+		"PINGs":    func(p *peer, i uint32) error { return p.framer.WritePing(false, [8]byte{byte(i)}) },
+		"settings": func(p *peer, _ uint32) error { return p.framer.WriteSettings() },
+		"windows":  func(p *peer, _ uint32) error { return p.framer.WriteWindowUpdate(1, 1) },
+		"resets":   func(p *peer, i uint32) error { return p.framer.WriteRSTStream(3+2*i, http2.ErrCodeCancel) },
+		"requests": func(p *peer, i uint32) error {
+			return p.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 3 + 2*i, EndHeaders: true, EndStream: true, BlockFragment: p.block(":method", "POST", ":path", "/")})
+		},
+		"empty data":    func(p *peer, _ uint32) error { return p.framer.WriteData(1, false, nil) },
+		"padding":       func(p *peer, _ uint32) error { return p.framer.WriteDataPadded(1, false, nil, make([]byte, 255)) },
+		"unknown kinds": func(p *peer, _ uint32) error { return p.framer.WriteRawFrame(0xfa, 0, 0, make([]byte, 100)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, s := pair(t, nil)
+			ended := make(chan error, 1)
+			go func() {
+				_, err := receive(s)
+				s.Close()
+				ended <- err
+			}()
+			go func() { _, _ = io.Copy(io.Discard, p.conn) }()
+			for i := range uint32(1_000_000) {
+				if one(p, i) != nil {
+					break
+				}
+			}
+			select {
+			case err := <-ended:
+				if err == nil || errors.Is(err, io.EOF) {
+					t.Errorf("it ended with %v", err)
+				}
+			case <-time.After(within):
+				t.Error("a million were taken")
+			}
+		})
+	}
+}
+
 // TestViolations: what breaks HTTP/2 ends the connection, with an error on this side.
 func TestViolations(t *testing.T) {
 	for name, violate := range map[string]func(p *peer){
