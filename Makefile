@@ -82,6 +82,10 @@ web-dev: setup ## The console with hot reloading, on a control plane that runs: 
 web-test: setup build lab ## The console's tests in a browser, on a lab's hosts
 	@scripts/setup browser && scripts/as-root scripts/web-e2e
 
+.PHONY: web-screens
+web-screens: setup build lab ## Pictures of the console's pages, in both themes and on a phone, to web/screens/out
+	@scripts/setup browser && scripts/as-root scripts/web-e2e --config screens.config.ts
+
 .PHONY: generate
 generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## Generated code and copies, anew
 	@cd proto && buf format -w --path fleetban && rm -rf gen/go/fleetban && buf generate --path fleetban
