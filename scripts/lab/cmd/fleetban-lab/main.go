@@ -28,6 +28,7 @@ const usage = `fleetban-lab makes hosts in network namespaces: real sshd, fail2b
   fleetban-lab exec HOST [-- COMMAND…]   run a command on a machine of the lab; a shell without one
   fleetban-lab attack HOST               try SSH passwords on a host until its fail2ban bans the attacker
   fleetban-lab owner   give the lab's organisation an owner, who can sign in to the console: -email, -password
+  fleetban-lab console have a browser on this machine reach the lab's console
   fleetban-lab down    take a lab down; leaves nothing, also of one that crashed
   fleetban-lab demo    watch a ban on one host be enforced on all
   fleetban-lab chaos   break a fleet for some rounds while bans are made, and check that nothing was lost
@@ -65,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	verbs := map[string]func(context.Context, []string) error{
 		"up": up, "down": down, "status": status, "exec": execute, "attack": attack, "demo": show, "bench": measure,
-		"chaos": breakIt, "owner": owner,
+		"chaos": breakIt, "owner": owner, "console": console,
 	}
 	verb, ok := verbs[args[0]]
 	if !ok {
@@ -138,6 +139,25 @@ func owner(ctx context.Context, args []string) error {
 		return err
 	}
 	return l.MakeOwner(ctx, *email, *password)
+}
+
+func console(ctx context.Context, args []string) error {
+	set, name := flags("console")
+	listen := set.String("listen", "localhost:8444", "where browsers find it")
+	if err := set.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	l, err := lab.Open(*name)
+	if err != nil {
+		return err
+	}
+	at, wait, err := l.Console(ctx, *listen)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("The console is at https://localhost:%d until you interrupt this. `fleetban-lab owner` makes somebody who can sign in.\n", at.Port())
+	wait()
+	return nil
 }
 
 func status(ctx context.Context, args []string) error {

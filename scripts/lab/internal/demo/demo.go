@@ -4,6 +4,7 @@ package demo
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"os"
@@ -58,6 +59,10 @@ func Run(ctx context.Context, options Options) (err error) {
 			return fmt.Errorf("the demo ended: %w", err)
 		}
 	}
+	if err := s.console(ctx, !options.Keep && isTerminal(options.In)); err != nil {
+		s.failed("the console: " + firstLine(err.Error()))
+		return fmt.Errorf("the demo ended: %w", err)
+	}
 	s.lookAround(options.Keep)
 	if !options.Keep && isTerminal(options.In) {
 		fmt.Fprintf(options.Out, "\n  %s", s.bold("Enter takes the lab down. "))
@@ -85,6 +90,28 @@ func isTerminal(f *os.File) bool {
 	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
+}
+
+// console makes an owner who can sign in, and where somebody stays to look has a browser reach the console.
+func (s *show) console(ctx context.Context, stays bool) error {
+	const email = "owner@example.com"
+	password := rand.Text()[:16]
+	if err := s.lab.MakeOwner(ctx, email, password); err != nil {
+		return err
+	}
+	s.title("The console")
+	if !stays {
+		s.note("bin/fleetban-lab console has a browser reach it, while the lab is up.")
+		s.note("Sign in as " + email + " with " + password)
+		return nil
+	}
+	at, _, err := s.lab.Console(ctx, "localhost:0")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "  https://localhost:%d   sign in as %s with %s\n", at.Port(), s.bold(email), s.bold(password))
+	s.note("The certificate is the lab's own, so your browser asks whether you trust it.")
+	return nil
 }
 
 func (s *show) lookAround(keep bool) {
