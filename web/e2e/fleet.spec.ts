@@ -50,7 +50,7 @@ test.describe("when a replica is killed", () => {
     await signIn(page);
     await expect(page.getByText("Live", { exact: true }).first()).toBeVisible();
     for (const replica of (process.env.FLEETBAN_REPLICAS ?? "").split(" ").filter(Boolean)) {
-      on("control", "pkill", "-9", "-f", replica);
+      on("cp", "pkill", "-9", "-f", replica);
       const prefix = `198.51.100.${150 + Math.floor(Math.random() * 50)}`;
       await expect.poll(async () => (await call(page, "BanService/Ban", { prefixes: [prefix], durationS: "120", reason: "after the kill" }).catch(() => ({ status: 0 }))).status, { timeout: 20_000 }).toBe(200);
       await expect(page.getByRole("list", { name: "Live" }).getByText(prefix)).toBeVisible({ timeout: 20_000 });
