@@ -23,7 +23,7 @@ test("mode and pause are set and told on every page", async ({ page }) => {
   await expect(page.getByText("Enforcing: what one host bans")).toBeVisible();
   await page.getByRole("button", { name: "Pause every host…" }).click();
   await page.getByRole("dialog").getByRole("button", { name: "Pause every host" }).click();
-  await expect(page.getByText("Enforcement is paused on every host")).toBeVisible();
+  await expect(page.getByRole("status").filter({ hasText: "Enforcement is paused on every host" })).toBeVisible();
   await page.getByRole("button", { name: "Resume now" }).click();
   await expect(page.getByText("Nothing is paused.")).toBeVisible();
 });

@@ -56,7 +56,7 @@ test("an authenticator is enrolled and asked for, and recovery codes are good on
   const dialog = other.getByRole("dialog", { name: "Authenticator" });
   await expect(dialog.getByRole("img", { name: "QR code for your authenticator" })).toBeVisible();
   const secret = (await dialog.getByLabel("The same as text").textContent()) ?? "";
-  await dialog.getByLabel("Code").fill(totp(secret));
+  await dialog.getByLabel("Code", { exact: true }).fill(totp(secret));
   await dialog.getByRole("button", { name: "Enable" }).click();
   const codes = other.getByRole("dialog", { name: "Recovery codes" });
   const [recovery = ""] = ((await codes.getByLabel("Recovery codes").textContent()) ?? "").split("\n");

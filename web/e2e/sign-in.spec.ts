@@ -45,11 +45,11 @@ test.describe("signing out", () => {
 
 test("a session that is renewed goes on", async ({ page, context }) => {
   await signIn(page);
-  const before = (await context.cookies()).find((c) => c.name === "__Host-fleetban-access")?.value;
+  const before = (await context.cookies()).find((c) => c.name === "__Host-fleetban-refresh")?.value;
   // As if it were about to end.
   await page.evaluate(() => localStorage.setItem("fleetban-session", "0"));
   await page.reload();
   await expect(page.getByRole("navigation", { name: "Pages" })).toBeVisible();
-  const after = (await context.cookies()).find((c) => c.name === "__Host-fleetban-access")?.value;
+  const after = (await context.cookies()).find((c) => c.name === "__Host-fleetban-refresh")?.value;
   expect(after).not.toBe(before);
 });

@@ -19,7 +19,8 @@ function become(next: Session): void {
 }
 
 tabs.onmessage = (message) => {
-  if (message.data === "out" && session.state === "in") become({ state: "out", why: "elsewhere" });
+  // The stream may have been refused before the other tab said why.
+  if (message.data === "out" && (session.state === "in" || (session.state === "out" && session.why === "ended"))) become({ state: "out", why: "elsewhere" });
   if (message.data === "in" && session.state === "out") void ask();
 };
 

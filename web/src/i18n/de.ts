@@ -191,6 +191,7 @@ export const de: Messages = {
     order: "Auftrag",
     actor: "Von",
     result: "Ergebnis",
+    message: "Er sagt",
     liveEvents: "Seit du die Seite geöffnet hast",
   },
   orders: (kind) => ({ unbanInJails: "In seinen Jails entsperren", banInJail: "In einem Jail sperren" })[kind] ?? kind,

@@ -191,6 +191,7 @@ export const en = {
     order: "Order",
     actor: "By",
     result: "Result",
+    message: "It says",
     liveEvents: "Since you opened the page",
   },
   orders: (kind: string) => ({ unbanInJails: "Unban in its jails", banInJail: "Ban in a jail" })[kind] ?? kind,

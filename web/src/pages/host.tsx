@@ -201,7 +201,7 @@ function Commands({ host }: { host: string }) {
       { id: "what", header: t.host.order, cell: ({ row }) => t.orders(row.original.command?.order.case ?? "") },
       { id: "actor", header: t.host.actor, cell: ({ row }) => visible(row.original.actor, 80) },
       { id: "result", header: t.host.result, cell: ({ row }) => t.outcomes[row.original.result?.outcome ?? 0] },
-      { id: "message", header: "", cell: ({ row }) => <span className="text-soft">{visible(row.original.result?.message ?? "", 200)}</span> },
+      { id: "message", header: t.host.message, cell: ({ row }) => <span className="text-soft">{visible(row.original.result?.message ?? "", 200)}</span> },
     ],
     [t],
   );

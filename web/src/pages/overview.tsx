@@ -79,7 +79,7 @@ export function Overview() {
             ) : (
               <ul className="divide-y divide-line">
                 {waiting.slice(0, 12).map(({ host, what }) => (
-                  <li key={host.hostId + what} className="px-4 py-2">
+                  <li key={host.hostId + what} className="flex flex-wrap gap-x-2 px-4 py-2">
                     <HostLink name={host.name} /> <span className="break-words">{visible(what, 300)}</span>
                   </li>
                 ))}

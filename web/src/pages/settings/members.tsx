@@ -26,7 +26,7 @@ export function Members() {
   const may = useMay();
   const session = useSession();
   const me = session.state === "in" ? session.person : undefined;
-  const answer = useQuery(MemberService.method.listMembers);
+  const answer = useQuery(MemberService.method.listMembers, {}, { refetchInterval: 5_000 });
   const { refetch } = answer;
   const [inviting, setInviting] = useState(false);
   const [removing, setRemoving] = useState<Member>();

@@ -17,7 +17,7 @@ import { visible } from "@/lib/visible";
 /** Sessions is where one is signed in, and how to end that. */
 export function Sessions() {
   const { t } = useText();
-  const answer = useQuery(SessionService.method.listSessions);
+  const answer = useQuery(SessionService.method.listSessions, {}, { refetchInterval: 10_000 });
   const { refetch } = answer;
   const columns = useMemo<Columns<Session>>(() => {
     const end = (id: string) =>
