@@ -178,6 +178,9 @@ func TestAdmissionOfSilentPeers(t *testing.T) {
 		}
 		leave()
 		time.Sleep(2 * arrivingFor)
+		synctest.Wait()
+		a.mu.Lock()
+		defer a.mu.Unlock()
 		if a.inside != 0 {
 			t.Errorf("%d places are held by nobody", a.inside)
 		}
