@@ -277,14 +277,23 @@ func (r *Replica) take() *process {
 }
 
 // freeAddress is a loopback address that nobody listened on a moment ago.
+// handed are the addresses that freeAddress gave: the kernel may offer one again before its process listens there, and two
+// fleets of one program would want it.
+var handed sync.Map
+
 func freeAddress(ctx context.Context) (string, error) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for {
+		l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", err
+		}
+		address := l.Addr().String()
+		_ = l.Close()
+		if _, before := handed.LoadOrStore(address, true); !before {
+			return address, nil
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 func random(n int) []byte {
