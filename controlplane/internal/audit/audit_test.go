@@ -19,6 +19,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
 
@@ -404,9 +405,7 @@ func TestTrimByAge(t *testing.T) {
 		return now.UnixMilli()
 	}
 	newest := list(t, l, audit.Filter{}, 0)[0].GetAtUnixMs()
-	for clock() <= newest+1 {
-		time.Sleep(time.Millisecond) // until the clock says that they are old
-	}
+	testwait.For(t, "the clock says that they are old", func() bool { return clock() > newest+1 })
 	old.WithoutSlack()
 	if err := old.Tend(t.Context(), org); err != nil {
 		t.Fatal(err)

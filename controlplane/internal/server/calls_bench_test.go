@@ -26,6 +26,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 )
@@ -160,11 +161,10 @@ func quietReplica(tb testing.TB) (*server.Server, []string) {
 	defer client.CloseIdleConnections()
 	api := operatorv1connect.NewSessionServiceClient(client, "https://"+s.Addr().String())
 	var res *connect.Response[operatorv1.SignInResponse]
-	for deadline := time.Now().Add(within); res == nil; time.Sleep(20 * time.Millisecond) {
-		if res, err = api.SignIn(ctx, connect.NewRequest(operatorv1.SignInRequest_builder{Email: ownerEmail, Password: ownerPassword}.Build())); err != nil && time.Now().After(deadline) {
-			tb.Fatal(err)
-		}
-	}
+	testwait.Until(tb, "the owner signs in", func() (err error) {
+		res, err = api.SignIn(ctx, connect.NewRequest(operatorv1.SignInRequest_builder{Email: ownerEmail, Password: ownerPassword}.Build()))
+		return err
+	})
 	claims := jwt.MapClaims{}
 	parsed, _, err := jwt.NewParser().ParseUnverified(res.Msg.GetTokens().GetAccessToken(), claims)
 	if err != nil {

@@ -18,12 +18,10 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 )
 
-const (
-	org    = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-	within = 20 * time.Second
-)
+const org = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // replica is one that follows what is revoked until the test ends.
 func replica(t *testing.T, server *redistest.Server) *Sessions {
@@ -38,17 +36,6 @@ func replica(t *testing.T, server *redistest.Server) *Sessions {
 		running.Wait()
 	})
 	return s
-}
-
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(within)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("never: " + what)
-		}
-		time.Sleep(3 * time.Millisecond)
-	}
 }
 
 func begin(t *testing.T, s *Sessions) Tokens {
@@ -79,14 +66,14 @@ func TestRevokedWithoutBell(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := replica(t, server), replica(t, server)
 	tokens := begin(t, a)
-	until(t, "both let it in", func() bool { return a.lets(t, tokens.Access) && b.lets(t, tokens.Access) })
+	testwait.For(t, "both let it in", func() bool { return a.lets(t, tokens.Access) && b.lets(t, tokens.Access) })
 	// A script that publishes elsewhere: as if every connection that listens had just died.
 	if err := revokeScript.Run(t.Context(), a.store, []string{revokedKey, store.Key("revoked", "nobody")}, revokedKept.Milliseconds(), sessionEntry(tokens.Session)).Err(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "both refuse it", func() bool { return !a.lets(t, tokens.Access) && !b.lets(t, tokens.Access) })
+	testwait.For(t, "both refuse it", func() bool { return !a.lets(t, tokens.Access) && !b.lets(t, tokens.Access) })
 	late := replica(t, server)
-	until(t, "one that began later has read the list", func() bool { return !IsStale(late.Standing(auth.Principal{Session: auth.Session{Ends: 1 << 50}})) })
+	testwait.For(t, "one that began later has read the list", func() bool { return !IsStale(late.Standing(auth.Principal{Session: auth.Session{Ends: 1 << 50}})) })
 	if late.lets(t, tokens.Access) {
 		t.Error("a replica that began later lets it in")
 	}
@@ -98,9 +85,9 @@ func TestRedisAway(t *testing.T) {
 	server := redistest.Start(t)
 	s := replica(t, server)
 	tokens := begin(t, s)
-	until(t, "it is let in", func() bool { return s.lets(t, tokens.Access) })
+	testwait.For(t, "it is let in", func() bool { return s.lets(t, tokens.Access) })
 	server.Kill()
-	until(t, "nobody is let in", func() bool {
+	testwait.For(t, "nobody is let in", func() bool {
 		_, err := s.Authenticate(t.Context(), tokens.Access)
 		return errors.Is(err, store.ErrUnavailable)
 	})
@@ -108,7 +95,7 @@ func TestRedisAway(t *testing.T) {
 		t.Errorf("refreshed without Redis: %v", err)
 	}
 	server.Start()
-	until(t, "it is let in again", func() bool { return s.lets(t, tokens.Access) })
+	testwait.For(t, "it is let in again", func() bool { return s.lets(t, tokens.Access) })
 }
 
 // What a client says of itself is cut and cleaned; sessions are bounded.

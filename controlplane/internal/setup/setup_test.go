@@ -14,6 +14,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -73,15 +74,13 @@ func TestDiedHalfWay(t *testing.T) {
 	if _, err := s.o.People.Found(t.Context(), id, "ada@example.com", password); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	testwait.For(t, "whoever died half way is given up", func() bool {
 		err := s.as(secret, "bob@example.com")
-		if errors.Is(err, people.ErrOwnerStands) {
-			break
-		}
-		if !errors.Is(err, ErrBusy) || time.Now().After(deadline) {
+		if !errors.Is(err, people.ErrOwnerStands) && !errors.Is(err, ErrBusy) {
 			t.Fatalf("another person after the owner was made: %v", err)
 		}
-	}
+		return errors.Is(err, people.ErrOwnerStands)
+	})
 	if done, err := s.Done(t.Context()); done || err != nil {
 		t.Fatal(done, err)
 	}
