@@ -57,6 +57,7 @@ func run(ctx context.Context, args []string) error {
 	set.DurationVar(&o.SettleWithin, "settle", time.Minute, "how long hosts may take to be in sync once nothing happens")
 	set.StringVar(&o.BinDir, "bin-dir", besides(), "`folder` with fleetban-controlplane")
 	set.StringVar(&o.Dir, "dir", "", "empty `folder` for data and logs, which is kept; without it one is made and removed")
+	set.StringVar(&o.ProfileDir, "profile", "", "write profiles of the processor of this process and the replicas into this `folder`")
 	set.Func("sabotage", "make a host faulty, to see that it is found: `"+strings.Join(sim.Sabotages(), "`, ")+"; may be given again", func(s string) error {
 		o.Sabotage = append(o.Sabotage, s)
 		return nil

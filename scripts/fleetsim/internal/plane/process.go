@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -85,6 +87,24 @@ func (r *Replica) Usage() Usage {
 	}
 	u, _ := usage(p.cmd.Process.Pid)
 	return u
+}
+
+// Profile is a profile of the processor that the replica's process uses from now on, for so long.
+func (r *Replica) Profile(ctx context.Context, d time.Duration) ([]byte, error) {
+	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", r.metrics, max(1, int(d/time.Second)))
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the replica answered %s", answer.Status)
+	}
+	return io.ReadAll(io.LimitReader(answer.Body, 64<<20))
 }
 
 // ResetPeak makes Usage.Peak begin anew.

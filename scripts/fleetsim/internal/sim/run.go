@@ -47,6 +47,8 @@ type Options struct {
 	Dir string
 	// SettleWithin is how long hosts may take to be in sync once nothing happens any more. Default 60 s.
 	SettleWithin time.Duration
+	// ProfileDir is where profiles of the processor go, one of this process and some of each replica for each scenario. Optional.
+	ProfileDir string
 	// Sabotage makes hosts faulty, one each: the check must find it. See Sabotages.
 	Sabotage []string
 	// Progress is told what is going on. Optional.
@@ -145,6 +147,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		o.report.Scenarios = append(o.report.Scenarios, part)
 		began := time.Now()
 		before := f.cpu()
+		profiled := f.profile(ctx, s.name)
 		if err := s.play(ctx, f, part); err != nil {
 			if ctx.Err() != nil {
 				return o.report, ctx.Err()
@@ -153,6 +156,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		}
 		part.TookMS = milliseconds(time.Since(began))
 		f.spent(part, before, began)
+		profiled()
 	}
 	o.Progress("checking")
 	f.timers.Wait()
@@ -207,6 +211,7 @@ func (f *fleet) begin(ctx context.Context) error {
 	o.report.Enrolled = Figure{o.Hosts, milliseconds(time.Since(began))}
 	o.Progress("connecting them")
 	began = time.Now()
+	arriving, profiled := f.cpu(), f.profile(ctx, "connect")
 	for i, h := range f.members() {
 		h.Start(ctx)
 		// A fleet isn't switched on at once; how it comes back when it loses every stream is another scenario.
@@ -218,6 +223,8 @@ func (f *fleet) begin(ctx context.Context) error {
 		return err
 	}
 	o.report.Connected = Figure{o.Hosts, milliseconds(time.Since(began))}
+	profiled()
+	o.Progress("each took %s", f.cpu().since(arriving).each(int64(o.Hosts)))
 	if f.watcher, err = watch(ctx, f.api); err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
@@ -264,6 +271,16 @@ func (f *fleet) peak() (n int64) {
 // cpu is what replicas, Redis and the simulator have used.
 type cpu struct{ replicas, redis, self time.Duration }
 
+func (c cpu) since(before cpu) cpu {
+	return cpu{c.replicas - before.replicas, c.redis - before.redis, c.self - before.self}
+}
+
+// each says what each of n took.
+func (c cpu) each(n int64) string {
+	one := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(max(n, 1)) }
+	return fmt.Sprintf("%.1f µs of the replicas, %.1f µs of Redis, %.1f µs of the simulator", one(c.replicas), one(c.redis), one(c.self))
+}
+
 func (f *fleet) cpu() (c cpu) {
 	for _, r := range f.plane.Replicas() {
 		c.replicas += r.Usage().CPU
@@ -279,4 +296,12 @@ func (f *fleet) spent(p *Part, since cpu, began time.Time) {
 	p.row("CPU of the replicas", share(now.replicas-since.replicas), "% of a core")
 	p.row("CPU of Redis", share(now.redis-since.redis), "% of a core")
 	p.row("CPU of the simulator", share(now.self-since.self), "% of a core")
+}
+
+// spentEach writes down what was used since then, for each of n.
+func (f *fleet) spentEach(p *Part, before cpu, n int64) {
+	spent, each := f.cpu().since(before), float64(max(n, 1))
+	p.row(rowEach, float64(spent.replicas.Nanoseconds())/1000/each, "µs")
+	p.row("CPU of Redis, a ban and host", float64(spent.redis.Nanoseconds())/1000/each, "µs")
+	p.row("CPU of the simulator, a ban and host", float64(spent.self.Nanoseconds())/1000/each, "µs")
 }

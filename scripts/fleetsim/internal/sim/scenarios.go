@@ -167,8 +167,7 @@ func steady(ctx context.Context, f *fleet, p *Part) error {
 // figure.
 func single(ctx context.Context, f *fleet, p *Part) error {
 	m := &made{}
-	replicas, redis := f.cpu().replicas, f.cpu().redis
-	began := time.Now()
+	before, began := f.cpu(), time.Now()
 	for len(m.prefixes) < f.o.Bans && (time.Since(began) < f.o.Duration || len(m.prefixes) < 3) && ctx.Err() == nil {
 		a := f.prefix()
 		f.world.Made(a, -1)
@@ -186,10 +185,7 @@ func single(ctx context.Context, f *fleet, p *Part) error {
 		m.receipts = append(m.receipts, time.Since(begun))
 		m.prefixes = append(m.prefixes, a)
 	}
-	spent := f.cpu()
-	each := float64(len(m.prefixes) * len(f.members()))
-	p.row(rowEach, float64((spent.replicas-replicas).Microseconds())/each, "µs")
-	p.row("CPU of Redis, a ban and host", float64((spent.redis-redis).Microseconds())/each, "µs")
+	f.spentEach(p, before, int64(len(m.prefixes)*len(f.members())))
 	return f.finish(ctx, p, m)
 }
 
@@ -250,7 +246,7 @@ func (f *fleet) storm(ctx context.Context, p *Part, m *made) error {
 	took := time.Since(began)
 	p.row("bans taken a second", float64(len(m.prefixes))/taken.Seconds(), "")
 	p.row(rowDelivered, float64(f.world.Applied.Load()-applied)/took.Seconds(), "")
-	p.row("CPU of the replicas, a ban and host", float64((f.cpu().replicas-cpu.replicas).Microseconds())/float64(max(1, f.world.Applied.Load()-applied)), "µs")
+	f.spentEach(p, cpu, f.world.Applied.Load()-applied)
 	return err
 }
 
