@@ -1,11 +1,11 @@
 import { Check, Copy } from "lucide-react";
 import { useState } from "react";
-import { useText } from "@/i18n";
+import { useFirst } from "@/i18n";
 import { Button } from "./button";
 
 /** CopyLine is a line to paste elsewhere. */
 export function CopyLine({ text, label }: { text: string; label: string }) {
-  const { t } = useText();
+  const { t } = useFirst();
   const [copied, setCopied] = useState(false);
   return (
     <div className="flex items-stretch gap-2">

@@ -1,7 +1,7 @@
 import { X } from "lucide-react";
 import { Dialog as Radix } from "radix-ui";
 import type { ReactNode } from "react";
-import { useText } from "@/i18n";
+import { useFirst } from "@/i18n";
 import { IconButton } from "./button";
 
 /**
@@ -16,7 +16,7 @@ export function Dialog({ open, onOpenChange, title, lead, children, wide }: {
   children: ReactNode;
   wide?: boolean;
 }) {
-  const { t } = useText();
+  const { t } = useFirst();
   return (
     <Radix.Root open={open} onOpenChange={onOpenChange}>
       <Radix.Portal>

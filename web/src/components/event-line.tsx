@@ -1,5 +1,5 @@
 import { type FleetEvent, FleetEventKind as Kind } from "@/gen/fleetban/operator/v1/operator_pb";
-import { useText } from "@/i18n";
+import { useFirst } from "@/i18n";
 import { clock, exact } from "@/lib/time";
 import { visible } from "@/lib/visible";
 import { AddressLink, HostLink } from "./address-link";
@@ -19,7 +19,7 @@ const tones: Partial<Record<Kind, Tone>> = {
 
 /** EventLine is one thing that happened, in one line. */
 export function EventLine({ event }: { event: FleetEvent }) {
-  const { t, locale } = useText();
+  const { t, locale } = useFirst();
   const at = Number(event.atUnixMs);
   return (
     <li className="flex min-w-0 items-baseline gap-2.5 px-4 py-1.5">

@@ -1,6 +1,6 @@
 import { type Host, Presence } from "@/gen/fleetban/operator/v1/operator_pb";
 import { Fail2banHealth_State, Inert } from "@/gen/fleetban/v1/agent_pb";
-import { useText } from "@/i18n";
+import { useFirst } from "@/i18n";
 import { Badge, type Tone } from "./badge";
 
 export type HostStateName = "online" | "behind" | "inert" | "paused" | "off" | "observe" | "degraded" | "offline" | "new" | "quarantined" | "disabled";
@@ -35,7 +35,7 @@ export function hostState(h: Host): { name: HostStateName; tone: Tone } {
 }
 
 export function HostBadge({ host }: { host: Host }) {
-  const { t } = useText();
+  const { t } = useFirst();
   const state = hostState(host);
   return (
     <Badge tone={state.tone} dot>

@@ -1,12 +1,12 @@
 import { TriangleAlert } from "lucide-react";
 import { problemOf } from "@/api/problem";
-import { useText } from "@/i18n";
+import { useFirst } from "@/i18n";
 import { visible } from "@/lib/visible";
 import { Button } from "./button";
 
 /** ProblemNote says what went wrong and what to do about it. */
 export function ProblemNote({ error, retry }: { error: unknown; retry?: () => void }) {
-  const { t } = useText();
+  const { t } = useFirst();
   if (!error) return null;
   const p = problemOf(error);
   return (

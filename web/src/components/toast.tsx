@@ -1,6 +1,6 @@
 import { X } from "lucide-react";
 import { type ReactNode, useSyncExternalStore } from "react";
-import { useText } from "@/i18n";
+import { useFirst } from "@/i18n";
 import { Button, IconButton } from "./button";
 
 // Short notes at the screen's edge: what was done, with a way back where there is one. Errors stay until they are closed.
@@ -34,7 +34,7 @@ export function note(text: ReactNode, options: { bad?: boolean; undo?: () => voi
 }
 
 export function Notes() {
-  const { t } = useText();
+  const { t } = useFirst();
   const shown = useSyncExternalStore(
     (l) => {
       listeners.add(l);

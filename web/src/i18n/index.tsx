@@ -1,19 +1,31 @@
-import { createContext, type ReactNode, useContext, useEffect, useMemo, useState } from "react";
-import { en, type Messages } from "./en";
+import { createContext, type ReactNode, use, useContext, useEffect, useMemo, useState } from "react";
+import { type First, first } from "./en/first";
+import type { Rest } from "./en/rest";
 
-// A language is a file beside this one with the same messages as en.ts; the compiler tells what is missing.
+// A language is a folder beside this file with the messages of en's; the compiler tells what is missing. What the first
+// screen says is a file of its own, so that the rest comes after it.
 
-export const languages: Record<string, { name: string; load: () => Promise<Messages> }> = {
-  en: { name: "English", load: () => Promise.resolve(en) },
-  de: { name: "Deutsch", load: () => import("./de").then((m) => m.de) },
+interface Language {
+  name: string;
+  first: () => Promise<First>;
+  rest: () => Promise<Rest>;
+}
+
+export const languages: Record<string, Language> = {
+  en: { name: "English", first: () => Promise.resolve(first), rest: () => import("./en/rest").then((m) => m.rest) },
+  de: { name: "Deutsch", first: () => import("./de/first").then((m) => m.first), rest: () => import("./de/rest").then((m) => m.rest) },
 };
 
-interface Text {
-  t: Messages;
+interface Shared {
   language: string;
   /** For numbers and times: the viewer's own region where it is of the language. */
   locale: string;
   choose: (language: string) => void;
+}
+
+interface Loaded extends Shared {
+  t: First;
+  rest: () => Promise<Rest>;
 }
 
 const key = "fleetban-language";
@@ -32,48 +44,84 @@ function read(): string | null {
   }
 }
 
-const Context = createContext<Text>({ t: en, language: "en", locale: "en", choose: () => {} });
+const loading: Record<string, Promise<Rest>> = {};
+
+/** restOf loads what a language says beyond the first screen, once; what failed is tried again. */
+function restOf(language: string): Promise<Rest> {
+  const load = languages[language]?.rest ?? (() => import("./en/rest").then((m) => m.rest));
+  return (loading[language] ??= load().catch((err: unknown) => {
+    delete loading[language];
+    throw err;
+  }));
+}
+
+const Context = createContext<Loaded>({ t: first, language: "en", locale: "en", choose: () => {}, rest: () => restOf("en") });
 
 export function TextProvider({ children }: { children: ReactNode }) {
-  const [language, setLanguage] = useState(preferred);
-  const [t, setT] = useState<Messages | undefined>(language === "en" ? en : undefined);
+  const [wanted, setWanted] = useState(preferred);
+  const [now, setNow] = useState<{ language: string; t: First } | undefined>(wanted === "en" ? { language: "en", t: first } : undefined);
   useEffect(() => {
     let current = true;
-    void languages[language]?.load().then((messages) => {
-      if (current) setT(messages);
-    });
-    document.documentElement.lang = language;
+    const both = Promise.all([languages[wanted]?.first() ?? first, now ? restOf(wanted) : undefined]);
+    both.then(
+      ([t]) => {
+        if (!current) return;
+        document.documentElement.lang = wanted;
+        setNow({ language: wanted, t });
+      },
+      () => {
+        if (current) setNow((old) => old ?? { language: "en", t: first });
+      },
+    );
     return () => {
       current = false;
     };
-  }, [language]);
+    // Only what is wanted decides: that there is something already is looked at once.
+  }, [wanted]);
+  // Before anybody asks for it. On a page other than the first, somebody does.
+  useEffect(() => {
+    const timer = setTimeout(() => void restOf(wanted).catch(() => {}), location.pathname === "/" ? 500 : 0);
+    return () => clearTimeout(timer);
+  }, [wanted]);
   const value = useMemo(
-    () => ({
-      t: t ?? en,
-      language,
-      locale: navigator.languages.find((l) => l.split("-")[0] === language) ?? language,
-      choose: (next: string) => {
-        try {
-          localStorage.setItem(key, next);
-        } catch {
-          // as above
-        }
-        setLanguage(next);
+    () =>
+      now && {
+        t: now.t,
+        language: now.language,
+        locale: navigator.languages.find((l) => l.split("-")[0] === now.language) ?? now.language,
+        choose: (next: string) => {
+          try {
+            localStorage.setItem(key, next);
+          } catch {
+            // as above
+          }
+          setWanted(next);
+        },
+        rest: () => restOf(now.language),
       },
-    }),
-    [t, language],
+    [now],
   );
-  if (!t) return null; // the first paint is in the viewer's language
+  if (!value) return null; // the first paint is in the viewer's language
   return <Context.Provider value={value}>{children}</Context.Provider>;
 }
 
-export function useText(): Text {
+/** useFirst is the text of the first screen, and of what stands around every page. */
+export function useFirst(): Shared & { t: First } {
   return useContext(Context);
+}
+
+/** useText is all text. A component that uses it waits until it is there: within a Suspense, as every page is. */
+export function useText(): Shared & { t: First & Rest } {
+  const { t, rest, ...shared } = useContext(Context);
+  const more = use(rest());
+  return { ...shared, t: useMemo(() => ({ ...t, ...more }), [t, more]) };
 }
 
 /** useNumber formats numbers in the viewer's format. */
 export function useNumber(): (n: number | bigint) => string {
-  const { locale } = useText();
-  const format = useMemo(() => new Intl.NumberFormat(locale), [locale]);
-  return (n) => format.format(n);
+  const { locale } = useFirst();
+  return useMemo(() => {
+    const format = new Intl.NumberFormat(locale);
+    return (n) => format.format(n);
+  }, [locale]);
 }

@@ -43,12 +43,12 @@ export function AddHost() {
   };
   if (!may("hosts"))
     return (
-      <Page title={t.hosts.add}>
+      <Page title={t.common.addHost}>
         <Panel>{t.common.mayNot}</Panel>
       </Page>
     );
   return (
-    <Page title={t.hosts.add} lead={t.addHost.lead}>
+    <Page title={t.common.addHost} lead={t.addHost.lead}>
       {!made ? (
         <Panel>
           <form onSubmit={submit} className="flex max-w-lg flex-col gap-3">

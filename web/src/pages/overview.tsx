@@ -14,14 +14,14 @@ import { Page, Panel } from "@/components/panel";
 import { ProblemNote } from "@/components/problem";
 import { type GetActivityResponse, InsightService, type Tally } from "@/gen/fleetban/operator/v1/insight_pb";
 import { FleetService, type Host, HostService } from "@/gen/fleetban/operator/v1/operator_pb";
-import { useNumber, useText } from "@/i18n";
+import { useNumber, useFirst } from "@/i18n";
 import { visible } from "@/lib/visible";
 
 const Chart = lazy(() => import("@/components/chart").then((m) => ({ default: m.Chart })));
 
 /** Overview answers: are my hosts all right, what is hitting us now, is it blocked everywhere. */
 export function Overview() {
-  const { t } = useText();
+  const { t } = useFirst();
   const number = useNumber();
   const fleet = useQuery(FleetService.method.getFleet, {}, { refetchInterval: 15_000 });
   const hosts = useQuery(HostService.method.listHosts, { pageSize: 1000 }, { refetchInterval: 5_000 });
@@ -116,7 +116,7 @@ function Figure({ name, value, note, to, tone = "" }: { name: string; value: str
 
 /** HostStrip is each host as a square: at a glance, whether all are well. */
 function HostStrip({ hosts }: { hosts: Host[] }) {
-  const { t } = useText();
+  const { t } = useFirst();
   const shades = { ok: "bg-ok", warn: "bg-warn", bad: "bg-bad", info: "bg-accent", none: "bg-line-strong" };
   if (hosts.length === 0) return null;
   return (
@@ -135,7 +135,7 @@ function HostStrip({ hosts }: { hosts: Host[] }) {
 }
 
 function Rate({ of }: { of: GetActivityResponse }) {
-  const { t, locale } = useText();
+  const { t, locale } = useFirst();
   const times = useMemo(() => of.buckets.map((_, i) => (Number(of.fromUnixMs) + i * Number(of.stepMs)) / 1000), [of]);
   const series = useMemo(
     () => [

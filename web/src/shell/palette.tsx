@@ -57,7 +57,7 @@ export function Palette({ open, onOpenChange }: { open: boolean; onOpenChange: (
   const pages: [string, () => void][] = [
     [t.pages.overview, () => void navigate({ to: "/" })],
     [t.pages.hosts, () => void navigate({ to: "/hosts" })],
-    [t.hosts.add, () => void navigate({ to: "/hosts/add" })],
+    [t.common.addHost, () => void navigate({ to: "/hosts/add" })],
     [t.pages.bans, () => void navigate({ to: "/bans" })],
     [t.pages.policy, () => void navigate({ to: "/policy" })],
     [t.pages.audit, () => void navigate({ to: "/audit" })],

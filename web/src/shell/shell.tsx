@@ -7,7 +7,7 @@ import { useSession } from "@/api/session";
 import { Button, IconButton } from "@/components/button";
 import { Time } from "@/components/time";
 import { FleetService } from "@/gen/fleetban/operator/v1/operator_pb";
-import { useText } from "@/i18n";
+import { useFirst } from "@/i18n";
 import { useNow } from "@/lib/time";
 import { useShortcuts } from "./shortcuts";
 
@@ -48,7 +48,7 @@ export function Shell() {
 }
 
 function Inside() {
-  const { t } = useText();
+  const { t } = useFirst();
   const [palette, setPalette] = useState(false);
   const [sheet, setSheet] = useState(false);
   const [nav, setNav] = useState(false);
@@ -134,7 +134,7 @@ function Inside() {
 }
 
 function LiveState() {
-  const { t } = useText();
+  const { t } = useFirst();
   const live = useLive();
   const ok = live.brokenSince === undefined;
   return (
@@ -154,7 +154,7 @@ function Banner({ tone, children }: { tone: "warn" | "info"; children: ReactNode
 }
 
 function Banners() {
-  const { t } = useText();
+  const { t } = useFirst();
   const live = useLive();
   const now = useNow();
   const fleet = useQuery(FleetService.method.getFleet, {}, { refetchInterval: 15_000 });

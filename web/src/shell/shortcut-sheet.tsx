@@ -13,7 +13,7 @@ export function ShortcutSheet({ open, onOpenChange }: { open: boolean; onOpenCha
     ["g p", t.pages.policy],
     ["g a", t.pages.audit],
     ["g s", t.pages.settings],
-    ["a h", t.hosts.add],
+    ["a h", t.common.addHost],
     ["Esc", t.keys.close],
   ];
   return (

@@ -406,7 +406,8 @@ export const ApprovalStateSchema: GenEnum<ApprovalState> = /*@__PURE__*/
  */
 export const ApprovalService: GenService<{
   /**
-   * ListApprovals lists what waits, and what was decided in the last two days, newest first.
+   * ListApprovals lists what waits, and what was decided in the last two days, newest first. Who is restricted to tags sees
+   * what they asked for themselves.
    *
    * @generated from rpc fleetban.operator.v1.ApprovalService.ListApprovals
    */

@@ -11,7 +11,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file fleetban/operator/v1/people.proto.
  */
 export const file_fleetban_operator_v1_people: GenFile = /*@__PURE__*/
-  fileDesc("CiFmbGVldGJhbi9vcGVyYXRvci92MS9wZW9wbGUucHJvdG8SFGZsZWV0YmFuLm9wZXJhdG9yLnYxImMKDVNpZ25JblJlcXVlc3QSDQoFZW1haWwYASABKAkSFQoIcGFzc3dvcmQYAiABKAlCA4ABARIXCg9vcmdhbmlzYXRpb25faWQYAyABKAkSEwoGZGV2aWNlGAQgASgJQgOAAQEi1gEKDlNpZ25JblJlc3BvbnNlEiwKBnRva2VucxgBIAEoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlRva2VucxIsCgZwZXJzb24YAiABKAsyHC5mbGVldGJhbi5vcGVyYXRvci52MS5QZXJzb24SGAoQb3JnYW5pc2F0aW9uX2lkcxgDIAMoCRI5Cg1zZWNvbmRfZmFjdG9yGAQgASgLMiIuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2Vjb25kRmFjdG9yEhMKBmRldmljZRgFIAEoCUIDgAEBImkKDFNlY29uZEZhY3RvchIWCgljaGFsbGVuZ2UYASABKAlCA4ABARIMCgR0b3RwGAIgASgIEhUKDXJlY292ZXJ5X2NvZGUYAyABKAgSHAoUcGFzc2tleV9vcHRpb25zX2pzb24YBCABKAwixQEKFUNvbXBsZXRlU2lnbkluUmVxdWVzdBIWCgljaGFsbGVuZ2UYASABKAlCA4ABARIXCg9vcmdhbmlzYXRpb25faWQYAiABKAkSGAoJdG90cF9jb2RlGAMgASgJQgOAAQFIABIcCg1yZWNvdmVyeV9jb2RlGAQgASgJQgOAAQFIABIkChVwYXNza2V5X3Jlc3BvbnNlX2pzb24YBSABKAxCA4ABAUgAEhMKBmRldmljZRgGIAEoCUIDgAEBQggKBmFuc3dlciIbChlCZWdpblBhc3NrZXlTaWduSW5SZXF1ZXN0IlIKGkJlZ2luUGFzc2tleVNpZ25JblJlc3BvbnNlEhYKCWNoYWxsZW5nZRgBIAEoCUIDgAEBEhwKFHBhc3NrZXlfb3B0aW9uc19qc29uGAIgASgMIm8KBlRva2VucxIZCgxhY2Nlc3NfdG9rZW4YASABKAlCA4ABARIQCghhY2Nlc3NfcxgCIAEoAxIaCg1yZWZyZXNoX3Rva2VuGAMgASgJQgOAAQESHAoUc2Vzc2lvbl9lbmRzX3VuaXhfbXMYBCABKAMiqgEKBlBlcnNvbhIKCgJpZBgBIAEoCRINCgVlbWFpbBgCIAEoCRIXCg9vcmdhbmlzYXRpb25faWQYAyABKAkSKAoEcm9sZRgEIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSEgoKc2Vzc2lvbl9pZBgFIAEoCRIgChhtdXN0X2Vucm9sX3NlY29uZF9mYWN0b3IYBiABKAgSDAoEdGFncxgHIAMoCSIsCg5SZWZyZXNoUmVxdWVzdBIaCg1yZWZyZXNoX3Rva2VuGAEgASgJQgOAAQEibQoPUmVmcmVzaFJlc3BvbnNlEiwKBnRva2VucxgBIAEoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlRva2VucxIsCgZwZXJzb24YAiABKAsyHC5mbGVldGJhbi5vcGVyYXRvci52MS5QZXJzb24iEAoOU2lnbk91dFJlcXVlc3QiEQoPU2lnbk91dFJlc3BvbnNlIhUKE0xpc3RTZXNzaW9uc1JlcXVlc3QiRwoUTGlzdFNlc3Npb25zUmVzcG9uc2USLwoIc2Vzc2lvbnMYASADKAsyHS5mbGVldGJhbi5vcGVyYXRvci52MS5TZXNzaW9uIqcBCgdTZXNzaW9uEgoKAmlkGAEgASgJEhcKD29yZ2FuaXNhdGlvbl9pZBgCIAEoCRIVCg1iZWdhbl91bml4X21zGAMgASgDEhQKDHVzZWRfdW5peF9tcxgEIAEoAxIUCgxlbmRzX3VuaXhfbXMYBSABKAMSDwoHYWRkcmVzcxgGIAEoCRISCgp1c2VyX2FnZW50GAcgASgJEg8KB2N1cnJlbnQYCCABKAgiIgoUUmV2b2tlU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAkiJgoVUmV2b2tlU2Vzc2lvblJlc3BvbnNlEg0KBWVuZGVkGAEgASgNIg4KDEdldE1lUmVxdWVzdCI9Cg1HZXRNZVJlc3BvbnNlEiwKBnBlcnNvbhgBIAEoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlBlcnNvbiJJChVDaGFuZ2VQYXNzd29yZFJlcXVlc3QSFQoIcGFzc3dvcmQYASABKAlCA4ABARIZCgxuZXdfcGFzc3dvcmQYAiABKAlCA4ABASInChZDaGFuZ2VQYXNzd29yZFJlc3BvbnNlEg0KBWVuZGVkGAEgASgNIiwKG1JlcXVlc3RQYXNzd29yZFJlc2V0UmVxdWVzdBINCgVlbWFpbBgBIAEoCSIeChxSZXF1ZXN0UGFzc3dvcmRSZXNldFJlc3BvbnNlIkUKFFJlc2V0UGFzc3dvcmRSZXF1ZXN0EhIKBXJlc2V0GAEgASgJQgOAAQESGQoMbmV3X3Bhc3N3b3JkGAIgASgJQgOAAQEiOwoVUmVzZXRQYXNzd29yZFJlc3BvbnNlEg0KBWVtYWlsGAEgASgJEhMKBmRldmljZRgCIAEoCUIDgAEBIlMKEkNoYW5nZUVtYWlsUmVxdWVzdBIRCgluZXdfZW1haWwYASABKAkSKgoFcHJvb2YYAiABKAsyGy5mbGVldGJhbi5vcGVyYXRvci52MS5Qcm9vZiIVChNDaGFuZ2VFbWFpbFJlc3BvbnNlIjAKE0NvbmZpcm1FbWFpbFJlcXVlc3QSGQoMY29uZmlybWF0aW9uGAEgASgJQgOAAQEiJQoUQ29uZmlybUVtYWlsUmVzcG9uc2USDQoFZW1haWwYASABKAkiXgoFUHJvb2YSFwoIcGFzc3dvcmQYASABKAlCA4ABAUgAEhgKCXRvdHBfY29kZRgCIAEoCUIDgAEBSAASHAoNcmVjb3ZlcnlfY29kZRgDIAEoCUIDgAEBSABCBAoCYnkiFAoSTGlzdE1lbWJlcnNSZXF1ZXN0IkQKE0xpc3RNZW1iZXJzUmVzcG9uc2USLQoHbWVtYmVycxgBIAMoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLk1lbWJlciJ5CgZNZW1iZXISEQoJcGVyc29uX2lkGAEgASgJEg0KBWVtYWlsGAIgASgJEigKBHJvbGUYAyABKA4yGi5mbGVldGJhbi5vcGVyYXRvci52MS5Sb2xlEhUKDXNpbmNlX3VuaXhfbXMYBCABKAMSDAoEdGFncxgFIAMoCSJWCg1JbnZpdGVSZXF1ZXN0Eg0KBWVtYWlsGAEgASgJEigKBHJvbGUYAiABKA4yGi5mbGVldGJhbi5vcGVyYXRvci52MS5Sb2xlEgwKBHRhZ3MYAyADKAkiTAoOSW52aXRlUmVzcG9uc2USEQoEbGluaxgBIAEoCUIDgAEBEhcKD2V4cGlyZXNfdW5peF9tcxgCIAEoAxIOCgZtYWlsZWQYAyABKAgiSQoXQWNjZXB0SW52aXRhdGlvblJlcXVlc3QSFwoKaW52aXRhdGlvbhgBIAEoCUIDgAEBEhUKCHBhc3N3b3JkGAIgASgJQgOAAQEibAoYQWNjZXB0SW52aXRhdGlvblJlc3BvbnNlEg0KBWVtYWlsGAEgASgJEhcKD29yZ2FuaXNhdGlvbl9pZBgCIAEoCRIoCgRyb2xlGAMgASgOMhouZmxlZXRiYW4ub3BlcmF0b3IudjEuUm9sZSJYCg5TZXRSb2xlUmVxdWVzdBIOCgZtZW1iZXIYASABKAkSKAoEcm9sZRgCIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSDAoEdGFncxgDIAMoCSIRCg9TZXRSb2xlUmVzcG9uc2UiJQoTUmVtb3ZlTWVtYmVyUmVxdWVzdBIOCgZtZW1iZXIYASABKAkiFgoUUmVtb3ZlTWVtYmVyUmVzcG9uc2UqYAoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASDgoKUk9MRV9PV05FUhABEg4KClJPTEVfQURNSU4QAhIRCg1ST0xFX09QRVJBVE9SEAMSDwoLUk9MRV9WSUVXRVIQBDKWBgoOU2Vzc2lvblNlcnZpY2USUwoGU2lnbkluEiMuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2lnbkluUmVxdWVzdBokLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlNpZ25JblJlc3BvbnNlEmMKDkNvbXBsZXRlU2lnbkluEisuZmxlZXRiYW4ub3BlcmF0b3IudjEuQ29tcGxldGVTaWduSW5SZXF1ZXN0GiQuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2lnbkluUmVzcG9uc2USdwoSQmVnaW5QYXNza2V5U2lnbkluEi8uZmxlZXRiYW4ub3BlcmF0b3IudjEuQmVnaW5QYXNza2V5U2lnbkluUmVxdWVzdBowLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkJlZ2luUGFzc2tleVNpZ25JblJlc3BvbnNlElYKB1JlZnJlc2gSJC5mbGVldGJhbi5vcGVyYXRvci52MS5SZWZyZXNoUmVxdWVzdBolLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJlZnJlc2hSZXNwb25zZRJWCgdTaWduT3V0EiQuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2lnbk91dFJlcXVlc3QaJS5mbGVldGJhbi5vcGVyYXRvci52MS5TaWduT3V0UmVzcG9uc2USZQoMTGlzdFNlc3Npb25zEikuZmxlZXRiYW4ub3BlcmF0b3IudjEuTGlzdFNlc3Npb25zUmVxdWVzdBoqLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkxpc3RTZXNzaW9uc1Jlc3BvbnNlEmgKDVJldm9rZVNlc3Npb24SKi5mbGVldGJhbi5vcGVyYXRvci52MS5SZXZva2VTZXNzaW9uUmVxdWVzdBorLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJldm9rZVNlc3Npb25SZXNwb25zZRJQCgVHZXRNZRIiLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkdldE1lUmVxdWVzdBojLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkdldE1lUmVzcG9uc2UysQQKDkFjY291bnRTZXJ2aWNlEmsKDkNoYW5nZVBhc3N3b3JkEisuZmxlZXRiYW4ub3BlcmF0b3IudjEuQ2hhbmdlUGFzc3dvcmRSZXF1ZXN0GiwuZmxlZXRiYW4ub3BlcmF0b3IudjEuQ2hhbmdlUGFzc3dvcmRSZXNwb25zZRJ9ChRSZXF1ZXN0UGFzc3dvcmRSZXNldBIxLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJlcXVlc3RQYXNzd29yZFJlc2V0UmVxdWVzdBoyLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJlcXVlc3RQYXNzd29yZFJlc2V0UmVzcG9uc2USaAoNUmVzZXRQYXNzd29yZBIqLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJlc2V0UGFzc3dvcmRSZXF1ZXN0GisuZmxlZXRiYW4ub3BlcmF0b3IudjEuUmVzZXRQYXNzd29yZFJlc3BvbnNlEmIKC0NoYW5nZUVtYWlsEiguZmxlZXRiYW4ub3BlcmF0b3IudjEuQ2hhbmdlRW1haWxSZXF1ZXN0GikuZmxlZXRiYW4ub3BlcmF0b3IudjEuQ2hhbmdlRW1haWxSZXNwb25zZRJlCgxDb25maXJtRW1haWwSKS5mbGVldGJhbi5vcGVyYXRvci52MS5Db25maXJtRW1haWxSZXF1ZXN0GiouZmxlZXRiYW4ub3BlcmF0b3IudjEuQ29uZmlybUVtYWlsUmVzcG9uc2Uy+gMKDU1lbWJlclNlcnZpY2USYgoLTGlzdE1lbWJlcnMSKC5mbGVldGJhbi5vcGVyYXRvci52MS5MaXN0TWVtYmVyc1JlcXVlc3QaKS5mbGVldGJhbi5vcGVyYXRvci52MS5MaXN0TWVtYmVyc1Jlc3BvbnNlElMKBkludml0ZRIjLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkludml0ZVJlcXVlc3QaJC5mbGVldGJhbi5vcGVyYXRvci52MS5JbnZpdGVSZXNwb25zZRJxChBBY2NlcHRJbnZpdGF0aW9uEi0uZmxlZXRiYW4ub3BlcmF0b3IudjEuQWNjZXB0SW52aXRhdGlvblJlcXVlc3QaLi5mbGVldGJhbi5vcGVyYXRvci52MS5BY2NlcHRJbnZpdGF0aW9uUmVzcG9uc2USVgoHU2V0Um9sZRIkLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlNldFJvbGVSZXF1ZXN0GiUuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2V0Um9sZVJlc3BvbnNlEmUKDFJlbW92ZU1lbWJlchIpLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJlbW92ZU1lbWJlclJlcXVlc3QaKi5mbGVldGJhbi5vcGVyYXRvci52MS5SZW1vdmVNZW1iZXJSZXNwb25zZUJQWklnaXRodWIuY29tL2ZsZWV0YmFuL2ZsZWV0YmFuL3Byb3RvL2dlbi9nby9mbGVldGJhbi9vcGVyYXRvci92MTtvcGVyYXRvcnYxkgMCCAJiCGVkaXRpb25zcOkH");
+  fileDesc("CiFmbGVldGJhbi9vcGVyYXRvci92MS9wZW9wbGUucHJvdG8SFGZsZWV0YmFuLm9wZXJhdG9yLnYxImMKDVNpZ25JblJlcXVlc3QSDQoFZW1haWwYASABKAkSFQoIcGFzc3dvcmQYAiABKAlCA4ABARIXCg9vcmdhbmlzYXRpb25faWQYAyABKAkSEwoGZGV2aWNlGAQgASgJQgOAAQEi1gEKDlNpZ25JblJlc3BvbnNlEiwKBnRva2VucxgBIAEoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlRva2VucxIsCgZwZXJzb24YAiABKAsyHC5mbGVldGJhbi5vcGVyYXRvci52MS5QZXJzb24SGAoQb3JnYW5pc2F0aW9uX2lkcxgDIAMoCRI5Cg1zZWNvbmRfZmFjdG9yGAQgASgLMiIuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2Vjb25kRmFjdG9yEhMKBmRldmljZRgFIAEoCUIDgAEBImkKDFNlY29uZEZhY3RvchIWCgljaGFsbGVuZ2UYASABKAlCA4ABARIMCgR0b3RwGAIgASgIEhUKDXJlY292ZXJ5X2NvZGUYAyABKAgSHAoUcGFzc2tleV9vcHRpb25zX2pzb24YBCABKAwixQEKFUNvbXBsZXRlU2lnbkluUmVxdWVzdBIWCgljaGFsbGVuZ2UYASABKAlCA4ABARIXCg9vcmdhbmlzYXRpb25faWQYAiABKAkSGAoJdG90cF9jb2RlGAMgASgJQgOAAQFIABIcCg1yZWNvdmVyeV9jb2RlGAQgASgJQgOAAQFIABIkChVwYXNza2V5X3Jlc3BvbnNlX2pzb24YBSABKAxCA4ABAUgAEhMKBmRldmljZRgGIAEoCUIDgAEBQggKBmFuc3dlciIbChlCZWdpblBhc3NrZXlTaWduSW5SZXF1ZXN0IlIKGkJlZ2luUGFzc2tleVNpZ25JblJlc3BvbnNlEhYKCWNoYWxsZW5nZRgBIAEoCUIDgAEBEhwKFHBhc3NrZXlfb3B0aW9uc19qc29uGAIgASgMIm8KBlRva2VucxIZCgxhY2Nlc3NfdG9rZW4YASABKAlCA4ABARIQCghhY2Nlc3NfcxgCIAEoAxIaCg1yZWZyZXNoX3Rva2VuGAMgASgJQgOAAQESHAoUc2Vzc2lvbl9lbmRzX3VuaXhfbXMYBCABKAMiqgEKBlBlcnNvbhIKCgJpZBgBIAEoCRINCgVlbWFpbBgCIAEoCRIXCg9vcmdhbmlzYXRpb25faWQYAyABKAkSKAoEcm9sZRgEIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSEgoKc2Vzc2lvbl9pZBgFIAEoCRIgChhtdXN0X2Vucm9sX3NlY29uZF9mYWN0b3IYBiABKAgSDAoEdGFncxgHIAMoCSIsCg5SZWZyZXNoUmVxdWVzdBIaCg1yZWZyZXNoX3Rva2VuGAEgASgJQgOAAQEibQoPUmVmcmVzaFJlc3BvbnNlEiwKBnRva2VucxgBIAEoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlRva2VucxIsCgZwZXJzb24YAiABKAsyHC5mbGVldGJhbi5vcGVyYXRvci52MS5QZXJzb24iEAoOU2lnbk91dFJlcXVlc3QiEQoPU2lnbk91dFJlc3BvbnNlIhUKE0xpc3RTZXNzaW9uc1JlcXVlc3QiRwoUTGlzdFNlc3Npb25zUmVzcG9uc2USLwoIc2Vzc2lvbnMYASADKAsyHS5mbGVldGJhbi5vcGVyYXRvci52MS5TZXNzaW9uIqcBCgdTZXNzaW9uEgoKAmlkGAEgASgJEhcKD29yZ2FuaXNhdGlvbl9pZBgCIAEoCRIVCg1iZWdhbl91bml4X21zGAMgASgDEhQKDHVzZWRfdW5peF9tcxgEIAEoAxIUCgxlbmRzX3VuaXhfbXMYBSABKAMSDwoHYWRkcmVzcxgGIAEoCRISCgp1c2VyX2FnZW50GAcgASgJEg8KB2N1cnJlbnQYCCABKAgiIgoUUmV2b2tlU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKAkiJgoVUmV2b2tlU2Vzc2lvblJlc3BvbnNlEg0KBWVuZGVkGAEgASgNIg4KDEdldE1lUmVxdWVzdCI9Cg1HZXRNZVJlc3BvbnNlEiwKBnBlcnNvbhgBIAEoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlBlcnNvbiJJChVDaGFuZ2VQYXNzd29yZFJlcXVlc3QSFQoIcGFzc3dvcmQYASABKAlCA4ABARIZCgxuZXdfcGFzc3dvcmQYAiABKAlCA4ABASInChZDaGFuZ2VQYXNzd29yZFJlc3BvbnNlEg0KBWVuZGVkGAEgASgNIiwKG1JlcXVlc3RQYXNzd29yZFJlc2V0UmVxdWVzdBINCgVlbWFpbBgBIAEoCSIeChxSZXF1ZXN0UGFzc3dvcmRSZXNldFJlc3BvbnNlIkUKFFJlc2V0UGFzc3dvcmRSZXF1ZXN0EhIKBXJlc2V0GAEgASgJQgOAAQESGQoMbmV3X3Bhc3N3b3JkGAIgASgJQgOAAQEiOwoVUmVzZXRQYXNzd29yZFJlc3BvbnNlEg0KBWVtYWlsGAEgASgJEhMKBmRldmljZRgCIAEoCUIDgAEBIlMKEkNoYW5nZUVtYWlsUmVxdWVzdBIRCgluZXdfZW1haWwYASABKAkSKgoFcHJvb2YYAiABKAsyGy5mbGVldGJhbi5vcGVyYXRvci52MS5Qcm9vZiIVChNDaGFuZ2VFbWFpbFJlc3BvbnNlIjAKE0NvbmZpcm1FbWFpbFJlcXVlc3QSGQoMY29uZmlybWF0aW9uGAEgASgJQgOAAQEiJQoUQ29uZmlybUVtYWlsUmVzcG9uc2USDQoFZW1haWwYASABKAkilQEKBVByb29mEhcKCHBhc3N3b3JkGAEgASgJQgOAAQFIABIYCgl0b3RwX2NvZGUYAiABKAlCA4ABAUgAEhwKDXJlY292ZXJ5X2NvZGUYAyABKAlCA4ABAUgAEjUKB3Bhc3NrZXkYBCABKAsyIi5mbGVldGJhbi5vcGVyYXRvci52MS5QYXNza2V5UHJvb2ZIAEIECgJieSJCCgxQYXNza2V5UHJvb2YSFgoJY2hhbGxlbmdlGAEgASgJQgOAAQESGgoNcmVzcG9uc2VfanNvbhgCIAEoDEIDgAEBIhgKFkdldFByb29mT3B0aW9uc1JlcXVlc3QinAEKF0dldFByb29mT3B0aW9uc1Jlc3BvbnNlEhAKCHBhc3N3b3JkGAEgASgIEgwKBHRvdHAYAiABKAgSFQoNcmVjb3ZlcnlfY29kZRgDIAEoCBIWCgljaGFsbGVuZ2UYBCABKAlCA4ABARIcChRwYXNza2V5X29wdGlvbnNfanNvbhgFIAEoDBIUCgxwcm92aWRlcl91cmwYBiABKAkiOgoMUHJvdmVSZXF1ZXN0EioKBXByb29mGAEgASgLMhsuZmxlZXRiYW4ub3BlcmF0b3IudjEuUHJvb2YiDwoNUHJvdmVSZXNwb25zZSIUChJMaXN0TWVtYmVyc1JlcXVlc3QiRAoTTGlzdE1lbWJlcnNSZXNwb25zZRItCgdtZW1iZXJzGAEgAygLMhwuZmxlZXRiYW4ub3BlcmF0b3IudjEuTWVtYmVyInkKBk1lbWJlchIRCglwZXJzb25faWQYASABKAkSDQoFZW1haWwYAiABKAkSKAoEcm9sZRgDIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSFQoNc2luY2VfdW5peF9tcxgEIAEoAxIMCgR0YWdzGAUgAygJIlYKDUludml0ZVJlcXVlc3QSDQoFZW1haWwYASABKAkSKAoEcm9sZRgCIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSDAoEdGFncxgDIAMoCSJMCg5JbnZpdGVSZXNwb25zZRIRCgRsaW5rGAEgASgJQgOAAQESFwoPZXhwaXJlc191bml4X21zGAIgASgDEg4KBm1haWxlZBgDIAEoCCKKAQoXQWNjZXB0SW52aXRhdGlvblJlcXVlc3QSFwoKaW52aXRhdGlvbhgBIAEoCUIDgAEBEhUKCHBhc3N3b3JkGAIgASgJQgOAAQESPwoNc2Vjb25kX2ZhY3RvchgDIAEoCzIoLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlNlY29uZEZhY3RvckFuc3dlciKUAQoSU2Vjb25kRmFjdG9yQW5zd2VyEhYKCWNoYWxsZW5nZRgBIAEoCUIDgAEBEhgKCXRvdHBfY29kZRgCIAEoCUIDgAEBSAASHAoNcmVjb3ZlcnlfY29kZRgDIAEoCUIDgAEBSAASJAoVcGFzc2tleV9yZXNwb25zZV9qc29uGAQgASgMQgOAAQFIAEIICgZhbnN3ZXIipwEKGEFjY2VwdEludml0YXRpb25SZXNwb25zZRINCgVlbWFpbBgBIAEoCRIXCg9vcmdhbmlzYXRpb25faWQYAiABKAkSKAoEcm9sZRgDIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSOQoNc2Vjb25kX2ZhY3RvchgEIAEoCzIiLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlNlY29uZEZhY3RvciJtCg5TZXRSb2xlUmVxdWVzdBIOCgZtZW1iZXIYASABKAkSKAoEcm9sZRgCIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSDAoEdGFncxgDIAMoCRITCgt3aG9sZV9mbGVldBgEIAEoCCIRCg9TZXRSb2xlUmVzcG9uc2UiJQoTUmVtb3ZlTWVtYmVyUmVxdWVzdBIOCgZtZW1iZXIYASABKAkiFgoUUmVtb3ZlTWVtYmVyUmVzcG9uc2UqYAoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASDgoKUk9MRV9PV05FUhABEg4KClJPTEVfQURNSU4QAhIRCg1ST0xFX09QRVJBVE9SEAMSDwoLUk9MRV9WSUVXRVIQBDLYBwoOU2Vzc2lvblNlcnZpY2USUwoGU2lnbkluEiMuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2lnbkluUmVxdWVzdBokLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlNpZ25JblJlc3BvbnNlEmMKDkNvbXBsZXRlU2lnbkluEisuZmxlZXRiYW4ub3BlcmF0b3IudjEuQ29tcGxldGVTaWduSW5SZXF1ZXN0GiQuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2lnbkluUmVzcG9uc2USdwoSQmVnaW5QYXNza2V5U2lnbkluEi8uZmxlZXRiYW4ub3BlcmF0b3IudjEuQmVnaW5QYXNza2V5U2lnbkluUmVxdWVzdBowLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkJlZ2luUGFzc2tleVNpZ25JblJlc3BvbnNlElYKB1JlZnJlc2gSJC5mbGVldGJhbi5vcGVyYXRvci52MS5SZWZyZXNoUmVxdWVzdBolLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJlZnJlc2hSZXNwb25zZRJWCgdTaWduT3V0EiQuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2lnbk91dFJlcXVlc3QaJS5mbGVldGJhbi5vcGVyYXRvci52MS5TaWduT3V0UmVzcG9uc2USZQoMTGlzdFNlc3Npb25zEikuZmxlZXRiYW4ub3BlcmF0b3IudjEuTGlzdFNlc3Npb25zUmVxdWVzdBoqLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkxpc3RTZXNzaW9uc1Jlc3BvbnNlEmgKDVJldm9rZVNlc3Npb24SKi5mbGVldGJhbi5vcGVyYXRvci52MS5SZXZva2VTZXNzaW9uUmVxdWVzdBorLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJldm9rZVNlc3Npb25SZXNwb25zZRJuCg9HZXRQcm9vZk9wdGlvbnMSLC5mbGVldGJhbi5vcGVyYXRvci52MS5HZXRQcm9vZk9wdGlvbnNSZXF1ZXN0Gi0uZmxlZXRiYW4ub3BlcmF0b3IudjEuR2V0UHJvb2ZPcHRpb25zUmVzcG9uc2USUAoFUHJvdmUSIi5mbGVldGJhbi5vcGVyYXRvci52MS5Qcm92ZVJlcXVlc3QaIy5mbGVldGJhbi5vcGVyYXRvci52MS5Qcm92ZVJlc3BvbnNlElAKBUdldE1lEiIuZmxlZXRiYW4ub3BlcmF0b3IudjEuR2V0TWVSZXF1ZXN0GiMuZmxlZXRiYW4ub3BlcmF0b3IudjEuR2V0TWVSZXNwb25zZTKxBAoOQWNjb3VudFNlcnZpY2USawoOQ2hhbmdlUGFzc3dvcmQSKy5mbGVldGJhbi5vcGVyYXRvci52MS5DaGFuZ2VQYXNzd29yZFJlcXVlc3QaLC5mbGVldGJhbi5vcGVyYXRvci52MS5DaGFuZ2VQYXNzd29yZFJlc3BvbnNlEn0KFFJlcXVlc3RQYXNzd29yZFJlc2V0EjEuZmxlZXRiYW4ub3BlcmF0b3IudjEuUmVxdWVzdFBhc3N3b3JkUmVzZXRSZXF1ZXN0GjIuZmxlZXRiYW4ub3BlcmF0b3IudjEuUmVxdWVzdFBhc3N3b3JkUmVzZXRSZXNwb25zZRJoCg1SZXNldFBhc3N3b3JkEiouZmxlZXRiYW4ub3BlcmF0b3IudjEuUmVzZXRQYXNzd29yZFJlcXVlc3QaKy5mbGVldGJhbi5vcGVyYXRvci52MS5SZXNldFBhc3N3b3JkUmVzcG9uc2USYgoLQ2hhbmdlRW1haWwSKC5mbGVldGJhbi5vcGVyYXRvci52MS5DaGFuZ2VFbWFpbFJlcXVlc3QaKS5mbGVldGJhbi5vcGVyYXRvci52MS5DaGFuZ2VFbWFpbFJlc3BvbnNlEmUKDENvbmZpcm1FbWFpbBIpLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkNvbmZpcm1FbWFpbFJlcXVlc3QaKi5mbGVldGJhbi5vcGVyYXRvci52MS5Db25maXJtRW1haWxSZXNwb25zZTL6AwoNTWVtYmVyU2VydmljZRJiCgtMaXN0TWVtYmVycxIoLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkxpc3RNZW1iZXJzUmVxdWVzdBopLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkxpc3RNZW1iZXJzUmVzcG9uc2USUwoGSW52aXRlEiMuZmxlZXRiYW4ub3BlcmF0b3IudjEuSW52aXRlUmVxdWVzdBokLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkludml0ZVJlc3BvbnNlEnEKEEFjY2VwdEludml0YXRpb24SLS5mbGVldGJhbi5vcGVyYXRvci52MS5BY2NlcHRJbnZpdGF0aW9uUmVxdWVzdBouLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkFjY2VwdEludml0YXRpb25SZXNwb25zZRJWCgdTZXRSb2xlEiQuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2V0Um9sZVJlcXVlc3QaJS5mbGVldGJhbi5vcGVyYXRvci52MS5TZXRSb2xlUmVzcG9uc2USZQoMUmVtb3ZlTWVtYmVyEikuZmxlZXRiYW4ub3BlcmF0b3IudjEuUmVtb3ZlTWVtYmVyUmVxdWVzdBoqLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJlbW92ZU1lbWJlclJlc3BvbnNlQlBaSWdpdGh1Yi5jb20vZmxlZXRiYW4vZmxlZXRiYW4vcHJvdG8vZ2VuL2dvL2ZsZWV0YmFuL29wZXJhdG9yL3YxO29wZXJhdG9ydjGSAwIIAmIIZWRpdGlvbnNw6Qc");
 
 /**
  * @generated from message fleetban.operator.v1.SignInRequest
@@ -760,6 +760,12 @@ export type Proof = Message<"fleetban.operator.v1.Proof"> & {
      */
     value: string;
     case: "recoveryCode";
+  } | {
+    /**
+     * @generated from field: fleetban.operator.v1.PasskeyProof passkey = 4;
+     */
+    value: PasskeyProof;
+    case: "passkey";
   } | { case: undefined; value?: undefined };
 };
 
@@ -769,6 +775,124 @@ export type Proof = Message<"fleetban.operator.v1.Proof"> & {
  */
 export const ProofSchema: GenMessage<Proof> = /*@__PURE__*/
   messageDesc(file_fleetban_operator_v1_people, 29);
+
+/**
+ * @generated from message fleetban.operator.v1.PasskeyProof
+ */
+export type PasskeyProof = Message<"fleetban.operator.v1.PasskeyProof"> & {
+  /**
+   * Of GetProofOptions.
+   *
+   * @generated from field: string challenge = 1;
+   */
+  challenge: string;
+
+  /**
+   * What navigator.credentials.get gave, as JSON.
+   *
+   * @generated from field: bytes response_json = 2;
+   */
+  responseJson: Uint8Array;
+};
+
+/**
+ * Describes the message fleetban.operator.v1.PasskeyProof.
+ * Use `create(PasskeyProofSchema)` to create a new message.
+ */
+export const PasskeyProofSchema: GenMessage<PasskeyProof> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_people, 30);
+
+/**
+ * @generated from message fleetban.operator.v1.GetProofOptionsRequest
+ */
+export type GetProofOptionsRequest = Message<"fleetban.operator.v1.GetProofOptionsRequest"> & {
+};
+
+/**
+ * Describes the message fleetban.operator.v1.GetProofOptionsRequest.
+ * Use `create(GetProofOptionsRequestSchema)` to create a new message.
+ */
+export const GetProofOptionsRequestSchema: GenMessage<GetProofOptionsRequest> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_people, 31);
+
+/**
+ * @generated from message fleetban.operator.v1.GetProofOptionsResponse
+ */
+export type GetProofOptionsResponse = Message<"fleetban.operator.v1.GetProofOptionsResponse"> & {
+  /**
+   * Which of them the account has. The password alone is not enough to change second factors.
+   *
+   * @generated from field: bool password = 1;
+   */
+  password: boolean;
+
+  /**
+   * @generated from field: bool totp = 2;
+   */
+  totp: boolean;
+
+  /**
+   * @generated from field: bool recovery_code = 3;
+   */
+  recoveryCode: boolean;
+
+  /**
+   * For PasskeyProof, and for navigator.credentials.get, as JSON; empty where the account has no passkey.
+   *
+   * @generated from field: string challenge = 4;
+   */
+  challenge: string;
+
+  /**
+   * @generated from field: bytes passkey_options_json = 5;
+   */
+  passkeyOptionsJson: Uint8Array;
+
+  /**
+   * Where a browser signs in anew with the organisation's identity provider, which is asked to look again; empty where the
+   * session didn't begin there. It proves what is about the organisation, not what is about the account's own factors.
+   *
+   * @generated from field: string provider_url = 6;
+   */
+  providerUrl: string;
+};
+
+/**
+ * Describes the message fleetban.operator.v1.GetProofOptionsResponse.
+ * Use `create(GetProofOptionsResponseSchema)` to create a new message.
+ */
+export const GetProofOptionsResponseSchema: GenMessage<GetProofOptionsResponse> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_people, 32);
+
+/**
+ * @generated from message fleetban.operator.v1.ProveRequest
+ */
+export type ProveRequest = Message<"fleetban.operator.v1.ProveRequest"> & {
+  /**
+   * @generated from field: fleetban.operator.v1.Proof proof = 1;
+   */
+  proof?: Proof | undefined;
+};
+
+/**
+ * Describes the message fleetban.operator.v1.ProveRequest.
+ * Use `create(ProveRequestSchema)` to create a new message.
+ */
+export const ProveRequestSchema: GenMessage<ProveRequest> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_people, 33);
+
+/**
+ * @generated from message fleetban.operator.v1.ProveResponse
+ */
+export type ProveResponse = Message<"fleetban.operator.v1.ProveResponse"> & {
+};
+
+/**
+ * Describes the message fleetban.operator.v1.ProveResponse.
+ * Use `create(ProveResponseSchema)` to create a new message.
+ */
+export const ProveResponseSchema: GenMessage<ProveResponse> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_people, 34);
 
 /**
  * @generated from message fleetban.operator.v1.ListMembersRequest
@@ -781,7 +905,7 @@ export type ListMembersRequest = Message<"fleetban.operator.v1.ListMembersReques
  * Use `create(ListMembersRequestSchema)` to create a new message.
  */
 export const ListMembersRequestSchema: GenMessage<ListMembersRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 30);
+  messageDesc(file_fleetban_operator_v1_people, 35);
 
 /**
  * @generated from message fleetban.operator.v1.ListMembersResponse
@@ -798,7 +922,7 @@ export type ListMembersResponse = Message<"fleetban.operator.v1.ListMembersRespo
  * Use `create(ListMembersResponseSchema)` to create a new message.
  */
 export const ListMembersResponseSchema: GenMessage<ListMembersResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 31);
+  messageDesc(file_fleetban_operator_v1_people, 36);
 
 /**
  * @generated from message fleetban.operator.v1.Member
@@ -837,7 +961,7 @@ export type Member = Message<"fleetban.operator.v1.Member"> & {
  * Use `create(MemberSchema)` to create a new message.
  */
 export const MemberSchema: GenMessage<Member> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 32);
+  messageDesc(file_fleetban_operator_v1_people, 37);
 
 /**
  * @generated from message fleetban.operator.v1.InviteRequest
@@ -866,7 +990,7 @@ export type InviteRequest = Message<"fleetban.operator.v1.InviteRequest"> & {
  * Use `create(InviteRequestSchema)` to create a new message.
  */
 export const InviteRequestSchema: GenMessage<InviteRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 33);
+  messageDesc(file_fleetban_operator_v1_people, 38);
 
 /**
  * @generated from message fleetban.operator.v1.InviteResponse
@@ -897,7 +1021,7 @@ export type InviteResponse = Message<"fleetban.operator.v1.InviteResponse"> & {
  * Use `create(InviteResponseSchema)` to create a new message.
  */
 export const InviteResponseSchema: GenMessage<InviteResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 34);
+  messageDesc(file_fleetban_operator_v1_people, 39);
 
 /**
  * @generated from message fleetban.operator.v1.AcceptInvitationRequest
@@ -914,6 +1038,13 @@ export type AcceptInvitationRequest = Message<"fleetban.operator.v1.AcceptInvita
    * @generated from field: string password = 2;
    */
   password: string;
+
+  /**
+   * Where the account has a second factor: the same call again, with this.
+   *
+   * @generated from field: fleetban.operator.v1.SecondFactorAnswer second_factor = 3;
+   */
+  secondFactor?: SecondFactorAnswer | undefined;
 };
 
 /**
@@ -921,7 +1052,51 @@ export type AcceptInvitationRequest = Message<"fleetban.operator.v1.AcceptInvita
  * Use `create(AcceptInvitationRequestSchema)` to create a new message.
  */
 export const AcceptInvitationRequestSchema: GenMessage<AcceptInvitationRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 35);
+  messageDesc(file_fleetban_operator_v1_people, 40);
+
+/**
+ * SecondFactorAnswer answers a SecondFactor.
+ *
+ * @generated from message fleetban.operator.v1.SecondFactorAnswer
+ */
+export type SecondFactorAnswer = Message<"fleetban.operator.v1.SecondFactorAnswer"> & {
+  /**
+   * @generated from field: string challenge = 1;
+   */
+  challenge: string;
+
+  /**
+   * @generated from oneof fleetban.operator.v1.SecondFactorAnswer.answer
+   */
+  answer: {
+    /**
+     * As in CompleteSignInRequest.
+     *
+     * @generated from field: string totp_code = 2;
+     */
+    value: string;
+    case: "totpCode";
+  } | {
+    /**
+     * @generated from field: string recovery_code = 3;
+     */
+    value: string;
+    case: "recoveryCode";
+  } | {
+    /**
+     * @generated from field: bytes passkey_response_json = 4;
+     */
+    value: Uint8Array;
+    case: "passkeyResponseJson";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message fleetban.operator.v1.SecondFactorAnswer.
+ * Use `create(SecondFactorAnswerSchema)` to create a new message.
+ */
+export const SecondFactorAnswerSchema: GenMessage<SecondFactorAnswer> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_people, 41);
 
 /**
  * @generated from message fleetban.operator.v1.AcceptInvitationResponse
@@ -941,6 +1116,13 @@ export type AcceptInvitationResponse = Message<"fleetban.operator.v1.AcceptInvit
    * @generated from field: fleetban.operator.v1.Role role = 3;
    */
   role: Role;
+
+  /**
+   * Nobody joined yet, and the rest is empty: the account that stands asks for its second factor too.
+   *
+   * @generated from field: fleetban.operator.v1.SecondFactor second_factor = 4;
+   */
+  secondFactor?: SecondFactor | undefined;
 };
 
 /**
@@ -948,7 +1130,7 @@ export type AcceptInvitationResponse = Message<"fleetban.operator.v1.AcceptInvit
  * Use `create(AcceptInvitationResponseSchema)` to create a new message.
  */
 export const AcceptInvitationResponseSchema: GenMessage<AcceptInvitationResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 36);
+  messageDesc(file_fleetban_operator_v1_people, 42);
 
 /**
  * @generated from message fleetban.operator.v1.SetRoleRequest
@@ -967,11 +1149,19 @@ export type SetRoleRequest = Message<"fleetban.operator.v1.SetRoleRequest"> & {
   role: Role;
 
   /**
-   * The tags too, as in InviteRequest: none takes a restriction away.
+   * As in InviteRequest. None: a member who is restricted stays so.
    *
    * @generated from field: repeated string tags = 3;
    */
   tags: string[];
+
+  /**
+   * Takes the restriction of who has one away; not beside tags. Owners and admins have none, so that who becomes one and
+   * was restricted needs it.
+   *
+   * @generated from field: bool whole_fleet = 4;
+   */
+  wholeFleet: boolean;
 };
 
 /**
@@ -979,7 +1169,7 @@ export type SetRoleRequest = Message<"fleetban.operator.v1.SetRoleRequest"> & {
  * Use `create(SetRoleRequestSchema)` to create a new message.
  */
 export const SetRoleRequestSchema: GenMessage<SetRoleRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 37);
+  messageDesc(file_fleetban_operator_v1_people, 43);
 
 /**
  * @generated from message fleetban.operator.v1.SetRoleResponse
@@ -992,7 +1182,7 @@ export type SetRoleResponse = Message<"fleetban.operator.v1.SetRoleResponse"> & 
  * Use `create(SetRoleResponseSchema)` to create a new message.
  */
 export const SetRoleResponseSchema: GenMessage<SetRoleResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 38);
+  messageDesc(file_fleetban_operator_v1_people, 44);
 
 /**
  * @generated from message fleetban.operator.v1.RemoveMemberRequest
@@ -1011,7 +1201,7 @@ export type RemoveMemberRequest = Message<"fleetban.operator.v1.RemoveMemberRequ
  * Use `create(RemoveMemberRequestSchema)` to create a new message.
  */
 export const RemoveMemberRequestSchema: GenMessage<RemoveMemberRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 39);
+  messageDesc(file_fleetban_operator_v1_people, 45);
 
 /**
  * @generated from message fleetban.operator.v1.RemoveMemberResponse
@@ -1024,7 +1214,7 @@ export type RemoveMemberResponse = Message<"fleetban.operator.v1.RemoveMemberRes
  * Use `create(RemoveMemberResponseSchema)` to create a new message.
  */
 export const RemoveMemberResponseSchema: GenMessage<RemoveMemberResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_people, 40);
+  messageDesc(file_fleetban_operator_v1_people, 46);
 
 /**
  * Role is what a member of an organisation may do.
@@ -1152,6 +1342,26 @@ export const SessionService: GenService<{
     output: typeof RevokeSessionResponseSchema;
   },
   /**
+   * GetProofOptions says how the caller can prove again who they are, after REASON_PROOF_NEEDED.
+   *
+   * @generated from rpc fleetban.operator.v1.SessionService.GetProofOptions
+   */
+  getProofOptions: {
+    methodKind: "unary";
+    input: typeof GetProofOptionsRequestSchema;
+    output: typeof GetProofOptionsResponseSchema;
+  },
+  /**
+   * Prove does it: for ten minutes, the session may do what asks for a proof that is new.
+   *
+   * @generated from rpc fleetban.operator.v1.SessionService.Prove
+   */
+  prove: {
+    methodKind: "unary";
+    input: typeof ProveRequestSchema;
+    output: typeof ProveResponseSchema;
+  },
+  /**
    * GetMe says who the caller is, from the access token alone.
    *
    * @generated from rpc fleetban.operator.v1.SessionService.GetMe
@@ -1252,7 +1462,7 @@ export const MemberService: GenService<{
   },
   /**
    * AcceptInvitation makes the invited person a member. Without an account there, it makes one with this password; with
-   * one, the password must be the account's.
+   * one, the password must be the account's, and where that has a second factor, the answer says what to call again with.
    *
    * @generated from rpc fleetban.operator.v1.MemberService.AcceptInvitation
    */

@@ -174,7 +174,7 @@ export type SetSsoRequest = Message<"fleetban.operator.v1.SetSsoRequest"> & {
   roles: SsoRole[];
 
   /**
-   * Nobody signs in to the organisation otherwise but break_glass.
+   * Nobody signs in to the organisation otherwise but break_glass. Sessions that began otherwise end, the caller's too.
    *
    * @generated from field: bool required = 7;
    */
@@ -182,6 +182,7 @@ export type SetSsoRequest = Message<"fleetban.operator.v1.SetSsoRequest"> & {
 
   /**
    * The e-mail address of an owner who may still use a password while required; each such sign-in is marked in the audit log.
+   * The owner stays one and a member as long as it says so.
    *
    * @generated from field: string break_glass = 8;
    */

@@ -1,61 +1,9 @@
-import { FleetEventKind as Kind, ClaimSource, EnforcementState, Unpromoted } from "@/gen/fleetban/operator/v1/operator_pb";
+import { ClaimSource, EnforcementState } from "@/gen/fleetban/operator/v1/operator_pb";
 import { Role } from "@/gen/fleetban/operator/v1/people_pb";
-import { CommandOutcome, EventSource, Finding_Severity, Inert, Mode, Refusal } from "@/gen/fleetban/v1/agent_pb";
-import type { HostStateName } from "@/components/host-state";
+import { CommandOutcome, EventSource, Finding_Severity, Inert, Refusal } from "@/gen/fleetban/v1/agent_pb";
+import { plural } from "../plural";
 
-/** plural picks a form by number; "#" becomes the number. */
-function plural(n: number, one: string, many: string): string {
-  return (n === 1 ? one : many).replace("#", String(n));
-}
-
-const hostStates: Record<HostStateName, string> = {
-  online: "Online",
-  behind: "Catching up",
-  inert: "Can't enforce",
-  paused: "Paused",
-  off: "Switched off",
-  observe: "Observes only",
-  degraded: "fail2ban down",
-  offline: "Offline",
-  new: "Never connected",
-  quarantined: "Quarantined",
-  disabled: "Disabled",
-};
-
-export const en = {
-  common: {
-    close: "Close",
-    cancel: "Cancel",
-    done: "Done",
-    undo: "Undo",
-    copy: "Copy",
-    copied: "Copied",
-    tryAgain: "Try again",
-    forEver: "for ever",
-    mayNot: "Your role doesn't include this. An owner or admin can change it under Settings, Members.",
-    requestId: (id: string) => `Call ${id}`,
-    seconds: (n: string) => `${n} s`,
-  },
-  pages: { overview: "Overview", hosts: "Hosts", bans: "Bans", policy: "Policy", audit: "Audit", settings: "Settings" },
-  shell: {
-    skip: "Skip to the page",
-    search: "Search",
-    menu: "Menu",
-    navigation: "Pages",
-    live: "Live",
-    notLive: "Reconnecting…",
-    brokenSince: "The live view broke off",
-    brokenMeans: "What you see is from then; your hosts go on enforcing. It resumes by itself.",
-    paused: "Enforcement is paused on every host and resumes",
-    rebuilding: "Redis was restarted or lost data: what the hosts hold is being gathered. Nothing is lifted meanwhile.",
-    gap: "More happened than is kept: some events before these are missing.",
-    theme: "Theme",
-    themes: { system: "As the system", light: "Light", dark: "Dark" },
-    language: "Language",
-    shortcuts: "Keyboard shortcuts",
-    signOut: "Sign out",
-    signOutFailed: "You are still signed in: the control plane didn't answer. Try again.",
-  },
+export const rest = {
   keys: { search: "Search for a page, host or address", sheet: "This list", close: "Close what is open" },
   palette: { placeholder: "A host, an address, a page…", explain: "Everything about this address", host: "Host", page: "Page", nothing: "Nothing of that name." },
   signIn: {
@@ -108,40 +56,7 @@ export const en = {
     [Role.VIEWER]: "Viewer",
   } as Record<Role, string>,
   modes: { enforce: "Ban it on every host", watch: "Only show what would be banned" },
-  modeLine: {
-    [Mode.UNSPECIFIED]: "",
-    [Mode.WATCH]: "Watching: bans that would spread are shown, and not enforced.",
-    [Mode.ENFORCE]: "Enforcing: what one host bans is banned on all.",
-  } as Record<Mode, string>,
-  hostStates,
-  overview: {
-    emptyTitle: "Add your first host",
-    empty: "Paste one line on a machine that runs fail2ban. What it bans is then banned on every other host, within milliseconds.",
-    hosts: "Hosts online",
-    online: "connected now",
-    bans: "Bans",
-    inForce: "in force on the fleet",
-    rate: "Bans a minute",
-    lastMinute: "in the last minute",
-    attention: "Needs you",
-    allWell: "all is well",
-    needsYou: "see below",
-    strip: "Hosts and their states",
-    rateTitle: "The last hour",
-    rateLabel: (observed: number, banned: number) => `In the last hour hosts banned ${plural(observed, "# address", "# addresses")}, the fleet ${banned}.`,
-    observed: "Banned by a host",
-    banned: "Banned on the fleet",
-    keptSince: (time: string) => `Events are kept since ${time}.`,
-    feed: "Live",
-    quiet: "Quiet. What happens from now on shows here.",
-    attentionTitle: "Needs you",
-    nothingToDo: "Nothing to do.",
-    topJails: "Jails that ban most",
-    topAddresses: "Addresses seen most",
-    topHosts: "Hosts under attack",
-  },
   hosts: {
-    add: "Add a host",
     lead: "Each machine that runs an agent.",
     name: "Host",
     state: "State",
@@ -292,40 +207,6 @@ export const en = {
     done: (n: string) => (n === "1" ? "Unbanned on every host." : `${n} unbanned on every host.`),
     undone: "unban taken back",
   },
-  event: { by: (name: string) => `by ${name}` },
-  eventKinds: {
-    [Kind.UNSPECIFIED]: "?",
-    [Kind.OBSERVED]: "host banned",
-    [Kind.OBSERVED_EXTENSION]: "host extended",
-    [Kind.OBSERVED_UNBAN]: "host unbanned",
-    [Kind.BANNED]: "banned",
-    [Kind.UNBANNED]: "unbanned",
-    [Kind.ALLOWED]: "allowed",
-    [Kind.DISALLOWED]: "off the allowlist",
-    [Kind.PAUSED]: "paused",
-    [Kind.RESUMED]: "resumed",
-    [Kind.MODE]: "mode",
-    [Kind.HOST_ENROLLED]: "new host",
-    [Kind.HOST_ONLINE]: "online",
-    [Kind.HOST_OFFLINE]: "offline",
-    [Kind.HOST_DELETED]: "removed",
-    [Kind.HOST_CLONED]: "cloned identity",
-    [Kind.NOTICE]: "notice",
-  } as Record<Kind, string>,
-  unpromoted: {
-    [Unpromoted.UNSPECIFIED]: "",
-    [Unpromoted.WATCH_MODE]: "would be banned: only watching",
-    [Unpromoted.LOCAL_JAIL]: "stays local: this jail isn't promoted",
-    [Unpromoted.AWAITS_SECOND_HOST]: "waits for a second host",
-    [Unpromoted.RESTORED]: "restored by fail2ban",
-    [Unpromoted.PREEXISTING]: "stood before the host came",
-    [Unpromoted.NOT_PUBLIC]: "not a single public address",
-    [Unpromoted.PROTECTED]: "protected",
-    [Unpromoted.HOST_RATE]: "too many from this host",
-    [Unpromoted.ORGANISATION_RATE]: "too many at once",
-    [Unpromoted.COMMANDED]: "ordered by the fleet",
-    [Unpromoted.ALLOWED]: "on the allowlist",
-  } as Record<Unpromoted, string>,
   claimSources: {
     [ClaimSource.UNSPECIFIED]: "–",
     [ClaimSource.JAIL]: "a jail",
@@ -549,4 +430,4 @@ export const en = {
   },
 };
 
-export type Messages = typeof en;
+export type Rest = typeof rest;

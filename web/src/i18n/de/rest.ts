@@ -1,61 +1,10 @@
-import type { HostStateName } from "@/components/host-state";
-import { ClaimSource, EnforcementState, FleetEventKind as Kind, Unpromoted } from "@/gen/fleetban/operator/v1/operator_pb";
+import { ClaimSource, EnforcementState } from "@/gen/fleetban/operator/v1/operator_pb";
 import { Role } from "@/gen/fleetban/operator/v1/people_pb";
-import { CommandOutcome, EventSource, Finding_Severity, Inert, Mode, Refusal } from "@/gen/fleetban/v1/agent_pb";
-import type { Messages } from "./en";
+import { CommandOutcome, EventSource, Finding_Severity, Inert, Refusal } from "@/gen/fleetban/v1/agent_pb";
+import type { Rest } from "../en/rest";
+import { plural } from "../plural";
 
-function plural(n: number, one: string, many: string): string {
-  return (n === 1 ? one : many).replace("#", String(n));
-}
-
-const hostStates: Record<HostStateName, string> = {
-  online: "Online",
-  behind: "Holt auf",
-  inert: "Kann nicht sperren",
-  paused: "Pausiert",
-  off: "Abgeschaltet",
-  observe: "Beobachtet nur",
-  degraded: "fail2ban steht",
-  offline: "Offline",
-  new: "Nie verbunden",
-  quarantined: "In Quarantäne",
-  disabled: "Gesperrt",
-};
-
-export const de: Messages = {
-  common: {
-    close: "Schließen",
-    cancel: "Abbrechen",
-    done: "Fertig",
-    undo: "Rückgängig",
-    copy: "Kopieren",
-    copied: "Kopiert",
-    tryAgain: "Noch einmal",
-    forEver: "für immer",
-    mayNot: "Deine Rolle erlaubt das nicht. Ein Eigentümer oder Admin kann sie unter Einstellungen, Mitglieder ändern.",
-    requestId: (id) => `Aufruf ${id}`,
-    seconds: (n) => `${n} s`,
-  },
-  pages: { overview: "Übersicht", hosts: "Hosts", bans: "Sperren", policy: "Regeln", audit: "Protokoll", settings: "Einstellungen" },
-  shell: {
-    skip: "Zur Seite springen",
-    search: "Suchen",
-    menu: "Menü",
-    navigation: "Seiten",
-    live: "Live",
-    notLive: "Verbindet neu…",
-    brokenSince: "Die Live-Ansicht ist abgerissen",
-    brokenMeans: "Was du siehst, ist von da; deine Hosts sperren weiter. Sie setzt von selbst wieder ein.",
-    paused: "Auf allen Hosts ist das Sperren pausiert, bis",
-    rebuilding: "Redis wurde neu gestartet oder hat Daten verloren: was die Hosts haben, wird eingesammelt. Solange wird nichts aufgehoben.",
-    gap: "Es ist mehr geschehen, als aufbewahrt wird: einige Ereignisse davor fehlen.",
-    theme: "Aussehen",
-    themes: { system: "Wie das System", light: "Hell", dark: "Dunkel" },
-    language: "Sprache",
-    shortcuts: "Tastenkürzel",
-    signOut: "Abmelden",
-    signOutFailed: "Du bist noch angemeldet: die Control Plane hat nicht geantwortet. Versuche es noch einmal.",
-  },
+export const rest: Rest = {
   keys: { search: "Seite, Host oder Adresse suchen", sheet: "Diese Liste", close: "Schließen, was offen ist" },
   palette: { placeholder: "Ein Host, eine Adresse, eine Seite…", explain: "Alles über diese Adresse", host: "Host", page: "Seite", nothing: "Nichts mit diesem Namen." },
   signIn: {
@@ -108,40 +57,7 @@ export const de: Messages = {
     [Role.VIEWER]: "Leser",
   },
   modes: { enforce: "Auf jedem Host sperren", watch: "Nur zeigen, was gesperrt würde" },
-  modeLine: {
-    [Mode.UNSPECIFIED]: "",
-    [Mode.WATCH]: "Beobachten: Sperren, die sich ausbreiten würden, werden gezeigt und nicht durchgesetzt.",
-    [Mode.ENFORCE]: "Durchsetzen: was ein Host sperrt, ist auf allen gesperrt.",
-  },
-  hostStates,
-  overview: {
-    emptyTitle: "Füge deinen ersten Host hinzu",
-    empty: "Füge auf einem Rechner mit fail2ban eine Zeile ein. Was er sperrt, ist dann in Millisekunden auf jedem anderen Host gesperrt.",
-    hosts: "Hosts online",
-    online: "gerade verbunden",
-    bans: "Sperren",
-    inForce: "in der Flotte in Kraft",
-    rate: "Sperren je Minute",
-    lastMinute: "in der letzten Minute",
-    attention: "Braucht dich",
-    allWell: "alles in Ordnung",
-    needsYou: "siehe unten",
-    strip: "Hosts und ihr Zustand",
-    rateTitle: "Die letzte Stunde",
-    rateLabel: (observed, banned) => `In der letzten Stunde haben Hosts ${plural(observed, "# Adresse", "# Adressen")} gesperrt, die Flotte ${banned}.`,
-    observed: "Von einem Host gesperrt",
-    banned: "In der Flotte gesperrt",
-    keptSince: (time) => `Ereignisse sind seit ${time} aufbewahrt.`,
-    feed: "Live",
-    quiet: "Ruhig. Was von jetzt an geschieht, erscheint hier.",
-    attentionTitle: "Braucht dich",
-    nothingToDo: "Nichts zu tun.",
-    topJails: "Jails, die am meisten sperren",
-    topAddresses: "Am häufigsten gesehene Adressen",
-    topHosts: "Angegriffene Hosts",
-  },
   hosts: {
-    add: "Host hinzufügen",
     lead: "Jeder Rechner, auf dem ein Agent läuft.",
     name: "Host",
     state: "Zustand",
@@ -287,40 +203,6 @@ export const de: Messages = {
     go: "Entsperren",
     done: (n) => (n === "1" ? "Auf jedem Host entsperrt." : `${n} auf jedem Host entsperrt.`),
     undone: "Entsperren zurückgenommen",
-  },
-  event: { by: (name) => `von ${name}` },
-  eventKinds: {
-    [Kind.UNSPECIFIED]: "?",
-    [Kind.OBSERVED]: "Host sperrte",
-    [Kind.OBSERVED_EXTENSION]: "Host verlängerte",
-    [Kind.OBSERVED_UNBAN]: "Host entsperrte",
-    [Kind.BANNED]: "gesperrt",
-    [Kind.UNBANNED]: "entsperrt",
-    [Kind.ALLOWED]: "erlaubt",
-    [Kind.DISALLOWED]: "nicht mehr erlaubt",
-    [Kind.PAUSED]: "pausiert",
-    [Kind.RESUMED]: "fortgesetzt",
-    [Kind.MODE]: "Modus",
-    [Kind.HOST_ENROLLED]: "neuer Host",
-    [Kind.HOST_ONLINE]: "online",
-    [Kind.HOST_OFFLINE]: "offline",
-    [Kind.HOST_DELETED]: "entfernt",
-    [Kind.HOST_CLONED]: "kopierte Identität",
-    [Kind.NOTICE]: "Hinweis",
-  },
-  unpromoted: {
-    [Unpromoted.UNSPECIFIED]: "",
-    [Unpromoted.WATCH_MODE]: "würde gesperrt: es wird nur beobachtet",
-    [Unpromoted.LOCAL_JAIL]: "bleibt lokal: dieses Jail wird nicht verbreitet",
-    [Unpromoted.AWAITS_SECOND_HOST]: "wartet auf einen zweiten Host",
-    [Unpromoted.RESTORED]: "von fail2ban wiederhergestellt",
-    [Unpromoted.PREEXISTING]: "stand, bevor der Host kam",
-    [Unpromoted.NOT_PUBLIC]: "keine einzelne öffentliche Adresse",
-    [Unpromoted.PROTECTED]: "geschützt",
-    [Unpromoted.HOST_RATE]: "zu viele von diesem Host",
-    [Unpromoted.ORGANISATION_RATE]: "zu viele auf einmal",
-    [Unpromoted.COMMANDED]: "von der Flotte beauftragt",
-    [Unpromoted.ALLOWED]: "auf der Erlaubnisliste",
   },
   claimSources: {
     [ClaimSource.UNSPECIFIED]: "–",
