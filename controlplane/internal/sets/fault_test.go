@@ -1,6 +1,7 @@
 package sets_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ func address(n int) netip.Prefix {
 
 // host holds a set as an agent does: each prefix's last record, and the version that brought it.
 type host struct {
+	set    string // empty: all
 	cursor sets.Cursor
 	held   map[netip.Prefix]sets.Record
 	at     map[netip.Prefix]uint64
@@ -34,15 +36,29 @@ func (h *host) follow(t testing.TB, f *fixture) {
 	if h.held == nil {
 		h.held, h.at = map[netip.Prefix]sets.Record{}, map[netip.Prefix]uint64{}
 	}
-	for _, d := range must(f.Log(context.Background(), org, banset.All, h.cursor.Version, 1<<20))(t) {
+	set := cmp.Or(h.set, banset.All)
+	for _, d := range must(f.Log(context.Background(), org, set, h.cursor.Version, 1<<20))(t) {
 		for _, r := range d.Records {
 			h.held[r.Prefix], h.at[r.Prefix] = r, d.Version
 			if r.Kind == fleetbanv1.RecordKind_RECORD_KIND_EXPIRED {
 				delete(h.held, r.Prefix)
 			}
 		}
-		h.cursor = sets.Cursor{Set: banset.All, Epoch: d.Epoch, Version: d.Version, Digest: d.Digest}
+		h.cursor = sets.Cursor{Set: set, Epoch: d.Epoch, Version: d.Version, Digest: d.Digest}
 	}
+}
+
+// merge takes a partial snapshot: what it doesn't name stays.
+func (h *host) merge(snap *sets.Snapshot) {
+	for _, r := range snap.Records {
+		h.held[r.Prefix], h.at[r.Prefix] = r, snap.State.Cursor.Version
+	}
+	h.cursor = snap.State.Cursor
+}
+
+func (h *host) holds(p netip.Prefix) bool {
+	r, ok := h.held[p]
+	return ok && r.Kind == fleetbanv1.RecordKind_RECORD_KIND_PRESENT
 }
 
 func (h *host) above(version uint64) (out []sets.Record) {

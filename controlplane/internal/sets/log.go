@@ -218,15 +218,14 @@ func (s *Sets) trySnapshot(ctx context.Context, org, set string) (*Snapshot, err
 			held[e.prefix] = Record{Prefix: e.prefix, Kind: fleetbanv1.RecordKind_RECORD_KIND_PRESENT, Since: since, Expires: expires}
 			return
 		}
-		for _, c := range e.claims {
-			if c.source == sourceTomb && c.expires > before.Now && (c.set == number || c.set == 0 && KindOf(set) == fleetbanv1.SetKind_SET_KIND_BAN) {
-				held[e.prefix] = Record{Prefix: e.prefix, Kind: fleetbanv1.RecordKind_RECORD_KIND_RETRACTED, Since: c.since, Expires: c.expires}
-			}
+		if since, expires, ok := retractionOf(e.claims, number, before.Epoch, before.Now); ok {
+			held[e.prefix] = Record{Prefix: e.prefix, Kind: fleetbanv1.RecordKind_RECORD_KIND_RETRACTED, Since: since, Expires: expires}
 		}
 	}
+	rebuilding := before.RebuildUntil > before.Now
 	switch {
 	case before.Set(set).Cursor.Version == 0:
-	case KindOf(set) != fleetbanv1.SetKind_SET_KIND_BAN:
+	case KindOf(set) != fleetbanv1.SetKind_SET_KIND_BAN && !rebuilding: // the index has no tombstones: hosts need them in a rebuild alone
 		raw, err := s.readIndexed(ctx, org, set)
 		if err != nil {
 			return nil, err

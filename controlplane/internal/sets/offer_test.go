@@ -54,3 +54,112 @@ func TestOfferOfWhatItsHostLifted(t *testing.T) {
 	}
 	f.check(t)
 }
+
+// What an offer is refused for is lifted by the host that offered it at once, not when the rebuild ends: however its snapshot comes
+// about, and once, whoever else offers the same.
+func TestRefusedOfferIsLifted(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	p, stays := pfx("203.0.113.9/32"), pfx("203.0.113.10/32")
+	retracted := func(t *testing.T, f *fixture, set string) []sets.Record {
+		t.Helper()
+		must(f.Allow(ctx, org, sets.AllowInput{Prefixes: []netip.Prefix{p}, Duration: time.Hour, Actor: "alice"}))(t)
+		must(f.Disallow(ctx, org, sets.DisallowInput{Prefixes: []netip.Prefix{p}, Actor: "alice"}))(t)
+		knows := &host{set: set}
+		knows.follow(t, f)
+		return knows.above(0)
+	}
+	for name, c := range map[string]struct {
+		set string
+		// lose makes what lagging hosts hold, and lets it be lost; known is called once it is: somebody tells what became of it.
+		lose, known func(*testing.T, *fixture)
+	}{
+		"lifted by a person on its host": {
+			set: banset.All,
+			lose: func(t *testing.T, f *fixture) {
+				t.Helper()
+				must(f.RecordEvents(ctx, org, sets.EventsInput{HostID: "H1", Fence: 1, Spool: "s", Events: []sets.Event{jailBan(1, "sshd", p.String(), time.Hour)}}))(t)
+				must(f.Ban(ctx, org, sets.BanInput{Prefixes: []netip.Prefix{stays}, Set: banset.All, Duration: time.Hour, Actor: "alice"}))(t)
+			},
+			known: func(t *testing.T, f *fixture) {
+				t.Helper()
+				again := jailBan(1, "sshd", p.String(), time.Hour)
+				again.Age += time.Second
+				must(f.RecordEvents(ctx, org, sets.EventsInput{HostID: "H1", Fence: 1, Spool: "s", Events: []sets.Event{
+					again, {Seq: 2, Kind: sets.EventUnban, Jail: "sshd", Prefix: p, Cause: fleetbanv1.UnbanCause_UNBAN_CAUSE_PERSON},
+				}}))(t)
+			},
+		},
+		"unbanned anew": {
+			set: banset.All,
+			lose: func(t *testing.T, f *fixture) {
+				t.Helper()
+				must(f.Ban(ctx, org, sets.BanInput{Prefixes: []netip.Prefix{p, stays}, Set: banset.All, Duration: time.Hour, Actor: "alice"}))(t)
+			},
+			known: func(t *testing.T, f *fixture) {
+				t.Helper()
+				must(f.Unban(ctx, org, sets.UnbanInput{Prefixes: []netip.Prefix{p}, Actor: "alice"}))(t)
+			},
+		},
+		"no longer allowed": {
+			set: banset.Allow,
+			lose: func(t *testing.T, f *fixture) {
+				t.Helper()
+				must(f.Allow(ctx, org, sets.AllowInput{Prefixes: []netip.Prefix{p, stays}, Duration: time.Hour, Actor: "alice"}))(t)
+			},
+			known: func(t *testing.T, f *fixture) {
+				t.Helper()
+				other := newFixture(t) // where it came to be known
+				other.clock.Store(f.clock.Load())
+				must(f.Offer(ctx, org, banset.Allow, retracted(t, other, banset.Allow)))(t)
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			must(f.Allow(ctx, org, sets.AllowInput{Prefixes: []netip.Prefix{pfx("198.51.100.0/24")}, Duration: time.Hour, Actor: "alice"}))(t)
+			must(f.Ban(ctx, org, sets.BanInput{Prefixes: []netip.Prefix{pfx("192.0.2.1/32")}, Set: banset.All, Duration: time.Hour, Actor: "alice"}))(t)
+			restore := f.redis.Backup()
+			c.lose(t, f)
+			hosts := [3]host{{set: c.set}, {set: c.set}, {set: c.set}}
+			for i := range hosts {
+				hosts[i].follow(t, f)
+			}
+			restore()
+			f.advance(time.Second)
+			early := must(f.Snapshot(ctx, org, c.set))(t) // as replicas keep one for those that come at about the same time
+			c.known(t, f)
+
+			var told uint64
+			for i := range hosts {
+				h := &hosts[i]
+				resume := must(f.Resume(ctx, org, h.cursor))(t)
+				if resume.Action != sets.ResumeOffer {
+					t.Fatalf("host %d goes on with %v", i, resume.Action)
+				}
+				must(f.Offer(ctx, org, c.set, h.above(resume.After)))(t)
+				now := must(f.States(ctx, org))(t).Set(c.set).Cursor.Version
+				if told = max(told, now); now != told || told <= early.State.Cursor.Version {
+					t.Errorf("after offer %d the set is at version %d, told at %d", i, now, told)
+				}
+				if i == 0 {
+					h.merge(early)
+				} else {
+					h.merge(must(f.Snapshot(ctx, org, c.set))(t))
+				}
+			}
+			for i := range hosts {
+				h := &hosts[i]
+				h.follow(t, f)
+				if h.holds(p) || !h.holds(stays) {
+					t.Errorf("host %d holds %v and %v, want the second alone", i, h.held[p], h.held[stays])
+				}
+			}
+			if states := must(f.States(ctx, org))(t); states.RebuildUntil <= states.Now {
+				t.Error("the rebuild is over, which lifts anything")
+			}
+			f.check(t)
+		})
+	}
+}

@@ -317,19 +317,39 @@ function ops.close()
   return {'ok'}
 end
 
--- Did a person on the host it came from unban what a record says? A host that hasn't heard of it offers the record still; it ends
--- when the claim was to end, or another one stood behind it.
+-- The tombstone of a person on the host that a record came from, who unbanned it; nil where nobody did. A host that hasn't heard of
+-- it offers the record still; it ends when the claim was to end, or another one stood behind it.
 local function unbanned_there(c, since, expires)
   for _, t in ipairs(c.claims) do
-    if t.source == TOMB_SOURCE and since < t.since and expires <= t.expires + 2000 then return true end
+    if t.source == TOMB_SOURCE and since < t.since and expires <= t.expires + 2000 then return t end
   end
-  return false
+  return nil
 end
 
 local OFFERS_MOST = 900000 -- ms that offers can keep a rebuild open
 
+-- What a tombstone's count of failures holds once it refused an offer: for which set hosts were told so last, and in which epoch. They
+-- are told once then, however many of them offer what it refuses, and snapshots know which to name: liftMark in codec.go.
+local function lift_mark(no) return (epoch + no * 31) % 65535 + 1 end
+
+-- Has hosts lift what a tombstone refused, unless something else keeps it in the set: they hold it from before a loss, and take nothing
+-- for lifted that is merely absent. The cell was touched.
+local function lift(c, no, t, expires)
+  local till = math.min(expires, now + TOMB_MOST)
+  if t.source == TOMB and till > t.expires then
+    t.expires = till -- a tombstone lives as long as what it cancels
+    c.dirty = true
+  end
+  if t.failures ~= lift_mark(no) and not views(c.claims, true)[no] then
+    t.failures = lift_mark(no)
+    c.lifts = c.lifts or {}
+    c.lifts[no] = t
+    c.dirty = true
+  end
+end
+
 -- offer: set, packed records (as in the log). ok: how many were taken. While some are, the rebuild stays open: a million takes
--- longer than its window.
+-- longer than its window. What a tombstone refuses is answered with a RETRACTED record in the log, for all who hold it.
 function ops.offer()
   local name, blob = arg(), arg()
   if rebuild_until <= now then return {'err', 'closed'} end
@@ -346,8 +366,8 @@ function ops.offer()
     elseif expires > now and kind == RETRACTED then
       expires = math.min(expires, now + TOMB_MOST)
       local c = cell(p)
+      touch(c)
       if not refused(c, no, since) then
-        touch(c)
         for i = #c.claims, 1, -1 do
           local claim = c.claims[i]
           if claim.source < TOMB_SOURCE and claim.set == no and claim.since < since then
@@ -366,9 +386,12 @@ function ops.offer()
     -- Hosts say their own addresses again when they connect: what is recovered only bridges the time until then.
     if s.kind == PROTECT then expires = math.min(expires, now + 86400000) end
     local c = cell(p)
+    touch(c)
     local was = views(c.claims, true)[no]
-    if not refused(c, no, since) and not (s.kind == BAN and unbanned_there(c, since, expires)) and (not was or was.expires < expires) then
-      touch(c)
+    local by = refused(c, no, since) or s.kind == BAN and unbanned_there(c, since, expires)
+    if by then
+      lift(c, no, by, expires)
+    elseif not was or was.expires < expires then
       local claim = find(c, RECOVERED, nil, nil, no)
       if claim then
         claim.since, claim.expires = math.min(claim.since, since), math.max(claim.expires, expires)

@@ -76,6 +76,12 @@ local function flush_cell(c, len_change)
       note_index(index_add, s, 0, index_member(c.p))
     end
   end
+  for no, t in pairs(c.lifts or NOTHING) do
+    if not c.before[no] and not after[no] then
+      local s = load_set(no)
+      s.records[#s.records + 1] = string.char(#c.p) .. c.p .. pack('>BI6I6', RETRACTED, t.since, t.expires)
+    end
+  end
   local earliest
   for i = 1, #c.claims do
     local claim = c.claims[i]

@@ -258,6 +258,7 @@ end
 local function tombstone(c, t)
   for _, claim in ipairs(c.claims) do
     if claim.source == t.source and claim.set == t.set and (t.source == TOMB or (claim.host == t.host and claim.slot == t.slot)) then
+      if t.since > claim.since or t.expires > claim.expires then claim.failures = 0 end -- to be told anew: see lift in apply.lua
       claim.since = math.max(claim.since, t.since)
       claim.expires = math.max(claim.expires, t.expires)
       claim.host = t.host
@@ -268,13 +269,13 @@ local function tombstone(c, t)
   c.claims[#c.claims + 1] = t
 end
 
--- Does a tombstone refuse a claim in this set (0: an observation) that began then, of this host's jail?
+-- The tombstone that refuses a claim in this set (0: an observation) that began then, of this host's jail; nil where none does.
 local function refused(c, set, since, host, slot)
   for _, t in ipairs(c.claims) do
-    if t.source == TOMB and since < t.since and (t.set == set or (t.set == 0 and kind_of(set) == BAN)) then return true end
-    if t.source == TOMB_SOURCE and since < t.since and t.host == host and t.slot == slot then return true end
+    if t.source == TOMB and since < t.since and (t.set == set or (t.set == 0 and kind_of(set) == BAN)) then return t end
+    if t.source == TOMB_SOURCE and since < t.since and t.host == host and t.slot == slot then return t end
   end
-  return false
+  return nil
 end
 
 -- Lengths in use in each set: where to look for what covers a prefix. Set → bytes of address → lengths, longest first.
