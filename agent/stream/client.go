@@ -18,6 +18,8 @@ type Client struct {
 	mu      sync.Mutex
 	status  Status
 	current *session
+	// resyncs counts what Resync was called for.
+	resyncs uint64
 	orders  orders
 	// rebuilding is a set that the control plane has asked for and not yet given back whole.
 	rebuilding string
@@ -52,8 +54,9 @@ func (c *Client) Run(ctx context.Context) error {
 	}()
 	for {
 		s := newSession(c)
+		asOf := c.resynced()
 		go s.run(ctx)
-		drain, err := c.follow(s, &old)
+		drain, err := c.follow(s, asOf, &old)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -108,8 +111,8 @@ func (c *Client) Run(ctx context.Context) error {
 }
 
 // follow watches a session until it ends or is to be replaced. *old, if any, is ended when s is welcome and else left
-// alone.
-func (c *Client) follow(s *session, old **session) (drain bool, err error) {
+// alone. asOf is what resynced said before s began.
+func (c *Client) follow(s *session, asOf uint64, old **session) (drain bool, err error) {
 	welcomed := s.welcomed
 	for {
 		var oldDone <-chan struct{}
@@ -120,6 +123,9 @@ func (c *Client) follow(s *session, old **session) (drain bool, err error) {
 		case <-welcomed:
 			welcomed = nil
 			c.setUp(s)
+			if c.resynced() != asOf {
+				s.end(errResync) // its Hello was made while the Sink was away, or of what it held before
+			}
 			if *old != nil {
 				(*old).stop(errReplaced)
 				*old = nil
@@ -218,9 +224,19 @@ func (c *Client) ExceptionsChanged() {
 
 // Resync begins a new stream, with a Hello of what the Sink holds now: the Sink was away, or was replaced.
 func (c *Client) Resync() {
-	if s := c.session(); s != nil {
+	c.mu.Lock()
+	c.resyncs++ // for a stream that isn't welcome yet: see follow
+	s := c.current
+	c.mu.Unlock()
+	if s != nil {
 		s.end(errResync)
 	}
+}
+
+func (c *Client) resynced() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.resyncs
 }
 
 func (c *Client) session() *session {

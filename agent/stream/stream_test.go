@@ -547,6 +547,24 @@ func TestSinkAway(t *testing.T) {
 	}
 }
 
+// The sink is back between a stream's Hello, which it couldn't be asked for, and its Welcome: a stream that went on like this would
+// read no set until it broke.
+func TestSinkBackBeforeTheWelcome(t *testing.T) {
+	t.Parallel()
+	p, sink := newPeer(t), newSink()
+	sink.away = true
+	client := start(t, p, p.server.URL, sink, newSource(0))
+	c := p.next()
+	sink.mu.Lock()
+	sink.away = false
+	sink.mu.Unlock()
+	client.Resync()
+	c.welcome(fleetbanv1.Welcome_builder{})
+	c = p.next().welcome(fleetbanv1.Welcome_builder{})
+	c.delta("all", 1, fleetbanv1.RecordKind_RECORD_KIND_PRESENT)
+	c.awaitAck("all", 1)
+}
+
 func TestDrainMakesBeforeItBreaks(t *testing.T) {
 	t.Parallel()
 	p, sink, source := newPeer(t), newSink(), newSource(0)

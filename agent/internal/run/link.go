@@ -42,6 +42,7 @@ type link struct {
 	// spoolProblem is what was last told of the spool.
 	spoolProblem string
 	observe      context.CancelFunc
+	watch        context.CancelFunc
 }
 
 const (
@@ -132,6 +133,11 @@ func (l *link) reachable(ctx context.Context) bool {
 }
 
 func (l *link) watchHealth(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.mu.Lock()
+	l.watch = cancel
+	l.mu.Unlock()
 	began := true
 	return localrpc.Stream(ctx, l.client, hostv1connect.HelperServiceWatchHealthProcedure, &hostv1.WatchHealthRequest{}, func(h *hostv1.WatchHealthResponse) error {
 		l.mu.Lock()
@@ -321,9 +327,20 @@ func (l *link) renewBaselines(ctx context.Context) {
 }
 
 func (l *link) call(ctx context.Context, procedure string, req, res proto.Message) error {
-	ctx, cancel := context.WithTimeout(ctx, callAtMost)
+	within, cancel := context.WithTimeout(ctx, callAtMost)
 	defer cancel()
-	return l.client.Call(ctx, procedure, req, res)
+	err := l.client.Call(within, procedure, req, res)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		// It hangs, and its streams stand. The stream to the control plane has given it up; that it is back is told by a new
+		// stream of its health alone.
+		l.mu.Lock()
+		again := l.watch
+		l.mu.Unlock()
+		if again != nil {
+			again()
+		}
+	}
+	return err
 }
 
 // Cursors is what the helper holds.
