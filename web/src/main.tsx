@@ -7,7 +7,6 @@ import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import { queries } from "./api/client";
 import { ask, transport } from "./api/session";
-import { Notes } from "./components/toast";
 import { TextProvider } from "./i18n";
 import { router } from "./router";
 
@@ -21,7 +20,6 @@ if (root) {
         <TransportProvider transport={transport}>
           <QueryClientProvider client={queries}>
             <RouterProvider router={router} />
-            <Notes />
           </QueryClientProvider>
         </TransportProvider>
       </TextProvider>

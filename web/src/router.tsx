@@ -1,5 +1,5 @@
 import { createRootRoute, createRoute, createRouter, lazyRouteComponent, Outlet } from "@tanstack/react-router";
-import { NotFound } from "./pages/not-found";
+import { Notes } from "./components/toast";
 import { Shell } from "./shell/shell";
 
 // Every filter is in the URL: a page can be reloaded, sent to somebody and gone back to.
@@ -14,7 +14,16 @@ function oneOf<T extends string>(value: unknown, all: readonly T[]): T | undefin
   return all.find((v) => v === value);
 }
 
-const root = createRootRoute({ component: Outlet, notFoundComponent: NotFound });
+const root = createRootRoute({ component: Root, notFoundComponent: lazyRouteComponent(() => import("./pages/not-found"), "NotFound") });
+
+function Root() {
+  return (
+    <>
+      <Outlet />
+      <Notes />
+    </>
+  );
+}
 
 // Behind the sign-in: Shell shows it in their place where nobody is signed in.
 const inside = createRoute({ getParentRoute: () => root, id: "inside", component: Shell });
@@ -70,6 +79,12 @@ const policy = createRoute({
   path: "/policy",
   component: lazyRouteComponent(() => import("./pages/policy"), "Policy"),
 });
+const approvals = createRoute({
+  getParentRoute: () => inside,
+  path: "/approvals",
+  validateSearch: (s: Record<string, unknown>): { id?: string } => ({ id: text(s.id, 26) }),
+  component: lazyRouteComponent(() => import("./pages/approvals"), "Approvals"),
+});
 const audit = createRoute({
   getParentRoute: () => inside,
   path: "/audit",
@@ -107,7 +122,7 @@ const design = createRoute({
   component: lazyRouteComponent(() => import("./pages/design"), "Design"),
 });
 
-const insideRoutes = inside.addChildren([overview, hosts, addHost, host, bans, address, policy, audit, settings]);
+const insideRoutes = inside.addChildren([overview, hosts, addHost, host, bans, address, policy, approvals, audit, settings]);
 
 const pages = [insideRoutes, invitation, reset, confirmEmail];
 

@@ -4,7 +4,7 @@ import { useSession } from "./session";
 // What a role may do, so that a page doesn't offer what the API would refuse. The API decides; the table of
 // controlplane/internal/people/roles.go is the source, and a browser test holds the two together.
 
-export type Act = "ban" | "allow" | "policy" | "hosts" | "audit" | "members" | "settings";
+export type Act = "ban" | "allow" | "policy" | "hosts" | "audit" | "members" | "settings" | "approvalPolicy";
 
 const allowed: Record<Act, Role[]> = {
   ban: [Role.OWNER, Role.ADMIN, Role.OPERATOR],
@@ -14,6 +14,7 @@ const allowed: Record<Act, Role[]> = {
   audit: [Role.OWNER, Role.ADMIN],
   members: [Role.OWNER, Role.ADMIN],
   settings: [Role.OWNER, Role.ADMIN],
+  approvalPolicy: [Role.OWNER],
 };
 
 export function useMay(): (act: Act) => boolean {

@@ -1,5 +1,5 @@
 import { Code, ConnectError } from "@connectrpc/connect";
-import { ErrorInfoSchema } from "@/gen/fleetban/v1/error_pb";
+import { ErrorInfoSchema, Reason } from "@/gen/fleetban/v1/error_pb";
 
 /** What went wrong, and what to do about it, as the control plane said. */
 export interface Problem {
@@ -11,6 +11,8 @@ export interface Problem {
   request: string;
   /** Trying again may help by itself. */
   passing: boolean;
+  /** The approval that it waits for; "" where it waits for none. */
+  approval: string;
 }
 
 /** problemOf reads any error of a call. */
@@ -24,5 +26,6 @@ export function problemOf(err: unknown): Problem {
     code: error.code,
     request: info?.requestId ?? "",
     passing: error.code === Code.Unavailable || error.code === Code.DeadlineExceeded || error.code === Code.ResourceExhausted,
+    approval: info?.reason === Reason.APPROVAL_REQUIRED ? info.subject : "",
   };
 }

@@ -62,6 +62,19 @@ export function clock(ms: number, locale: string): string {
   return new Intl.DateTimeFormat(locale, { hour: "2-digit", minute: "2-digit", second: "2-digit" }).format(ms);
 }
 
+const lengths: [string, number][] = [
+  ["day", 86_400],
+  ["hour", 3_600],
+  ["minute", 60],
+  ["second", 1],
+];
+
+/** duration says how long `s` seconds are, exactly, in the largest unit of which they are a whole number: "90 minutes". */
+export function duration(s: number, locale: string): string {
+  const [unit, size] = lengths.find(([, l]) => s > 0 && s % l === 0) ?? (["second", 1] as const);
+  return new Intl.NumberFormat(locale, { style: "unit", unit, unitDisplay: "long" }).format(s / size);
+}
+
 const units: Record<string, number> = { s: 1, m: 60, h: 3600, d: 86_400, w: 604_800 };
 
 /** seconds reads a duration as the CLI does ("90m", "1h30m", "2d"): whole seconds, or undefined where it isn't one. */

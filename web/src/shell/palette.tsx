@@ -60,6 +60,7 @@ export function Palette({ open, onOpenChange }: { open: boolean; onOpenChange: (
     [t.common.addHost, () => void navigate({ to: "/hosts/add" })],
     [t.pages.bans, () => void navigate({ to: "/bans" })],
     [t.pages.policy, () => void navigate({ to: "/policy" })],
+    [t.pages.approvals, () => void navigate({ to: "/approvals" })],
     [t.pages.audit, () => void navigate({ to: "/audit" })],
     [t.pages.settings, () => void navigate({ to: "/settings" })],
   ];

@@ -1,6 +1,6 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { Link, Outlet, useNavigate } from "@tanstack/react-router";
-import { Activity, Ban, Menu as MenuIcon, ScrollText, Search, Server, Settings, ShieldCheck } from "lucide-react";
+import { Activity, Ban, CheckCheck, Menu as MenuIcon, ScrollText, Search, Server, Settings, ShieldCheck } from "lucide-react";
 import { lazy, type ReactNode, Suspense, useEffect, useState } from "react";
 import { useLive, watch } from "@/api/live";
 import { useSession } from "@/api/session";
@@ -15,6 +15,7 @@ import { useShortcuts } from "./shortcuts";
 const SignIn = lazy(() => import("@/pages/sign-in").then((m) => ({ default: m.SignIn })));
 const MustEnrol = lazy(() => import("@/pages/must-enrol").then((m) => ({ default: m.MustEnrol })));
 const PersonMenu = lazy(() => import("./person-menu").then((m) => ({ default: m.PersonMenu })));
+const ApprovalsBadge = lazy(() => import("./approvals-badge").then((m) => ({ default: m.ApprovalsBadge })));
 const loadPalette = () => import("./palette").then((m) => ({ default: m.Palette }));
 const Palette = lazy(loadPalette);
 const ShortcutSheet = lazy(() => import("./shortcut-sheet").then((m) => ({ default: m.ShortcutSheet })));
@@ -24,6 +25,7 @@ const places = [
   { to: "/hosts", icon: Server, name: "hosts" },
   { to: "/bans", icon: Ban, name: "bans" },
   { to: "/policy", icon: ShieldCheck, name: "policy" },
+  { to: "/approvals", icon: CheckCheck, name: "approvals" },
   { to: "/audit", icon: ScrollText, name: "audit" },
   { to: "/settings", icon: Settings, name: "settings" },
 ] as const;
@@ -67,6 +69,7 @@ function Inside() {
     "g h": () => void navigate({ to: "/hosts" }),
     "g b": () => void navigate({ to: "/bans" }),
     "g p": () => void navigate({ to: "/policy" }),
+    "g v": () => void navigate({ to: "/approvals" }),
     "g a": () => void navigate({ to: "/audit" }),
     "g s": () => void navigate({ to: "/settings" }),
     "a h": () => void navigate({ to: "/hosts/add" }),
@@ -110,6 +113,11 @@ function Inside() {
               >
                 <Icon size={16} aria-hidden />
                 {t.pages[name]}
+                {name === "approvals" && (
+                  <Suspense>
+                    <ApprovalsBadge />
+                  </Suspense>
+                )}
               </Link>
             ))}
           </nav>

@@ -11,6 +11,7 @@ export function ShortcutSheet({ open, onOpenChange }: { open: boolean; onOpenCha
     ["g h", t.pages.hosts],
     ["g b", t.pages.bans],
     ["g p", t.pages.policy],
+    ["g v", t.pages.approvals],
     ["g a", t.pages.audit],
     ["g s", t.pages.settings],
     ["a h", t.common.addHost],

@@ -33,7 +33,7 @@ export const first: First = {
     requestId: (id) => `Aufruf ${id}`,
     seconds: (n) => `${n} s`,
   },
-  pages: { overview: "Übersicht", hosts: "Hosts", bans: "Sperren", policy: "Regeln", audit: "Protokoll", settings: "Einstellungen" },
+  pages: { overview: "Übersicht", hosts: "Hosts", bans: "Sperren", policy: "Regeln", approvals: "Freigaben", audit: "Protokoll", settings: "Einstellungen" },
   shell: {
     skip: "Zur Seite springen",
     search: "Suchen",
@@ -118,5 +118,10 @@ export const first: First = {
     [Unpromoted.ORGANISATION_RATE]: "zu viele auf einmal",
     [Unpromoted.COMMANDED]: "von der Flotte beauftragt",
     [Unpromoted.ALLOWED]: "auf der Erlaubnisliste",
+  },
+  approval: {
+    needed: "Das braucht eine zweite Person.",
+    asked: "Noch ist nichts geändert: dein Wunsch wartet, bis jemand anderes ihn freigibt, höchstens einen Tag.",
+    see: "Den Wunsch ansehen",
   },
 };

@@ -32,7 +32,7 @@ export const first = {
     requestId: (id: string) => `Call ${id}`,
     seconds: (n: string) => `${n} s`,
   },
-  pages: { overview: "Overview", hosts: "Hosts", bans: "Bans", policy: "Policy", audit: "Audit", settings: "Settings" },
+  pages: { overview: "Overview", hosts: "Hosts", bans: "Bans", policy: "Policy", approvals: "Approvals", audit: "Audit", settings: "Settings" },
   shell: {
     skip: "Skip to the page",
     search: "Search",
@@ -118,6 +118,11 @@ export const first = {
     [Unpromoted.COMMANDED]: "ordered by the fleet",
     [Unpromoted.ALLOWED]: "on the allowlist",
   } as Record<Unpromoted, string>,
+  approval: {
+    needed: "This needs a second person.",
+    asked: "Nothing was changed yet: your request waits until somebody else approves it, for a day at most.",
+    see: "See the request",
+  },
 };
 
 export type First = typeof first;

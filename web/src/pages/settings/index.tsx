@@ -5,6 +5,7 @@ import { useMay } from "@/api/may";
 import { Page } from "@/components/panel";
 import { useText } from "@/i18n";
 import { Account } from "./account";
+import { ApprovalPolicy } from "./approvals";
 import { JoinTokens } from "./join-tokens";
 import { Members } from "./members";
 import { Organisation } from "./organisation";
@@ -27,6 +28,7 @@ export function Settings() {
   ];
   if (may("hosts")) tabs.push(["join-tokens", t.settings.joinTokens, <JoinTokens key="join" />]);
   if (may("settings")) tabs.push(["organisation", t.settings.organisation, <Organisation key="organisation" />]);
+  tabs.push(["approvals", t.settings.approvals, <ApprovalPolicy key="approvals" />]);
   const current = tabs.some(([id]) => id === tab) ? (tab ?? "account") : "account";
   return (
     <Page title={t.pages.settings}>
