@@ -16,9 +16,11 @@ type sender struct {
 	eventsSent uint64
 	lastAck    time.Time
 	lastHealth time.Time
-	// standing is what the last Health said but for its counts; drift, if not zero, is when new counts are due.
+	// standing is what the last Health said but for its counts; drift, if not zero, is when new counts are due, and pace what they
+	// wait for.
 	standing string
 	drift    time.Time
+	pace     time.Duration
 }
 
 // send sends what is due until the stream ends. Its error is not the reason of the end: the receiver has that.
@@ -81,7 +83,11 @@ func (w *sender) due() (time.Duration, error) {
 		if is := standing(h); is == w.standing {
 			// Every ban changes the counts of every host. They must not delay its acknowledgements, nor come from all at once.
 			if w.drift.IsZero() {
-				w.drift = time.Now().Add(driftLeast + time.Duration(rand.Int64N(int64(driftLeast)))) //nolint:gosec // no secret
+				if w.pace *= 2; w.pace == 0 || time.Since(w.lastHealth) > 2*w.pace {
+					w.pace = driftLeast
+				}
+				w.pace = min(w.pace, driftMost)
+				w.drift = time.Now().Add(w.pace + time.Duration(rand.Int64N(int64(w.pace)))) //nolint:gosec // no secret
 			}
 			if left := time.Until(w.drift); left > 0 {
 				s.healthDue.Store(true)

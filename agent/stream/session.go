@@ -27,8 +27,9 @@ const (
 	ackGap, ackWait = 5 * time.Millisecond, time.Second
 	// healthGap is the least time between two Healths.
 	healthGap = 250 * time.Millisecond
-	// driftLeast is how long changes of nothing but counts wait for more, and at most twice that.
-	driftLeast = time.Second
+	// driftLeast is how long changes of nothing but counts wait for more, and at most twice that. Where they go on, each wait is twice
+	// the one before, up to driftMost.
+	driftLeast, driftMost = time.Second, 10 * time.Second
 	// Bounds of the heartbeat that a Welcome may ask for.
 	minBeat, maxBeat = 50 * time.Millisecond, 25 * time.Second
 )

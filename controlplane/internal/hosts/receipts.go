@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -67,35 +66,50 @@ func (h *Hosts) StandingsWithin(
 		id, _ := z.Member.(string)
 		heard[id] = int64(z.Score)
 	}
-	now := clock.Val().UnixMilli()
 	out := make([]Standing, 0, len(d.sorted))
 	for _, e := range d.sorted {
 		if !within.Has(e.tags) {
 			continue
 		}
-		s := Standing{HostID: e.id, Name: e.name, Seen: heard[e.id]}
-		acked := parseCursor(cursor.GetSet(), acks.Val()[e.id])
-		switch {
-		case !inScope(e, cursor.GetSet()):
-			s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_OUT_OF_SCOPE
-		case now-s.Seen >= PresenceTTL.Milliseconds():
-			s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_OFFLINE
-		case acked == nil || acked.GetEpoch() < cursor.GetEpoch() || acked.GetVersion() < cursor.GetVersion():
-			s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING
-		default:
-			s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_ENFORCED
-			if n, ok := inert.Val()[e.id]; ok {
-				s.State, s.Inert = operatorv1.EnforcementState_ENFORCEMENT_STATE_INERT, parseInert(n)
-			}
-			if exceptions != nil {
-				if refusal := refused(exceptions.Val()[e.id], packed); refusal != 0 {
-					s.State, s.Refusal = operatorv1.EnforcementState_ENFORCEMENT_STATE_REFUSED, refusal
-				}
-			}
+		said := reported{seen: heard[e.id], acked: acks.Val()[e.id], inert: inert.Val()[e.id]}
+		if exceptions != nil {
+			said.exceptions = exceptions.Val()[e.id]
 		}
-		out = append(out, s)
+		out = append(out, said.standing(e, cursor, packed, clock.Val()))
 	}
 	return out, nil
+}
+
+// reported is what Redis has of one host, as it is stored; empty where there is nothing.
+type reported struct {
+	seen                     int64 // ms
+	acked, inert, exceptions string
+}
+
+// standing is where the host stands by what is stored of it.
+func (w reported) standing(e *entry, cursor *fleetbanv1.SetCursor, packed [][]byte, now time.Time) Standing {
+	s := Standing{HostID: e.id, Name: e.name, Seen: w.seen}
+	if !inScope(e, cursor.GetSet()) {
+		s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_OUT_OF_SCOPE
+		return s
+	}
+	if now.UnixMilli()-w.seen >= PresenceTTL.Milliseconds() {
+		s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_OFFLINE
+		return s
+	}
+	acked := parseCursor(cursor.GetSet(), w.acked)
+	if acked == nil || acked.GetEpoch() < cursor.GetEpoch() || acked.GetVersion() < cursor.GetVersion() {
+		s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING
+		return s
+	}
+	s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_ENFORCED
+	if w.inert != "" {
+		s.State, s.Inert = operatorv1.EnforcementState_ENFORCEMENT_STATE_INERT, parseInert(w.inert)
+	}
+	if refusal := refused(w.exceptions, packed); refusal != 0 {
+		s.State, s.Refusal = operatorv1.EnforcementState_ENFORCEMENT_STATE_REFUSED, refusal
+	}
+	return s
 }
 
 // Receipts sums Standings up.
@@ -110,6 +124,10 @@ func (h *Hosts) receipts(
 	if err != nil {
 		return nil, err
 	}
+	return sum(standings), nil
+}
+
+func sum(standings []Standing) *operatorv1.WatchReceiptsResponse {
 	b := operatorv1.WatchReceiptsResponse_builder{Complete: true}
 	for _, s := range standings {
 		switch s.State {
@@ -135,84 +153,7 @@ func (h *Hosts) receipts(
 			b.Missing = append(b.Missing, s.message())
 		}
 	}
-	return b.Build(), nil
-}
-
-// Bell tells when something of the organisation may have changed: a *feed.Feed.
-type Bell interface {
-	Listen(callback func(store.Bell)) (stop func())
-}
-
-// receiptRecheck is how often receipts are read without a bell: hosts also go offline silently.
-const receiptRecheck = 2 * time.Second
-
-// WatchReceipts sends receipts whenever they change, until every connected host has answered (the last one says so), ctx
-// ends, or send fails. Reads are at most one in 5 ms and take at most half of the time.
-func (h *Hosts) WatchReceipts(ctx context.Context, org string, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
-	send func(*operatorv1.WatchReceiptsResponse) error,
-) error {
-	return h.WatchReceiptsWithin(ctx, org, nil, cursor, packed, bell, send)
-}
-
-// WatchReceiptsWithin is WatchReceipts of the hosts within a scope.
-func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
-	send func(*operatorv1.WatchReceiptsResponse) error,
-) error {
-	rung := make(chan struct{}, 1)
-	defer bell.Listen(func(b store.Bell) {
-		switch b.Kind {
-		case store.BellAcks, store.BellKick, store.BellEpoch:
-			select {
-			case rung <- struct{}{}:
-			default:
-			}
-		default:
-		}
-	})()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	last := ""
-	for first := true; ; first = false {
-		if !first {
-			timer.Reset(receiptRecheck)
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-rung:
-			case <-timer.C:
-			}
-		}
-		began := time.Now()
-		receipts, err := h.receipts(ctx, org, within, cursor, packed)
-		if err != nil {
-			return err
-		}
-		if now := summary(receipts); now != last {
-			last = now
-			if err := send(receipts); err != nil {
-				return fmt.Errorf("send receipts: %w", err)
-			}
-		}
-		if receipts.GetComplete() {
-			return nil
-		}
-		timer.Reset(max(5*time.Millisecond, time.Since(began)))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-timer.C:
-		}
-	}
-}
-
-func summary(r *operatorv1.WatchReceiptsResponse) string {
-	var b strings.Builder
-	for _, n := range []uint32{r.GetInScope(), r.GetEnforced(), r.GetInert(), r.GetRefused(), r.GetOffline()} {
-		b.WriteString(strconv.FormatUint(uint64(n), 10))
-		b.WriteByte(' ')
-	}
-	b.WriteString(strconv.FormatBool(r.GetComplete()))
-	return b.String()
+	return b.Build()
 }
 
 func inScope(e *entry, set string) bool {

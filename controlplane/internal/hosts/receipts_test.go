@@ -195,3 +195,46 @@ func TestReceiptsOf5000(t *testing.T) {
 		t.Logf("receipts of 5,000 hosts read in %s", time.Since(began))
 	}
 }
+
+// A watch of more hosts than it probes ends when the last one has answered, counts those that go offline or come anew, and takes
+// no answer twice.
+func TestWatchReceiptsOfMany(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	const hosts = 3 * receiptProbe
+	fences := make([]Fence, hosts)
+	for i := range fences {
+		fences[i] = f.attach(f.enrol(fmt.Sprintf("h%02d", i), byte(i+1), nil), byte(i+1), "one")
+	}
+	bell, got := &hand{}, make(chan *operatorv1.WatchReceiptsResponse, 1000)
+	done := make(chan error, 1)
+	go func() {
+		done <- f.WatchReceipts(t.Context(), org, cursor("all", 3), nil, bell, func(r *operatorv1.WatchReceiptsResponse) error {
+			got <- r
+			return nil
+		})
+	}()
+	if r := <-got; r.GetInScope() != hosts || r.GetEnforced() != 0 {
+		t.Fatalf("%v", r)
+	}
+	late := f.attach(f.enrol("late", 200, nil), 200, "one")
+	for _, fence := range append(fences, late) {
+		f.ack(fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}})
+		bell.ring()
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	close(got)
+	enforced := uint32(0)
+	var last *operatorv1.WatchReceiptsResponse
+	for r := range got {
+		if last = r; r.GetEnforced() < enforced {
+			t.Errorf("%d hosts after %d", r.GetEnforced(), enforced)
+		}
+		enforced = r.GetEnforced()
+	}
+	if !last.GetComplete() || last.GetEnforced() != hosts+1 || last.GetInScope() != hosts+1 || len(last.GetMissing()) != 0 {
+		t.Errorf("the end says %v", last)
+	}
+}

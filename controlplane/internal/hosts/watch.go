@@ -1,0 +1,243 @@
+package hosts
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fleetban/fleetban/controlplane/internal/scope"
+	"github.com/fleetban/fleetban/controlplane/internal/store"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// Bell tells when something of the organisation may have changed: a *feed.Feed.
+type Bell interface {
+	Listen(callback func(store.Bell)) (stop func())
+}
+
+const (
+	// receiptRecheck is how often receipts are read without a bell, and all of them anew: hosts also go offline silently.
+	receiptRecheck = 2 * time.Second
+	// receiptProgress is how often, at most, those that haven't answered are all asked after.
+	receiptProgress = 200 * time.Millisecond
+	// receiptProbe is of how many of them Redis is asked in between: as long as one of these is missing, it isn't the end.
+	receiptProbe = 16
+)
+
+// WatchReceipts sends receipts whenever they change, until every connected host has answered (the last one says so), ctx
+// ends, or send fails.
+//
+// All hosts are looked at when it begins and every two seconds; in between only those that hadn't answered, at most five times a
+// second, or when the few that are probed more often have all answered. So ten thousand hosts that answer one after the
+// other cost as much as they are, and not as much again with each of them.
+func (h *Hosts) WatchReceipts(ctx context.Context, org string, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
+	send func(*operatorv1.WatchReceiptsResponse) error,
+) error {
+	return h.WatchReceiptsWithin(ctx, org, nil, cursor, packed, bell, send)
+}
+
+// WatchReceiptsWithin is WatchReceipts of the hosts within a scope.
+func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
+	send func(*operatorv1.WatchReceiptsResponse) error,
+) error {
+	rung := make(chan struct{}, 1)
+	defer bell.Listen(func(b store.Bell) {
+		switch b.Kind {
+		case store.BellAcks, store.BellKick, store.BellEpoch:
+			select {
+			case rung <- struct{}{}:
+			default:
+			}
+		default:
+		}
+	})()
+	w := receiptWatch{hosts: h, org: org, within: within, cursor: cursor, packed: packed}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	last := ""
+	for {
+		began := time.Now()
+		changed, err := w.look(ctx)
+		if err != nil {
+			return err
+		}
+		if changed {
+			receipts := sum(w.standings)
+			if now := summary(receipts); now != last {
+				last = now
+				if err := send(receipts); err != nil {
+					return fmt.Errorf("send receipts: %w", err)
+				}
+			}
+			if receipts.GetComplete() {
+				return nil
+			}
+		}
+		// Reads take at most half of the time, and are at most one in 5 ms.
+		timer.Reset(max(5*time.Millisecond, time.Since(began)))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		timer.Reset(time.Until(w.next))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-rung:
+		case <-timer.C:
+		}
+	}
+}
+
+// receiptWatch is what a watch knows.
+type receiptWatch struct {
+	hosts  *Hosts
+	org    string
+	within scope.Tags
+	cursor *fleetbanv1.SetCursor
+	packed [][]byte
+
+	standings []Standing // of all hosts within
+	open      []int      // of standings: those that are pending or offline
+	version   string     // of the directory that they were read by
+	all, each time.Time  // when all, and all open ones, were looked at last
+	next      time.Time  // when to look again without a bell
+}
+
+// look reads what may have changed. changed: standings are another.
+func (w *receiptWatch) look(ctx context.Context) (changed bool, err error) {
+	if time.Since(w.all) >= receiptRecheck {
+		return true, w.readAll(ctx)
+	}
+	if time.Since(w.each) < receiptProgress {
+		probe := w.pending(receiptProbe)
+		if same, err := w.read(ctx, probe); err != nil || !same {
+			return true, err
+		}
+		for _, i := range probe {
+			if w.standings[i].State == operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING {
+				w.next = w.each.Add(receiptProgress)
+				return false, nil
+			}
+		}
+	}
+	w.each = time.Now()
+	w.next = w.all.Add(receiptRecheck)
+	before := len(w.open)
+	for open := w.open; len(open) > 0; {
+		n := min(len(open), 1000)
+		if same, err := w.read(ctx, open[:n]); err != nil || !same {
+			return true, err
+		}
+		open = open[n:]
+	}
+	w.settle()
+	return len(w.open) != before, nil
+}
+
+// pending is up to n of those that are connected and haven't answered.
+func (w *receiptWatch) pending(n int) []int {
+	out := make([]int, 0, n)
+	for _, i := range w.open {
+		if len(out) < n && w.standings[i].State == operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// settle forgets those that answered.
+func (w *receiptWatch) settle() {
+	still := w.open[:0]
+	for _, i := range w.open {
+		switch w.standings[i].State {
+		case operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING, operatorv1.EnforcementState_ENFORCEMENT_STATE_OFFLINE:
+			still = append(still, i)
+		default:
+		}
+	}
+	w.open = still
+}
+
+func (w *receiptWatch) readAll(ctx context.Context) error {
+	version, err := w.hosts.store.Client().Get(ctx, store.Key(w.org, "hostsver")).Result()
+	if missing(err) != nil {
+		return fmt.Errorf("read version of hosts: %w", missing(err))
+	}
+	if w.standings, err = w.hosts.StandingsWithin(ctx, w.org, w.within, w.cursor, w.packed); err != nil {
+		return err
+	}
+	w.version, w.all, w.each, w.next = version, time.Now(), time.Now(), time.Now().Add(receiptRecheck)
+	w.open = w.open[:0]
+	for i := range w.standings {
+		w.open = append(w.open, i)
+	}
+	w.settle()
+	return nil
+}
+
+// read looks at some of the standings again. same is false where the hosts aren't those of before, and all was read anew.
+func (w *receiptWatch) read(ctx context.Context, some []int) (same bool, err error) {
+	if len(some) == 0 {
+		return true, nil
+	}
+	ids := make([]string, len(some))
+	for n, i := range some {
+		ids[n] = w.standings[i].HostID
+	}
+	h := w.hosts
+	pipe := h.store.Client().Pipeline()
+	version := pipe.Get(ctx, store.Key(w.org, "hostsver"))
+	clock := pipe.Time(ctx)
+	acks := pipe.HMGet(ctx, store.Key(w.org, "acks", w.cursor.GetSet()), ids...)
+	live := pipe.ZMScore(ctx, store.Key(w.org, "live"), ids...)
+	inert := pipe.HMGet(ctx, store.Key(w.org, "inert"), ids...)
+	var exceptions *redis.SliceCmd
+	if len(w.packed) > 0 {
+		exceptions = pipe.HMGet(ctx, store.Key(w.org, "exceptions"), ids...)
+	}
+	if _, err := pipe.Exec(ctx); missing(err) != nil {
+		return false, fmt.Errorf("read receipts: %w", missing(err))
+	}
+	if version.Val() != w.version {
+		return false, w.readAll(ctx)
+	}
+	d, err := h.directoryAt(ctx, w.org, w.version)
+	if err != nil {
+		return false, err
+	}
+	for n, i := range some {
+		e := d.byID[ids[n]]
+		if e == nil {
+			return false, w.readAll(ctx)
+		}
+		said := reported{seen: int64(live.Val()[n]), acked: stored(acks, n), inert: stored(inert, n)}
+		if exceptions != nil {
+			said.exceptions = stored(exceptions, n)
+		}
+		w.standings[i] = said.standing(e, w.cursor, w.packed, clock.Val())
+	}
+	return true, nil
+}
+
+// stored is a value of an HMGET; empty where there is none.
+func stored(c *redis.SliceCmd, n int) string {
+	text, _ := c.Val()[n].(string)
+	return text
+}
+
+func summary(r *operatorv1.WatchReceiptsResponse) string {
+	var b strings.Builder
+	for _, n := range []uint32{r.GetInScope(), r.GetEnforced(), r.GetInert(), r.GetRefused(), r.GetOffline()} {
+		b.WriteString(strconv.FormatUint(uint64(n), 10))
+		b.WriteByte(' ')
+	}
+	b.WriteString(strconv.FormatBool(r.GetComplete()))
+	return b.String()
+}
