@@ -3502,6 +3502,7 @@ type ServerHeartbeat struct {
 	state                   protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_ServerUnixMs int64                  `protobuf:"varint,1,opt,name=server_unix_ms,json=serverUnixMs"`
 	xxx_hidden_StoreAway    bool                   `protobuf:"varint,2,opt,name=store_away,json=storeAway"`
+	xxx_hidden_Clock        uint32                 `protobuf:"varint,3,opt,name=clock"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -3545,6 +3546,13 @@ func (x *ServerHeartbeat) GetStoreAway() bool {
 	return false
 }
 
+func (x *ServerHeartbeat) GetClock() uint32 {
+	if x != nil {
+		return x.xxx_hidden_Clock
+	}
+	return 0
+}
+
 func (x *ServerHeartbeat) SetServerUnixMs(v int64) {
 	x.xxx_hidden_ServerUnixMs = v
 }
@@ -3553,12 +3561,19 @@ func (x *ServerHeartbeat) SetStoreAway(v bool) {
 	x.xxx_hidden_StoreAway = v
 }
 
+func (x *ServerHeartbeat) SetClock(v uint32) {
+	x.xxx_hidden_Clock = v
+}
+
 type ServerHeartbeat_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	ServerUnixMs int64
 	// The replica can't reach Redis: nothing is stored or passed on until it can. Sent at once when it changes.
 	StoreAway bool
+	// Changes when the server's clock was set, or another server's took its place: what was known of it before is to be forgotten.
+	// Sent at once when it changes.
+	Clock uint32
 }
 
 func (b0 ServerHeartbeat_builder) Build() *ServerHeartbeat {
@@ -3567,6 +3582,7 @@ func (b0 ServerHeartbeat_builder) Build() *ServerHeartbeat {
 	_, _ = b, x
 	x.xxx_hidden_ServerUnixMs = b.ServerUnixMs
 	x.xxx_hidden_StoreAway = b.StoreAway
+	x.xxx_hidden_Clock = b.Clock
 	return m0
 }
 
@@ -5140,11 +5156,12 @@ const file_fleetban_v1_agent_proto_rawDesc = "" +
 	"\x0eAgentHeartbeat\x12;\n" +
 	"\acursors\x18\x01 \x03(\v2\x16.fleetban.v1.SetCursorB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\acursors\x12 \n" +
 	"\fhost_unix_ms\x18\x02 \x01(\x03R\n" +
-	"hostUnixMs\"V\n" +
+	"hostUnixMs\"l\n" +
 	"\x0fServerHeartbeat\x12$\n" +
 	"\x0eserver_unix_ms\x18\x01 \x01(\x03R\fserverUnixMs\x12\x1d\n" +
 	"\n" +
-	"store_away\x18\x02 \x01(\bR\tstoreAway\"5\n" +
+	"store_away\x18\x02 \x01(\bR\tstoreAway\x12\x14\n" +
+	"\x05clock\x18\x03 \x01(\rR\x05clock\"5\n" +
 	"\x05Drain\x12,\n" +
 	"\x12reconnect_after_ms\x18\x01 \x01(\rR\x10reconnectAfterMs\"E\n" +
 	"\fOfferRequest\x12\x10\n" +

@@ -2854,6 +2854,7 @@ type GetFleetResponse struct {
 	xxx_hidden_Durability         string                 `protobuf:"bytes,9,opt,name=durability"`
 	xxx_hidden_RebuildUntilUnixMs int64                  `protobuf:"varint,10,opt,name=rebuild_until_unix_ms,json=rebuildUntilUnixMs"`
 	xxx_hidden_ServerUnixMs       int64                  `protobuf:"varint,11,opt,name=server_unix_ms,json=serverUnixMs"`
+	xxx_hidden_Leases             *[]*Lease              `protobuf:"bytes,12,rep,name=leases"`
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -2962,6 +2963,15 @@ func (x *GetFleetResponse) GetServerUnixMs() int64 {
 	return 0
 }
 
+func (x *GetFleetResponse) GetLeases() []*Lease {
+	if x != nil {
+		if x.xxx_hidden_Leases != nil {
+			return *x.xxx_hidden_Leases
+		}
+	}
+	return nil
+}
+
 func (x *GetFleetResponse) SetOrganisationId(v string) {
 	x.xxx_hidden_OrganisationId = v
 }
@@ -3006,6 +3016,10 @@ func (x *GetFleetResponse) SetServerUnixMs(v int64) {
 	x.xxx_hidden_ServerUnixMs = v
 }
 
+func (x *GetFleetResponse) SetLeases(v []*Lease) {
+	x.xxx_hidden_Leases = &v
+}
+
 type GetFleetResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -3022,6 +3036,8 @@ type GetFleetResponse_builder struct {
 	// Until when what hosts hold is being gathered after a loss; 0 when it isn't.
 	RebuildUntilUnixMs int64
 	ServerUnixMs       int64
+	// Which replica does what one replica does for all. Empty where Redis didn't answer that.
+	Leases []*Lease
 }
 
 func (b0 GetFleetResponse_builder) Build() *GetFleetResponse {
@@ -3039,6 +3055,388 @@ func (b0 GetFleetResponse_builder) Build() *GetFleetResponse {
 	x.xxx_hidden_Durability = b.Durability
 	x.xxx_hidden_RebuildUntilUnixMs = b.RebuildUntilUnixMs
 	x.xxx_hidden_ServerUnixMs = b.ServerUnixMs
+	x.xxx_hidden_Leases = &b.Leases
+	return m0
+}
+
+// Lease says which replica does periodic work for the whole control plane, and which did.
+type Lease struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Name        string                 `protobuf:"bytes,1,opt,name=name"`
+	xxx_hidden_Holder      string                 `protobuf:"bytes,2,opt,name=holder"`
+	xxx_hidden_Term        int64                  `protobuf:"varint,3,opt,name=term"`
+	xxx_hidden_SinceUnixMs int64                  `protobuf:"varint,4,opt,name=since_unix_ms,json=sinceUnixMs"`
+	xxx_hidden_UntilUnixMs int64                  `protobuf:"varint,5,opt,name=until_unix_ms,json=untilUnixMs"`
+	xxx_hidden_History     *[]*LeaseTerm          `protobuf:"bytes,6,rep,name=history"`
+	xxx_hidden_Runs        *[]*JobRun             `protobuf:"bytes,7,rep,name=runs"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *Lease) GetName() string {
+	if x != nil {
+		return x.xxx_hidden_Name
+	}
+	return ""
+}
+
+func (x *Lease) GetHolder() string {
+	if x != nil {
+		return x.xxx_hidden_Holder
+	}
+	return ""
+}
+
+func (x *Lease) GetTerm() int64 {
+	if x != nil {
+		return x.xxx_hidden_Term
+	}
+	return 0
+}
+
+func (x *Lease) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_SinceUnixMs
+	}
+	return 0
+}
+
+func (x *Lease) GetUntilUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_UntilUnixMs
+	}
+	return 0
+}
+
+func (x *Lease) GetHistory() []*LeaseTerm {
+	if x != nil {
+		if x.xxx_hidden_History != nil {
+			return *x.xxx_hidden_History
+		}
+	}
+	return nil
+}
+
+func (x *Lease) GetRuns() []*JobRun {
+	if x != nil {
+		if x.xxx_hidden_Runs != nil {
+			return *x.xxx_hidden_Runs
+		}
+	}
+	return nil
+}
+
+func (x *Lease) SetName(v string) {
+	x.xxx_hidden_Name = v
+}
+
+func (x *Lease) SetHolder(v string) {
+	x.xxx_hidden_Holder = v
+}
+
+func (x *Lease) SetTerm(v int64) {
+	x.xxx_hidden_Term = v
+}
+
+func (x *Lease) SetSinceUnixMs(v int64) {
+	x.xxx_hidden_SinceUnixMs = v
+}
+
+func (x *Lease) SetUntilUnixMs(v int64) {
+	x.xxx_hidden_UntilUnixMs = v
+}
+
+func (x *Lease) SetHistory(v []*LeaseTerm) {
+	x.xxx_hidden_History = &v
+}
+
+func (x *Lease) SetRuns(v []*JobRun) {
+	x.xxx_hidden_Runs = &v
+}
+
+type Lease_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// "jobs": what ran out, hosts that fell silent or vanished, the audit log's retention and seals.
+	Name string
+	// The replica; empty where none has it at the moment.
+	Holder string
+	// Grows with each change of hands.
+	Term        int64
+	SinceUnixMs int64
+	// When it runs out unless it is renewed.
+	UntilUnixMs int64
+	// The terms before, newest first, at most 17.
+	History []*LeaseTerm
+	// When each piece of work was done last, by name.
+	Runs []*JobRun
+}
+
+func (b0 Lease_builder) Build() *Lease {
+	m0 := &Lease{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Name = b.Name
+	x.xxx_hidden_Holder = b.Holder
+	x.xxx_hidden_Term = b.Term
+	x.xxx_hidden_SinceUnixMs = b.SinceUnixMs
+	x.xxx_hidden_UntilUnixMs = b.UntilUnixMs
+	x.xxx_hidden_History = &b.History
+	x.xxx_hidden_Runs = &b.Runs
+	return m0
+}
+
+type LeaseTerm struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Holder      string                 `protobuf:"bytes,1,opt,name=holder"`
+	xxx_hidden_Term        int64                  `protobuf:"varint,2,opt,name=term"`
+	xxx_hidden_SinceUnixMs int64                  `protobuf:"varint,3,opt,name=since_unix_ms,json=sinceUnixMs"`
+	xxx_hidden_EndedUnixMs int64                  `protobuf:"varint,4,opt,name=ended_unix_ms,json=endedUnixMs"`
+	xxx_hidden_Released    bool                   `protobuf:"varint,5,opt,name=released"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *LeaseTerm) Reset() {
+	*x = LeaseTerm{}
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseTerm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseTerm) ProtoMessage() {}
+
+func (x *LeaseTerm) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *LeaseTerm) GetHolder() string {
+	if x != nil {
+		return x.xxx_hidden_Holder
+	}
+	return ""
+}
+
+func (x *LeaseTerm) GetTerm() int64 {
+	if x != nil {
+		return x.xxx_hidden_Term
+	}
+	return 0
+}
+
+func (x *LeaseTerm) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_SinceUnixMs
+	}
+	return 0
+}
+
+func (x *LeaseTerm) GetEndedUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_EndedUnixMs
+	}
+	return 0
+}
+
+func (x *LeaseTerm) GetReleased() bool {
+	if x != nil {
+		return x.xxx_hidden_Released
+	}
+	return false
+}
+
+func (x *LeaseTerm) SetHolder(v string) {
+	x.xxx_hidden_Holder = v
+}
+
+func (x *LeaseTerm) SetTerm(v int64) {
+	x.xxx_hidden_Term = v
+}
+
+func (x *LeaseTerm) SetSinceUnixMs(v int64) {
+	x.xxx_hidden_SinceUnixMs = v
+}
+
+func (x *LeaseTerm) SetEndedUnixMs(v int64) {
+	x.xxx_hidden_EndedUnixMs = v
+}
+
+func (x *LeaseTerm) SetReleased(v bool) {
+	x.xxx_hidden_Released = v
+}
+
+type LeaseTerm_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Holder      string
+	Term        int64
+	SinceUnixMs int64
+	EndedUnixMs int64
+	// The holder gave it back. Else it was killed, or lost Redis.
+	Released bool
+}
+
+func (b0 LeaseTerm_builder) Build() *LeaseTerm {
+	m0 := &LeaseTerm{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Holder = b.Holder
+	x.xxx_hidden_Term = b.Term
+	x.xxx_hidden_SinceUnixMs = b.SinceUnixMs
+	x.xxx_hidden_EndedUnixMs = b.EndedUnixMs
+	x.xxx_hidden_Released = b.Released
+	return m0
+}
+
+type JobRun struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Name        string                 `protobuf:"bytes,1,opt,name=name"`
+	xxx_hidden_BeganUnixMs int64                  `protobuf:"varint,2,opt,name=began_unix_ms,json=beganUnixMs"`
+	xxx_hidden_TookMs      uint32                 `protobuf:"varint,3,opt,name=took_ms,json=tookMs"`
+	xxx_hidden_Problem     string                 `protobuf:"bytes,4,opt,name=problem"`
+	xxx_hidden_Term        int64                  `protobuf:"varint,5,opt,name=term"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *JobRun) Reset() {
+	*x = JobRun{}
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobRun) ProtoMessage() {}
+
+func (x *JobRun) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *JobRun) GetName() string {
+	if x != nil {
+		return x.xxx_hidden_Name
+	}
+	return ""
+}
+
+func (x *JobRun) GetBeganUnixMs() int64 {
+	if x != nil {
+		return x.xxx_hidden_BeganUnixMs
+	}
+	return 0
+}
+
+func (x *JobRun) GetTookMs() uint32 {
+	if x != nil {
+		return x.xxx_hidden_TookMs
+	}
+	return 0
+}
+
+func (x *JobRun) GetProblem() string {
+	if x != nil {
+		return x.xxx_hidden_Problem
+	}
+	return ""
+}
+
+func (x *JobRun) GetTerm() int64 {
+	if x != nil {
+		return x.xxx_hidden_Term
+	}
+	return 0
+}
+
+func (x *JobRun) SetName(v string) {
+	x.xxx_hidden_Name = v
+}
+
+func (x *JobRun) SetBeganUnixMs(v int64) {
+	x.xxx_hidden_BeganUnixMs = v
+}
+
+func (x *JobRun) SetTookMs(v uint32) {
+	x.xxx_hidden_TookMs = v
+}
+
+func (x *JobRun) SetProblem(v string) {
+	x.xxx_hidden_Problem = v
+}
+
+func (x *JobRun) SetTerm(v int64) {
+	x.xxx_hidden_Term = v
+}
+
+type JobRun_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Name        string
+	BeganUnixMs int64
+	TookMs      uint32
+	// Why it didn't do all it should; empty if it did.
+	Problem string
+	// In which term.
+	Term int64
+}
+
+func (b0 JobRun_builder) Build() *JobRun {
+	m0 := &JobRun{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Name = b.Name
+	x.xxx_hidden_BeganUnixMs = b.BeganUnixMs
+	x.xxx_hidden_TookMs = b.TookMs
+	x.xxx_hidden_Problem = b.Problem
+	x.xxx_hidden_Term = b.Term
 	return m0
 }
 
@@ -3053,7 +3451,7 @@ type SetState struct {
 
 func (x *SetState) Reset() {
 	*x = SetState{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[26]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3463,7 @@ func (x *SetState) String() string {
 func (*SetState) ProtoMessage() {}
 
 func (x *SetState) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[26]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3546,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[27]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3160,7 +3558,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[27]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3617,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[28]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3629,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[28]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3275,7 +3673,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[29]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +3685,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[29]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3716,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[30]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3330,7 +3728,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[30]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3760,7 @@ type SetModeRequest struct {
 
 func (x *SetModeRequest) Reset() {
 	*x = SetModeRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[31]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3772,7 @@ func (x *SetModeRequest) String() string {
 func (*SetModeRequest) ProtoMessage() {}
 
 func (x *SetModeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[31]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3816,7 @@ type SetModeResponse struct {
 
 func (x *SetModeResponse) Reset() {
 	*x = SetModeResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[32]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3430,7 +3828,7 @@ func (x *SetModeResponse) String() string {
 func (*SetModeResponse) ProtoMessage() {}
 
 func (x *SetModeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[32]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3463,7 +3861,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[33]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3475,7 +3873,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[33]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3536,7 +3934,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3548,7 +3946,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3629,7 +4027,7 @@ type FleetEvent struct {
 
 func (x *FleetEvent) Reset() {
 	*x = FleetEvent{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +4039,7 @@ func (x *FleetEvent) String() string {
 func (*FleetEvent) ProtoMessage() {}
 
 func (x *FleetEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3819,7 +4217,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3831,7 +4229,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3890,7 +4288,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[37]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3902,7 +4300,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[37]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3962,7 +4360,7 @@ type GetHostRequest struct {
 
 func (x *GetHostRequest) Reset() {
 	*x = GetHostRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[38]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4372,7 @@ func (x *GetHostRequest) String() string {
 func (*GetHostRequest) ProtoMessage() {}
 
 func (x *GetHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[38]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4020,7 +4418,7 @@ type GetHostResponse struct {
 
 func (x *GetHostResponse) Reset() {
 	*x = GetHostResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[39]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4032,7 +4430,7 @@ func (x *GetHostResponse) String() string {
 func (*GetHostResponse) ProtoMessage() {}
 
 func (x *GetHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[39]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4105,7 +4503,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[40]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4117,7 +4515,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[40]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4417,7 +4815,7 @@ type SetProgress struct {
 
 func (x *SetProgress) Reset() {
 	*x = SetProgress{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[41]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4827,7 @@ func (x *SetProgress) String() string {
 func (*SetProgress) ProtoMessage() {}
 
 func (x *SetProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[41]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +4900,7 @@ type DisableHostRequest struct {
 
 func (x *DisableHostRequest) Reset() {
 	*x = DisableHostRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4514,7 +4912,7 @@ func (x *DisableHostRequest) String() string {
 func (*DisableHostRequest) ProtoMessage() {}
 
 func (x *DisableHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4586,7 +4984,7 @@ type DisableHostResponse struct {
 
 func (x *DisableHostResponse) Reset() {
 	*x = DisableHostResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4598,7 +4996,7 @@ func (x *DisableHostResponse) String() string {
 func (*DisableHostResponse) ProtoMessage() {}
 
 func (x *DisableHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[43]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4644,7 +5042,7 @@ type EnableHostRequest struct {
 
 func (x *EnableHostRequest) Reset() {
 	*x = EnableHostRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +5054,7 @@ func (x *EnableHostRequest) String() string {
 func (*EnableHostRequest) ProtoMessage() {}
 
 func (x *EnableHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[44]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4700,7 +5098,7 @@ type EnableHostResponse struct {
 
 func (x *EnableHostResponse) Reset() {
 	*x = EnableHostResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4712,7 +5110,7 @@ func (x *EnableHostResponse) String() string {
 func (*EnableHostResponse) ProtoMessage() {}
 
 func (x *EnableHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[45]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4745,7 +5143,7 @@ type DeleteHostRequest struct {
 
 func (x *DeleteHostRequest) Reset() {
 	*x = DeleteHostRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4757,7 +5155,7 @@ func (x *DeleteHostRequest) String() string {
 func (*DeleteHostRequest) ProtoMessage() {}
 
 func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[46]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4816,7 +5214,7 @@ type DeleteHostResponse struct {
 
 func (x *DeleteHostResponse) Reset() {
 	*x = DeleteHostResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4828,7 +5226,7 @@ func (x *DeleteHostResponse) String() string {
 func (*DeleteHostResponse) ProtoMessage() {}
 
 func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[47]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4874,7 +5272,7 @@ type ReleaseHostRequest struct {
 
 func (x *ReleaseHostRequest) Reset() {
 	*x = ReleaseHostRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +5284,7 @@ func (x *ReleaseHostRequest) String() string {
 func (*ReleaseHostRequest) ProtoMessage() {}
 
 func (x *ReleaseHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[48]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4930,7 +5328,7 @@ type ReleaseHostResponse struct {
 
 func (x *ReleaseHostResponse) Reset() {
 	*x = ReleaseHostResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4942,7 +5340,7 @@ func (x *ReleaseHostResponse) String() string {
 func (*ReleaseHostResponse) ProtoMessage() {}
 
 func (x *ReleaseHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[49]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4974,7 +5372,7 @@ type ListCommandsRequest struct {
 
 func (x *ListCommandsRequest) Reset() {
 	*x = ListCommandsRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4986,7 +5384,7 @@ func (x *ListCommandsRequest) String() string {
 func (*ListCommandsRequest) ProtoMessage() {}
 
 func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[50]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5031,7 +5429,7 @@ type ListCommandsResponse struct {
 
 func (x *ListCommandsResponse) Reset() {
 	*x = ListCommandsResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5043,7 +5441,7 @@ func (x *ListCommandsResponse) String() string {
 func (*ListCommandsResponse) ProtoMessage() {}
 
 func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[51]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5093,7 +5491,7 @@ type HostCommand struct {
 
 func (x *HostCommand) Reset() {
 	*x = HostCommand{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5105,7 +5503,7 @@ func (x *HostCommand) String() string {
 func (*HostCommand) ProtoMessage() {}
 
 func (x *HostCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[52]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5217,7 +5615,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5229,7 +5627,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[53]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5345,7 +5743,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5357,7 +5755,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[54]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5440,7 +5838,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5452,7 +5850,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[55]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5484,7 +5882,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[56]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5496,7 +5894,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[56]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5552,7 +5950,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[57]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5564,7 +5962,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[57]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5728,7 +6126,7 @@ type RevokeJoinTokenRequest struct {
 
 func (x *RevokeJoinTokenRequest) Reset() {
 	*x = RevokeJoinTokenRequest{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[58]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5740,7 +6138,7 @@ func (x *RevokeJoinTokenRequest) String() string {
 func (*RevokeJoinTokenRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[58]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5784,7 +6182,7 @@ type RevokeJoinTokenResponse struct {
 
 func (x *RevokeJoinTokenResponse) Reset() {
 	*x = RevokeJoinTokenResponse{}
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[59]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5796,7 +6194,7 @@ func (x *RevokeJoinTokenResponse) String() string {
 func (*RevokeJoinTokenResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[59]
+	mi := &file_fleetban_operator_v1_operator_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5960,7 +6358,7 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\"\n" +
 	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x05 \x01(\x03R\rexpiresUnixMs\"\x11\n" +
-	"\x0fGetFleetRequest\"\xba\x03\n" +
+	"\x0fGetFleetRequest\"\xef\x03\n" +
 	"\x10GetFleetResponse\x12'\n" +
 	"\x0forganisation_id\x18\x01 \x01(\tR\x0eorganisationId\x12+\n" +
 	"\x11organisation_name\x18\x02 \x01(\tR\x10organisationName\x12%\n" +
@@ -5975,7 +6373,28 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"durability\x121\n" +
 	"\x15rebuild_until_unix_ms\x18\n" +
 	" \x01(\x03R\x12rebuildUntilUnixMs\x12$\n" +
-	"\x0eserver_unix_ms\x18\v \x01(\x03R\fserverUnixMs\"~\n" +
+	"\x0eserver_unix_ms\x18\v \x01(\x03R\fserverUnixMs\x123\n" +
+	"\x06leases\x18\f \x03(\v2\x1b.fleetban.operator.v1.LeaseR\x06leases\"\xfc\x01\n" +
+	"\x05Lease\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06holder\x18\x02 \x01(\tR\x06holder\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x03R\x04term\x12\"\n" +
+	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\x12\"\n" +
+	"\runtil_unix_ms\x18\x05 \x01(\x03R\vuntilUnixMs\x129\n" +
+	"\ahistory\x18\x06 \x03(\v2\x1f.fleetban.operator.v1.LeaseTermR\ahistory\x120\n" +
+	"\x04runs\x18\a \x03(\v2\x1c.fleetban.operator.v1.JobRunR\x04runs\"\x9b\x01\n" +
+	"\tLeaseTerm\x12\x16\n" +
+	"\x06holder\x18\x01 \x01(\tR\x06holder\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x03R\x04term\x12\"\n" +
+	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\x12\"\n" +
+	"\rended_unix_ms\x18\x04 \x01(\x03R\vendedUnixMs\x12\x1a\n" +
+	"\breleased\x18\x05 \x01(\bR\breleased\"\x87\x01\n" +
+	"\x06JobRun\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\"\n" +
+	"\rbegan_unix_ms\x18\x02 \x01(\x03R\vbeganUnixMs\x12\x17\n" +
+	"\atook_ms\x18\x03 \x01(\rR\x06tookMs\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
+	"\x04term\x18\x05 \x01(\x03R\x04term\"~\n" +
 	"\bSetState\x12.\n" +
 	"\x06cursor\x18\x01 \x01(\v2\x16.fleetban.v1.SetCursorR\x06cursor\x12(\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x14.fleetban.v1.SetKindR\x04kind\x12\x18\n" +
@@ -6245,7 +6664,7 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x11join-token.revoke\x12\x02id\x90\xc2\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_fleetban_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_fleetban_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_fleetban_operator_v1_operator_proto_goTypes = []any{
 	(ClaimSource)(0),                // 0: fleetban.operator.v1.ClaimSource
 	(Unpromoted)(0),                 // 1: fleetban.operator.v1.Unpromoted
@@ -6279,59 +6698,62 @@ var file_fleetban_operator_v1_operator_proto_goTypes = []any{
 	(*AllowedPrefix)(nil),           // 29: fleetban.operator.v1.AllowedPrefix
 	(*GetFleetRequest)(nil),         // 30: fleetban.operator.v1.GetFleetRequest
 	(*GetFleetResponse)(nil),        // 31: fleetban.operator.v1.GetFleetResponse
-	(*SetState)(nil),                // 32: fleetban.operator.v1.SetState
-	(*PauseRequest)(nil),            // 33: fleetban.operator.v1.PauseRequest
-	(*PauseResponse)(nil),           // 34: fleetban.operator.v1.PauseResponse
-	(*ResumeRequest)(nil),           // 35: fleetban.operator.v1.ResumeRequest
-	(*ResumeResponse)(nil),          // 36: fleetban.operator.v1.ResumeResponse
-	(*SetModeRequest)(nil),          // 37: fleetban.operator.v1.SetModeRequest
-	(*SetModeResponse)(nil),         // 38: fleetban.operator.v1.SetModeResponse
-	(*WatchRequest)(nil),            // 39: fleetban.operator.v1.WatchRequest
-	(*WatchResponse)(nil),           // 40: fleetban.operator.v1.WatchResponse
-	(*FleetEvent)(nil),              // 41: fleetban.operator.v1.FleetEvent
-	(*ListHostsRequest)(nil),        // 42: fleetban.operator.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),       // 43: fleetban.operator.v1.ListHostsResponse
-	(*GetHostRequest)(nil),          // 44: fleetban.operator.v1.GetHostRequest
-	(*GetHostResponse)(nil),         // 45: fleetban.operator.v1.GetHostResponse
-	(*Host)(nil),                    // 46: fleetban.operator.v1.Host
-	(*SetProgress)(nil),             // 47: fleetban.operator.v1.SetProgress
-	(*DisableHostRequest)(nil),      // 48: fleetban.operator.v1.DisableHostRequest
-	(*DisableHostResponse)(nil),     // 49: fleetban.operator.v1.DisableHostResponse
-	(*EnableHostRequest)(nil),       // 50: fleetban.operator.v1.EnableHostRequest
-	(*EnableHostResponse)(nil),      // 51: fleetban.operator.v1.EnableHostResponse
-	(*DeleteHostRequest)(nil),       // 52: fleetban.operator.v1.DeleteHostRequest
-	(*DeleteHostResponse)(nil),      // 53: fleetban.operator.v1.DeleteHostResponse
-	(*ReleaseHostRequest)(nil),      // 54: fleetban.operator.v1.ReleaseHostRequest
-	(*ReleaseHostResponse)(nil),     // 55: fleetban.operator.v1.ReleaseHostResponse
-	(*ListCommandsRequest)(nil),     // 56: fleetban.operator.v1.ListCommandsRequest
-	(*ListCommandsResponse)(nil),    // 57: fleetban.operator.v1.ListCommandsResponse
-	(*HostCommand)(nil),             // 58: fleetban.operator.v1.HostCommand
-	(*CreateJoinTokenRequest)(nil),  // 59: fleetban.operator.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 60: fleetban.operator.v1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),   // 61: fleetban.operator.v1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),  // 62: fleetban.operator.v1.ListJoinTokensResponse
-	(*JoinToken)(nil),               // 63: fleetban.operator.v1.JoinToken
-	(*RevokeJoinTokenRequest)(nil),  // 64: fleetban.operator.v1.RevokeJoinTokenRequest
-	(*RevokeJoinTokenResponse)(nil), // 65: fleetban.operator.v1.RevokeJoinTokenResponse
-	nil,                             // 66: fleetban.operator.v1.Host.TagsEntry
-	nil,                             // 67: fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
-	nil,                             // 68: fleetban.operator.v1.JoinToken.TagsEntry
-	(*v1.SetCursor)(nil),            // 69: fleetban.v1.SetCursor
-	(v1.Refusal)(0),                 // 70: fleetban.v1.Refusal
-	(v1.Inert)(0),                   // 71: fleetban.v1.Inert
-	(v1.Mode)(0),                    // 72: fleetban.v1.Mode
-	(v1.SetKind)(0),                 // 73: fleetban.v1.SetKind
-	(*v1.HostFacts)(nil),            // 74: fleetban.v1.HostFacts
-	(*v1.Health)(nil),               // 75: fleetban.v1.Health
-	(*v1.SetException)(nil),         // 76: fleetban.v1.SetException
-	(*v1.Command)(nil),              // 77: fleetban.v1.Command
-	(*v1.CommandResult)(nil),        // 78: fleetban.v1.CommandResult
+	(*Lease)(nil),                   // 32: fleetban.operator.v1.Lease
+	(*LeaseTerm)(nil),               // 33: fleetban.operator.v1.LeaseTerm
+	(*JobRun)(nil),                  // 34: fleetban.operator.v1.JobRun
+	(*SetState)(nil),                // 35: fleetban.operator.v1.SetState
+	(*PauseRequest)(nil),            // 36: fleetban.operator.v1.PauseRequest
+	(*PauseResponse)(nil),           // 37: fleetban.operator.v1.PauseResponse
+	(*ResumeRequest)(nil),           // 38: fleetban.operator.v1.ResumeRequest
+	(*ResumeResponse)(nil),          // 39: fleetban.operator.v1.ResumeResponse
+	(*SetModeRequest)(nil),          // 40: fleetban.operator.v1.SetModeRequest
+	(*SetModeResponse)(nil),         // 41: fleetban.operator.v1.SetModeResponse
+	(*WatchRequest)(nil),            // 42: fleetban.operator.v1.WatchRequest
+	(*WatchResponse)(nil),           // 43: fleetban.operator.v1.WatchResponse
+	(*FleetEvent)(nil),              // 44: fleetban.operator.v1.FleetEvent
+	(*ListHostsRequest)(nil),        // 45: fleetban.operator.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),       // 46: fleetban.operator.v1.ListHostsResponse
+	(*GetHostRequest)(nil),          // 47: fleetban.operator.v1.GetHostRequest
+	(*GetHostResponse)(nil),         // 48: fleetban.operator.v1.GetHostResponse
+	(*Host)(nil),                    // 49: fleetban.operator.v1.Host
+	(*SetProgress)(nil),             // 50: fleetban.operator.v1.SetProgress
+	(*DisableHostRequest)(nil),      // 51: fleetban.operator.v1.DisableHostRequest
+	(*DisableHostResponse)(nil),     // 52: fleetban.operator.v1.DisableHostResponse
+	(*EnableHostRequest)(nil),       // 53: fleetban.operator.v1.EnableHostRequest
+	(*EnableHostResponse)(nil),      // 54: fleetban.operator.v1.EnableHostResponse
+	(*DeleteHostRequest)(nil),       // 55: fleetban.operator.v1.DeleteHostRequest
+	(*DeleteHostResponse)(nil),      // 56: fleetban.operator.v1.DeleteHostResponse
+	(*ReleaseHostRequest)(nil),      // 57: fleetban.operator.v1.ReleaseHostRequest
+	(*ReleaseHostResponse)(nil),     // 58: fleetban.operator.v1.ReleaseHostResponse
+	(*ListCommandsRequest)(nil),     // 59: fleetban.operator.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),    // 60: fleetban.operator.v1.ListCommandsResponse
+	(*HostCommand)(nil),             // 61: fleetban.operator.v1.HostCommand
+	(*CreateJoinTokenRequest)(nil),  // 62: fleetban.operator.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 63: fleetban.operator.v1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),   // 64: fleetban.operator.v1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),  // 65: fleetban.operator.v1.ListJoinTokensResponse
+	(*JoinToken)(nil),               // 66: fleetban.operator.v1.JoinToken
+	(*RevokeJoinTokenRequest)(nil),  // 67: fleetban.operator.v1.RevokeJoinTokenRequest
+	(*RevokeJoinTokenResponse)(nil), // 68: fleetban.operator.v1.RevokeJoinTokenResponse
+	nil,                             // 69: fleetban.operator.v1.Host.TagsEntry
+	nil,                             // 70: fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
+	nil,                             // 71: fleetban.operator.v1.JoinToken.TagsEntry
+	(*v1.SetCursor)(nil),            // 72: fleetban.v1.SetCursor
+	(v1.Refusal)(0),                 // 73: fleetban.v1.Refusal
+	(v1.Inert)(0),                   // 74: fleetban.v1.Inert
+	(v1.Mode)(0),                    // 75: fleetban.v1.Mode
+	(v1.SetKind)(0),                 // 76: fleetban.v1.SetKind
+	(*v1.HostFacts)(nil),            // 77: fleetban.v1.HostFacts
+	(*v1.Health)(nil),               // 78: fleetban.v1.Health
+	(*v1.SetException)(nil),         // 79: fleetban.v1.SetException
+	(*v1.Command)(nil),              // 80: fleetban.v1.Command
+	(*v1.CommandResult)(nil),        // 81: fleetban.v1.CommandResult
 }
 var file_fleetban_operator_v1_operator_proto_depIdxs = []int32{
-	69, // 0: fleetban.operator.v1.BanResponse.cursor:type_name -> fleetban.v1.SetCursor
+	72, // 0: fleetban.operator.v1.BanResponse.cursor:type_name -> fleetban.v1.SetCursor
 	8,  // 1: fleetban.operator.v1.BanResponse.prefixes:type_name -> fleetban.operator.v1.BannedPrefix
 	5,  // 2: fleetban.operator.v1.BannedPrefix.effect:type_name -> fleetban.operator.v1.BannedPrefix.Effect
-	69, // 3: fleetban.operator.v1.UnbanResponse.cursors:type_name -> fleetban.v1.SetCursor
+	72, // 3: fleetban.operator.v1.UnbanResponse.cursors:type_name -> fleetban.v1.SetCursor
 	11, // 4: fleetban.operator.v1.UnbanResponse.prefixes:type_name -> fleetban.operator.v1.UnbannedPrefix
 	13, // 5: fleetban.operator.v1.UnbannedPrefix.retracted:type_name -> fleetban.operator.v1.Claim
 	12, // 6: fleetban.operator.v1.UnbannedPrefix.still_covered_by:type_name -> fleetban.operator.v1.Cover
@@ -6343,90 +6765,93 @@ var file_fleetban_operator_v1_operator_proto_depIdxs = []int32{
 	19, // 12: fleetban.operator.v1.ExplainResponse.tombstones:type_name -> fleetban.operator.v1.Tombstone
 	29, // 13: fleetban.operator.v1.ExplainResponse.allowed_by:type_name -> fleetban.operator.v1.AllowedPrefix
 	20, // 14: fleetban.operator.v1.ExplainResponse.hosts:type_name -> fleetban.operator.v1.HostEnforcement
-	41, // 15: fleetban.operator.v1.ExplainResponse.events:type_name -> fleetban.operator.v1.FleetEvent
+	44, // 15: fleetban.operator.v1.ExplainResponse.events:type_name -> fleetban.operator.v1.FleetEvent
 	2,  // 16: fleetban.operator.v1.HostEnforcement.state:type_name -> fleetban.operator.v1.EnforcementState
-	70, // 17: fleetban.operator.v1.HostEnforcement.refusal:type_name -> fleetban.v1.Refusal
-	71, // 18: fleetban.operator.v1.HostEnforcement.inert:type_name -> fleetban.v1.Inert
-	69, // 19: fleetban.operator.v1.WatchReceiptsRequest.cursor:type_name -> fleetban.v1.SetCursor
+	73, // 17: fleetban.operator.v1.HostEnforcement.refusal:type_name -> fleetban.v1.Refusal
+	74, // 18: fleetban.operator.v1.HostEnforcement.inert:type_name -> fleetban.v1.Inert
+	72, // 19: fleetban.operator.v1.WatchReceiptsRequest.cursor:type_name -> fleetban.v1.SetCursor
 	20, // 20: fleetban.operator.v1.WatchReceiptsResponse.missing:type_name -> fleetban.operator.v1.HostEnforcement
-	69, // 21: fleetban.operator.v1.AllowResponse.cursor:type_name -> fleetban.v1.SetCursor
-	69, // 22: fleetban.operator.v1.DisallowResponse.cursor:type_name -> fleetban.v1.SetCursor
+	72, // 21: fleetban.operator.v1.AllowResponse.cursor:type_name -> fleetban.v1.SetCursor
+	72, // 22: fleetban.operator.v1.DisallowResponse.cursor:type_name -> fleetban.v1.SetCursor
 	29, // 23: fleetban.operator.v1.ListAllowedResponse.allowed:type_name -> fleetban.operator.v1.AllowedPrefix
-	72, // 24: fleetban.operator.v1.GetFleetResponse.mode:type_name -> fleetban.v1.Mode
-	32, // 25: fleetban.operator.v1.GetFleetResponse.sets:type_name -> fleetban.operator.v1.SetState
-	69, // 26: fleetban.operator.v1.SetState.cursor:type_name -> fleetban.v1.SetCursor
-	73, // 27: fleetban.operator.v1.SetState.kind:type_name -> fleetban.v1.SetKind
-	72, // 28: fleetban.operator.v1.SetModeRequest.mode:type_name -> fleetban.v1.Mode
-	41, // 29: fleetban.operator.v1.WatchResponse.event:type_name -> fleetban.operator.v1.FleetEvent
-	3,  // 30: fleetban.operator.v1.FleetEvent.kind:type_name -> fleetban.operator.v1.FleetEventKind
-	1,  // 31: fleetban.operator.v1.FleetEvent.unpromoted:type_name -> fleetban.operator.v1.Unpromoted
-	46, // 32: fleetban.operator.v1.ListHostsResponse.hosts:type_name -> fleetban.operator.v1.Host
-	46, // 33: fleetban.operator.v1.GetHostResponse.host:type_name -> fleetban.operator.v1.Host
-	66, // 34: fleetban.operator.v1.Host.tags:type_name -> fleetban.operator.v1.Host.TagsEntry
-	74, // 35: fleetban.operator.v1.Host.facts:type_name -> fleetban.v1.HostFacts
-	4,  // 36: fleetban.operator.v1.Host.presence:type_name -> fleetban.operator.v1.Presence
-	75, // 37: fleetban.operator.v1.Host.health:type_name -> fleetban.v1.Health
-	47, // 38: fleetban.operator.v1.Host.sets:type_name -> fleetban.operator.v1.SetProgress
-	76, // 39: fleetban.operator.v1.Host.exceptions:type_name -> fleetban.v1.SetException
-	71, // 40: fleetban.operator.v1.Host.inert:type_name -> fleetban.v1.Inert
-	58, // 41: fleetban.operator.v1.ListCommandsResponse.commands:type_name -> fleetban.operator.v1.HostCommand
-	77, // 42: fleetban.operator.v1.HostCommand.command:type_name -> fleetban.v1.Command
-	78, // 43: fleetban.operator.v1.HostCommand.result:type_name -> fleetban.v1.CommandResult
-	67, // 44: fleetban.operator.v1.CreateJoinTokenRequest.tags:type_name -> fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
-	63, // 45: fleetban.operator.v1.CreateJoinTokenResponse.join_token:type_name -> fleetban.operator.v1.JoinToken
-	63, // 46: fleetban.operator.v1.ListJoinTokensResponse.join_tokens:type_name -> fleetban.operator.v1.JoinToken
-	68, // 47: fleetban.operator.v1.JoinToken.tags:type_name -> fleetban.operator.v1.JoinToken.TagsEntry
-	6,  // 48: fleetban.operator.v1.BanService.Ban:input_type -> fleetban.operator.v1.BanRequest
-	9,  // 49: fleetban.operator.v1.BanService.Unban:input_type -> fleetban.operator.v1.UnbanRequest
-	14, // 50: fleetban.operator.v1.BanService.ListBans:input_type -> fleetban.operator.v1.ListBansRequest
-	17, // 51: fleetban.operator.v1.BanService.Explain:input_type -> fleetban.operator.v1.ExplainRequest
-	21, // 52: fleetban.operator.v1.BanService.WatchReceipts:input_type -> fleetban.operator.v1.WatchReceiptsRequest
-	23, // 53: fleetban.operator.v1.AllowlistService.Allow:input_type -> fleetban.operator.v1.AllowRequest
-	25, // 54: fleetban.operator.v1.AllowlistService.Disallow:input_type -> fleetban.operator.v1.DisallowRequest
-	27, // 55: fleetban.operator.v1.AllowlistService.ListAllowed:input_type -> fleetban.operator.v1.ListAllowedRequest
-	30, // 56: fleetban.operator.v1.FleetService.GetFleet:input_type -> fleetban.operator.v1.GetFleetRequest
-	33, // 57: fleetban.operator.v1.FleetService.Pause:input_type -> fleetban.operator.v1.PauseRequest
-	35, // 58: fleetban.operator.v1.FleetService.Resume:input_type -> fleetban.operator.v1.ResumeRequest
-	37, // 59: fleetban.operator.v1.FleetService.SetMode:input_type -> fleetban.operator.v1.SetModeRequest
-	39, // 60: fleetban.operator.v1.FleetService.Watch:input_type -> fleetban.operator.v1.WatchRequest
-	42, // 61: fleetban.operator.v1.HostService.ListHosts:input_type -> fleetban.operator.v1.ListHostsRequest
-	44, // 62: fleetban.operator.v1.HostService.GetHost:input_type -> fleetban.operator.v1.GetHostRequest
-	48, // 63: fleetban.operator.v1.HostService.DisableHost:input_type -> fleetban.operator.v1.DisableHostRequest
-	50, // 64: fleetban.operator.v1.HostService.EnableHost:input_type -> fleetban.operator.v1.EnableHostRequest
-	52, // 65: fleetban.operator.v1.HostService.DeleteHost:input_type -> fleetban.operator.v1.DeleteHostRequest
-	54, // 66: fleetban.operator.v1.HostService.ReleaseHost:input_type -> fleetban.operator.v1.ReleaseHostRequest
-	56, // 67: fleetban.operator.v1.HostService.ListCommands:input_type -> fleetban.operator.v1.ListCommandsRequest
-	59, // 68: fleetban.operator.v1.JoinTokenService.CreateJoinToken:input_type -> fleetban.operator.v1.CreateJoinTokenRequest
-	61, // 69: fleetban.operator.v1.JoinTokenService.ListJoinTokens:input_type -> fleetban.operator.v1.ListJoinTokensRequest
-	64, // 70: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:input_type -> fleetban.operator.v1.RevokeJoinTokenRequest
-	7,  // 71: fleetban.operator.v1.BanService.Ban:output_type -> fleetban.operator.v1.BanResponse
-	10, // 72: fleetban.operator.v1.BanService.Unban:output_type -> fleetban.operator.v1.UnbanResponse
-	15, // 73: fleetban.operator.v1.BanService.ListBans:output_type -> fleetban.operator.v1.ListBansResponse
-	18, // 74: fleetban.operator.v1.BanService.Explain:output_type -> fleetban.operator.v1.ExplainResponse
-	22, // 75: fleetban.operator.v1.BanService.WatchReceipts:output_type -> fleetban.operator.v1.WatchReceiptsResponse
-	24, // 76: fleetban.operator.v1.AllowlistService.Allow:output_type -> fleetban.operator.v1.AllowResponse
-	26, // 77: fleetban.operator.v1.AllowlistService.Disallow:output_type -> fleetban.operator.v1.DisallowResponse
-	28, // 78: fleetban.operator.v1.AllowlistService.ListAllowed:output_type -> fleetban.operator.v1.ListAllowedResponse
-	31, // 79: fleetban.operator.v1.FleetService.GetFleet:output_type -> fleetban.operator.v1.GetFleetResponse
-	34, // 80: fleetban.operator.v1.FleetService.Pause:output_type -> fleetban.operator.v1.PauseResponse
-	36, // 81: fleetban.operator.v1.FleetService.Resume:output_type -> fleetban.operator.v1.ResumeResponse
-	38, // 82: fleetban.operator.v1.FleetService.SetMode:output_type -> fleetban.operator.v1.SetModeResponse
-	40, // 83: fleetban.operator.v1.FleetService.Watch:output_type -> fleetban.operator.v1.WatchResponse
-	43, // 84: fleetban.operator.v1.HostService.ListHosts:output_type -> fleetban.operator.v1.ListHostsResponse
-	45, // 85: fleetban.operator.v1.HostService.GetHost:output_type -> fleetban.operator.v1.GetHostResponse
-	49, // 86: fleetban.operator.v1.HostService.DisableHost:output_type -> fleetban.operator.v1.DisableHostResponse
-	51, // 87: fleetban.operator.v1.HostService.EnableHost:output_type -> fleetban.operator.v1.EnableHostResponse
-	53, // 88: fleetban.operator.v1.HostService.DeleteHost:output_type -> fleetban.operator.v1.DeleteHostResponse
-	55, // 89: fleetban.operator.v1.HostService.ReleaseHost:output_type -> fleetban.operator.v1.ReleaseHostResponse
-	57, // 90: fleetban.operator.v1.HostService.ListCommands:output_type -> fleetban.operator.v1.ListCommandsResponse
-	60, // 91: fleetban.operator.v1.JoinTokenService.CreateJoinToken:output_type -> fleetban.operator.v1.CreateJoinTokenResponse
-	62, // 92: fleetban.operator.v1.JoinTokenService.ListJoinTokens:output_type -> fleetban.operator.v1.ListJoinTokensResponse
-	65, // 93: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:output_type -> fleetban.operator.v1.RevokeJoinTokenResponse
-	71, // [71:94] is the sub-list for method output_type
-	48, // [48:71] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	75, // 24: fleetban.operator.v1.GetFleetResponse.mode:type_name -> fleetban.v1.Mode
+	35, // 25: fleetban.operator.v1.GetFleetResponse.sets:type_name -> fleetban.operator.v1.SetState
+	32, // 26: fleetban.operator.v1.GetFleetResponse.leases:type_name -> fleetban.operator.v1.Lease
+	33, // 27: fleetban.operator.v1.Lease.history:type_name -> fleetban.operator.v1.LeaseTerm
+	34, // 28: fleetban.operator.v1.Lease.runs:type_name -> fleetban.operator.v1.JobRun
+	72, // 29: fleetban.operator.v1.SetState.cursor:type_name -> fleetban.v1.SetCursor
+	76, // 30: fleetban.operator.v1.SetState.kind:type_name -> fleetban.v1.SetKind
+	75, // 31: fleetban.operator.v1.SetModeRequest.mode:type_name -> fleetban.v1.Mode
+	44, // 32: fleetban.operator.v1.WatchResponse.event:type_name -> fleetban.operator.v1.FleetEvent
+	3,  // 33: fleetban.operator.v1.FleetEvent.kind:type_name -> fleetban.operator.v1.FleetEventKind
+	1,  // 34: fleetban.operator.v1.FleetEvent.unpromoted:type_name -> fleetban.operator.v1.Unpromoted
+	49, // 35: fleetban.operator.v1.ListHostsResponse.hosts:type_name -> fleetban.operator.v1.Host
+	49, // 36: fleetban.operator.v1.GetHostResponse.host:type_name -> fleetban.operator.v1.Host
+	69, // 37: fleetban.operator.v1.Host.tags:type_name -> fleetban.operator.v1.Host.TagsEntry
+	77, // 38: fleetban.operator.v1.Host.facts:type_name -> fleetban.v1.HostFacts
+	4,  // 39: fleetban.operator.v1.Host.presence:type_name -> fleetban.operator.v1.Presence
+	78, // 40: fleetban.operator.v1.Host.health:type_name -> fleetban.v1.Health
+	50, // 41: fleetban.operator.v1.Host.sets:type_name -> fleetban.operator.v1.SetProgress
+	79, // 42: fleetban.operator.v1.Host.exceptions:type_name -> fleetban.v1.SetException
+	74, // 43: fleetban.operator.v1.Host.inert:type_name -> fleetban.v1.Inert
+	61, // 44: fleetban.operator.v1.ListCommandsResponse.commands:type_name -> fleetban.operator.v1.HostCommand
+	80, // 45: fleetban.operator.v1.HostCommand.command:type_name -> fleetban.v1.Command
+	81, // 46: fleetban.operator.v1.HostCommand.result:type_name -> fleetban.v1.CommandResult
+	70, // 47: fleetban.operator.v1.CreateJoinTokenRequest.tags:type_name -> fleetban.operator.v1.CreateJoinTokenRequest.TagsEntry
+	66, // 48: fleetban.operator.v1.CreateJoinTokenResponse.join_token:type_name -> fleetban.operator.v1.JoinToken
+	66, // 49: fleetban.operator.v1.ListJoinTokensResponse.join_tokens:type_name -> fleetban.operator.v1.JoinToken
+	71, // 50: fleetban.operator.v1.JoinToken.tags:type_name -> fleetban.operator.v1.JoinToken.TagsEntry
+	6,  // 51: fleetban.operator.v1.BanService.Ban:input_type -> fleetban.operator.v1.BanRequest
+	9,  // 52: fleetban.operator.v1.BanService.Unban:input_type -> fleetban.operator.v1.UnbanRequest
+	14, // 53: fleetban.operator.v1.BanService.ListBans:input_type -> fleetban.operator.v1.ListBansRequest
+	17, // 54: fleetban.operator.v1.BanService.Explain:input_type -> fleetban.operator.v1.ExplainRequest
+	21, // 55: fleetban.operator.v1.BanService.WatchReceipts:input_type -> fleetban.operator.v1.WatchReceiptsRequest
+	23, // 56: fleetban.operator.v1.AllowlistService.Allow:input_type -> fleetban.operator.v1.AllowRequest
+	25, // 57: fleetban.operator.v1.AllowlistService.Disallow:input_type -> fleetban.operator.v1.DisallowRequest
+	27, // 58: fleetban.operator.v1.AllowlistService.ListAllowed:input_type -> fleetban.operator.v1.ListAllowedRequest
+	30, // 59: fleetban.operator.v1.FleetService.GetFleet:input_type -> fleetban.operator.v1.GetFleetRequest
+	36, // 60: fleetban.operator.v1.FleetService.Pause:input_type -> fleetban.operator.v1.PauseRequest
+	38, // 61: fleetban.operator.v1.FleetService.Resume:input_type -> fleetban.operator.v1.ResumeRequest
+	40, // 62: fleetban.operator.v1.FleetService.SetMode:input_type -> fleetban.operator.v1.SetModeRequest
+	42, // 63: fleetban.operator.v1.FleetService.Watch:input_type -> fleetban.operator.v1.WatchRequest
+	45, // 64: fleetban.operator.v1.HostService.ListHosts:input_type -> fleetban.operator.v1.ListHostsRequest
+	47, // 65: fleetban.operator.v1.HostService.GetHost:input_type -> fleetban.operator.v1.GetHostRequest
+	51, // 66: fleetban.operator.v1.HostService.DisableHost:input_type -> fleetban.operator.v1.DisableHostRequest
+	53, // 67: fleetban.operator.v1.HostService.EnableHost:input_type -> fleetban.operator.v1.EnableHostRequest
+	55, // 68: fleetban.operator.v1.HostService.DeleteHost:input_type -> fleetban.operator.v1.DeleteHostRequest
+	57, // 69: fleetban.operator.v1.HostService.ReleaseHost:input_type -> fleetban.operator.v1.ReleaseHostRequest
+	59, // 70: fleetban.operator.v1.HostService.ListCommands:input_type -> fleetban.operator.v1.ListCommandsRequest
+	62, // 71: fleetban.operator.v1.JoinTokenService.CreateJoinToken:input_type -> fleetban.operator.v1.CreateJoinTokenRequest
+	64, // 72: fleetban.operator.v1.JoinTokenService.ListJoinTokens:input_type -> fleetban.operator.v1.ListJoinTokensRequest
+	67, // 73: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:input_type -> fleetban.operator.v1.RevokeJoinTokenRequest
+	7,  // 74: fleetban.operator.v1.BanService.Ban:output_type -> fleetban.operator.v1.BanResponse
+	10, // 75: fleetban.operator.v1.BanService.Unban:output_type -> fleetban.operator.v1.UnbanResponse
+	15, // 76: fleetban.operator.v1.BanService.ListBans:output_type -> fleetban.operator.v1.ListBansResponse
+	18, // 77: fleetban.operator.v1.BanService.Explain:output_type -> fleetban.operator.v1.ExplainResponse
+	22, // 78: fleetban.operator.v1.BanService.WatchReceipts:output_type -> fleetban.operator.v1.WatchReceiptsResponse
+	24, // 79: fleetban.operator.v1.AllowlistService.Allow:output_type -> fleetban.operator.v1.AllowResponse
+	26, // 80: fleetban.operator.v1.AllowlistService.Disallow:output_type -> fleetban.operator.v1.DisallowResponse
+	28, // 81: fleetban.operator.v1.AllowlistService.ListAllowed:output_type -> fleetban.operator.v1.ListAllowedResponse
+	31, // 82: fleetban.operator.v1.FleetService.GetFleet:output_type -> fleetban.operator.v1.GetFleetResponse
+	37, // 83: fleetban.operator.v1.FleetService.Pause:output_type -> fleetban.operator.v1.PauseResponse
+	39, // 84: fleetban.operator.v1.FleetService.Resume:output_type -> fleetban.operator.v1.ResumeResponse
+	41, // 85: fleetban.operator.v1.FleetService.SetMode:output_type -> fleetban.operator.v1.SetModeResponse
+	43, // 86: fleetban.operator.v1.FleetService.Watch:output_type -> fleetban.operator.v1.WatchResponse
+	46, // 87: fleetban.operator.v1.HostService.ListHosts:output_type -> fleetban.operator.v1.ListHostsResponse
+	48, // 88: fleetban.operator.v1.HostService.GetHost:output_type -> fleetban.operator.v1.GetHostResponse
+	52, // 89: fleetban.operator.v1.HostService.DisableHost:output_type -> fleetban.operator.v1.DisableHostResponse
+	54, // 90: fleetban.operator.v1.HostService.EnableHost:output_type -> fleetban.operator.v1.EnableHostResponse
+	56, // 91: fleetban.operator.v1.HostService.DeleteHost:output_type -> fleetban.operator.v1.DeleteHostResponse
+	58, // 92: fleetban.operator.v1.HostService.ReleaseHost:output_type -> fleetban.operator.v1.ReleaseHostResponse
+	60, // 93: fleetban.operator.v1.HostService.ListCommands:output_type -> fleetban.operator.v1.ListCommandsResponse
+	63, // 94: fleetban.operator.v1.JoinTokenService.CreateJoinToken:output_type -> fleetban.operator.v1.CreateJoinTokenResponse
+	65, // 95: fleetban.operator.v1.JoinTokenService.ListJoinTokens:output_type -> fleetban.operator.v1.ListJoinTokensResponse
+	68, // 96: fleetban.operator.v1.JoinTokenService.RevokeJoinToken:output_type -> fleetban.operator.v1.RevokeJoinTokenResponse
+	74, // [74:97] is the sub-list for method output_type
+	51, // [51:74] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_fleetban_operator_v1_operator_proto_init() }
@@ -6440,7 +6865,7 @@ func file_fleetban_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_operator_v1_operator_proto_rawDesc), len(file_fleetban_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   63,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
