@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ const (
 	forPasskey = "passkey-sign-in"
 	forTOTP    = "totp"
 	forNewKey  = "passkey"
+	forProof   = "proof"
 )
 
 var (
@@ -58,7 +60,8 @@ func (f *Factors) ask(ctx context.Context, c challenge, life time.Duration) (str
 	}
 	text := secretText(challengePrefix)
 	pipe := f.store.Client().TxPipeline()
-	pipe.HSet(ctx, challengeKey(text), "body", body, "tries", 0)
+	// Sealed, and bound to its secret: who writes to Redis makes none, and so has nobody's password taken for granted.
+	pipe.HSet(ctx, challengeKey(text), "body", f.sealed("challenge", hashOf(text), body), "tries", 0)
 	pipe.PExpire(ctx, challengeKey(text), life)
 	if _, err := pipe.Exec(ctx); err != nil {
 		return "", fmt.Errorf("store challenge: %w", store.Classify(err))
@@ -78,8 +81,13 @@ func (f *Factors) try(ctx context.Context, text string, what ...string) (challen
 	if reply == "" {
 		return challenge{}, ErrChallenge
 	}
+	body, err := f.opened("challenge", hashOf(text), reply)
+	if err != nil {
+		f.logger.ErrorContext(ctx, "a challenge in Redis is not this fleet's: somebody wrote to Redis", slog.Any("error", err))
+		return challenge{}, ErrChallenge
+	}
 	var c challenge
-	if err := json.Unmarshal([]byte(reply), &c); err != nil {
+	if err := json.Unmarshal(body, &c); err != nil {
 		return challenge{}, fmt.Errorf("stored challenge is damaged: %w", err)
 	}
 	for _, w := range what {

@@ -39,16 +39,21 @@ func (f *Factors) Ask(ctx context.Context, person, state string) (*Asked, error)
 		asked.Challenge, err = f.ask(ctx, c, ChallengeLife)
 		return asked, err
 	}
-	h, err := f.holder(ctx, person, "")
+	asked.Challenge, asked.PasskeyOptions, err = f.askForPasskey(ctx, c)
+	return asked, err
+}
+
+// askForPasskey asks for one of c.Person's.
+func (f *Factors) askForPasskey(ctx context.Context, c challenge) (text string, options []byte, err error) {
+	h, err := f.holder(ctx, c.Person, "")
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	assertion, session, err := f.webauthn.BeginLogin(h, webauthn.WithUserVerification(protocol.VerificationRequired))
 	if err != nil {
-		return nil, fmt.Errorf("ask for a passkey: %w", err)
+		return "", nil, fmt.Errorf("ask for a passkey: %w", err)
 	}
-	asked.Challenge, asked.PasskeyOptions, err = f.askWith(ctx, c, session, assertion)
-	return asked, err
+	return f.askWith(ctx, c, session, assertion)
 }
 
 // AskPasskey begins a sign-in with a passkey alone: *people.TooOftenError, ErrNoPasskeys.

@@ -18,6 +18,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/insight"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -39,6 +40,8 @@ type Options struct {
 	InstallLine string
 	// Durability says what Redis promises: "always", "everysec", "none", "replicated".
 	Durability func(ctx context.Context) string
+	// Leases says which replica does what one does for all. Optional.
+	Leases func(ctx context.Context) []leases.State
 	// Draining is closed when the replica is about to go: streams end and their clients go to another.
 	Draining <-chan struct{}
 	// Logger; default slog.Default().
@@ -66,6 +69,9 @@ func New(o Options) *API {
 	}
 	if o.Durability == nil {
 		o.Durability = func(context.Context) string { return "" }
+	}
+	if o.Leases == nil {
+		o.Leases = func(context.Context) []leases.State { return nil }
 	}
 	if o.Insight == nil {
 		o.Insight = insight.New(o.Sets)

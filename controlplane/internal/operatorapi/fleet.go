@@ -13,6 +13,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -53,10 +54,34 @@ func (a *API) GetFleet(ctx context.Context, _ *connect.Request[operatorv1.GetFle
 			answer.Bans += s.Records
 		}
 	}
+	for _, l := range a.o.Leases(ctx) {
+		answer.Leases = append(answer.Leases, leaseProto(l))
+	}
 	slices.SortFunc(answer.Sets, func(x, y *operatorv1.SetState) int {
 		return strings.Compare(x.GetCursor().GetSet(), y.GetCursor().GetSet())
 	})
 	return connect.NewResponse(answer.Build()), nil
+}
+
+func leaseProto(l leases.State) *operatorv1.Lease {
+	ms := func(t time.Time) int64 {
+		if t.IsZero() {
+			return 0
+		}
+		return t.UnixMilli()
+	}
+	out := operatorv1.Lease_builder{Name: l.Name, Holder: l.Holder, Term: l.Term, SinceUnixMs: ms(l.Since), UntilUnixMs: ms(l.Until)}
+	for _, t := range l.History {
+		out.History = append(out.History, operatorv1.LeaseTerm_builder{
+			Holder: t.Holder, Term: t.Term, SinceUnixMs: ms(t.Since), EndedUnixMs: ms(t.Ended), Released: t.Released,
+		}.Build())
+	}
+	for _, r := range l.Runs {
+		out.Runs = append(out.Runs, operatorv1.JobRun_builder{
+			Name: r.Name, BeganUnixMs: ms(r.Began), TookMs: uint32(min(r.Took.Milliseconds(), 1<<31)), Problem: r.Problem, Term: r.Term, //nolint:gosec // bounded
+		}.Build())
+	}
+	return out.Build()
 }
 
 // Pause implements FleetService.

@@ -17,6 +17,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/mail"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/sessions"
 	"github.com/fleetban/fleetban/controlplane/internal/sso"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -85,9 +86,7 @@ func (a *PeopleAPI) SignIn(ctx context.Context, req *connect.Request[operatorv1.
 			return nil, mappedPeople(err)
 		}
 		if asked != nil {
-			return noStore(connect.NewResponse(operatorv1.SignInResponse_builder{SecondFactor: operatorv1.SecondFactor_builder{
-				Challenge: asked.Challenge, Totp: asked.TOTP, RecoveryCode: asked.Recovery, PasskeyOptionsJson: asked.PasskeyOptions,
-			}.Build()}.Build())), nil
+			return noStore(connect.NewResponse(operatorv1.SignInResponse_builder{SecondFactor: askedProto(asked)}.Build())), nil
 		}
 	}
 	return a.begin(ctx, account, req.Msg.GetOrganisationId(), sessions.Password)
@@ -104,19 +103,13 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 		org = account.Orgs[0]
 	}
 	details := []audit.Detail{{Name: "with", After: method}}
-	if a.o.SSO != nil && method != sessions.OIDC {
-		may, breakGlass, err := a.o.SSO.MayUsePassword(ctx, org, account.ID)
-		if err != nil {
-			return sessions.Tokens{}, err
-		}
-		if !may {
-			return sessions.Tokens{}, apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "",
-				"this organisation signs in with its identity provider", "fleetban login --sso, or "+a.o.SSO.StartURL(org))
-		}
-		if breakGlass {
-			details = append(details, audit.Detail{Name: "break_glass", After: "the identity provider was passed by"})
+	breakGlass, err := a.mayUse(ctx, org, account.ID, method)
+	if err != nil {
+		return sessions.Tokens{}, err
+	}
+	if breakGlass {
+		details = append(details, audit.Detail{Name: "break_glass", After: "the identity provider was passed by"})
 			a.o.Logger.WarnContext(ctx, "an owner signed in past the organisation's identity provider", slog.String("person", account.ID), slog.String("organisation", org))
-		}
 	}
 	tokens, err := a.o.Sessions.Begin(ctx, account.ID, org, method, sessions.Client{Address: auth.Address(ctx), Agent: audit.ClientFrom(ctx).UserAgent})
 	if errors.Is(err, people.ErrNoMember) {
@@ -125,7 +118,12 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 	if err != nil {
 		return sessions.Tokens{}, mappedPeople(err)
 	}
-	if err := a.still(ctx, account); err != nil {
+	err = a.still(ctx, account)
+	if err == nil {
+		// Again: who made the provider the only way meanwhile has ended the sessions that stood, of which this was none.
+		_, err = a.mayUse(ctx, org, account.ID, method)
+	}
+	if err != nil {
 		return sessions.Tokens{}, errors.Join(err, a.o.Sessions.End(context.WithoutCancel(ctx), account.ID, tokens.Session))
 	}
 	if err := a.record(ctx, org, "sign-in", tokens.Member, details...); err != nil {
@@ -138,6 +136,23 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 		a.o.Logger.WarnContext(ctx, "where a person signed in from is not remembered", slog.Any("error", err))
 	}
 	return tokens, nil
+}
+
+// mayUse refuses a sign-in past the organisation's identity provider where that is the only way, but for one owner: then
+// breakGlass is set.
+func (a *PeopleAPI) mayUse(ctx context.Context, org, person, method string) (breakGlass bool, err error) {
+	if a.o.SSO == nil || method == sessions.OIDC {
+		return false, nil
+	}
+	may, breakGlass, err := a.o.SSO.MayUsePassword(ctx, org, person)
+	if err != nil {
+		return false, err
+	}
+	if !may {
+		return false, apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "",
+			"this organisation signs in with its identity provider", "fleetban login --sso, or "+a.o.SSO.StartURL(org))
+	}
+	return breakGlass, nil
 }
 
 // still refuses a sign-in whose password was changed while it went on: what ended the person's sessions has not seen this one.
@@ -180,15 +195,6 @@ func (a *PeopleAPI) begin(ctx context.Context, account people.Account, org, meth
 	return noStore(connect.NewResponse(operatorv1.SignInResponse_builder{
 		Tokens: tokensProto(tokens), Person: personOf(tokens), OrganisationIds: account.Orgs, Device: a.newDevice(account.ID),
 	}.Build())), nil
-}
-
-// provedFor is how long after a sign-in a person need not prove again who they are.
-const provedFor = 10 * time.Minute
-
-// recentlyProved reports whether the caller has proved to be the person within provedFor: with the sign-in of the session.
-func recentlyProved(ctx context.Context) bool {
-	p, ok := auth.From(ctx)
-	return ok && p.Session.ID != "" && time.Since(time.Unix(p.Session.Proved, 0)) < provedFor
 }
 
 // Refresh implements SessionService.
@@ -340,6 +346,9 @@ func mappedPeople(err error) error {
 	case errors.Is(err, people.ErrBusy):
 		return apierr.Wrap(err, connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "",
 			"too many people sign in at this moment", "try again in a few seconds")
+	case errors.Is(err, seal.ErrForged):
+		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
+			"what is stored of this account isn't signed by this control plane", "tell who runs it: its log says more")
 	case errors.Is(err, people.ErrBadLogin):
 		return apierr.Wrap(err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "",
 			"the e-mail address or the password is wrong", "type them again")

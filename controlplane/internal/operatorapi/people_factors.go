@@ -12,7 +12,6 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/factors"
 	"github.com/fleetban/fleetban/controlplane/internal/mail"
-	"github.com/fleetban/fleetban/controlplane/internal/people"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -52,64 +51,6 @@ func (a *PeopleAPI) CompleteSignIn(
 		return nil, err
 	}
 	return a.begin(ctx, account, req.Msg.GetOrganisationId(), done.Method)
-}
-
-// prove checks that the caller is the person and not someone at their screen: by proof, or where there is none by how long
-// ago they signed in. ofFactors: a second factor is at stake, and then the password alone isn't enough for who has one.
-func (a *PeopleAPI) prove(ctx context.Context, p auth.Principal, proof *operatorv1.Proof, ofFactors bool) error {
-	if a.o.Factors == nil && ofFactors {
-		return mappedPeople(factors.ErrNone)
-	}
-	var err error
-	switch {
-	case proof == nil && recentlyProved(ctx):
-		return nil
-	case proof == nil:
-		return proofNeeded("it is more than ten minutes ago that you proved who you are", "give your password or a code, or sign in again")
-	case proof.HasPassword():
-		if err := a.o.People.Check(ctx, p.ID, proof.GetPassword()); err != nil {
-			return mappedProof(err)
-		}
-		if !ofFactors {
-			return nil
-		}
-		state, err := a.o.Factors.State(ctx, p.ID)
-		if err != nil {
-			return mappedPeople(err)
-		}
-		if state.Any() && !recentlyProved(ctx) {
-			return proofNeeded("the password alone is not enough to change second factors", "give a code or a recovery code, or sign in again")
-		}
-		return nil
-	case a.o.Factors == nil:
-		return mappedProof(factors.ErrWrong)
-	case proof.HasTotpCode():
-		// For the session's own device: what strangers try doesn't count.
-		err = a.o.Factors.Code(ctx, p.ID, p.Session.ID, proof.GetTotpCode())
-	default:
-		err = a.o.Factors.RecoveryCode(ctx, p.ID, p.Session.ID, proof.GetRecoveryCode())
-	}
-	return mappedProof(err)
-}
-
-// mappedProof: the caller is signed in; what is wrong is what they gave.
-func mappedProof(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, people.ErrBadLogin):
-		return apierr.Wrap(err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "proof",
-			"the password is another one; nothing was changed", "type it again")
-	case errors.Is(err, factors.ErrWrong):
-		return apierr.Wrap(err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "proof",
-			"the code is wrong or was used before; nothing was changed", "type the code that is shown now")
-	default:
-		return mappedPeople(err)
-	}
-}
-
-func proofNeeded(message, fix string) error {
-	return apierr.New(connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PROOF_NEEDED, "proof", message, fix)
 }
 
 // mappedEnrolment: as mappedPeople, of one who is signed in.
@@ -337,9 +278,6 @@ func (a *PeopleAPI) SetSecondFactorPolicy(
 	p, err := a.enrolling(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if !recentlyProved(ctx) {
-		return nil, proofNeeded("it is more than ten minutes ago that you proved who you are", "sign in again: fleetban login")
 	}
 	was, err := a.o.Factors.Required(ctx, p.Org)
 	if err != nil {

@@ -124,7 +124,35 @@ func (a *SSOAPI) SetSso(ctx context.Context, req *connect.Request[operatorv1.Set
 	if err := a.SSO.Set(ctx, p.Org, set); err != nil {
 		return nil, mappedSSO(err)
 	}
+	if set.Required {
+		// Behind the setting, so that of who signs in at this moment either this or Begin sees that they may not.
+		ended, err := a.endOthers(ctx, p.Org, set.BreakGlass)
+		if err != nil {
+			return nil, err
+		}
+		audit.From(ctx).Add(audit.Detail{Name: "sessions_ended", After: strconv.Itoa(ended)})
+	}
 	return connect.NewResponse(operatorv1.SetSsoResponse_builder{RedirectUrl: a.SSO.RedirectURL(p.Org), StartUrl: a.SSO.StartURL(p.Org)}.Build()), nil
+}
+
+// endOthers ends the organisation's sessions that didn't begin with its provider, but those of breakGlass. Where it fails half
+// way, setting the same again does the rest.
+func (a *SSOAPI) endOthers(ctx context.Context, org, breakGlass string) (ended int, err error) {
+	members, err := a.People.o.People.Members(ctx, org)
+	if err != nil {
+		return 0, mappedPeople(err)
+	}
+	for _, m := range members {
+		if m.Person == breakGlass {
+			continue
+		}
+		n, err := a.People.o.Sessions.EndIn(ctx, m.Person, org, sessions.OIDC)
+		if err != nil {
+			return ended, mappedPeople(err)
+		}
+		ended += n
+	}
+	return ended, nil
 }
 
 // breakGlass is the id of an owner who has a password.
@@ -191,11 +219,20 @@ func (a *SSOAPI) CompleteSso(
 	if err != nil {
 		return nil, mappedSSO(err)
 	}
-	tokens, err := a.People.Begin(ctx, who.Account, who.Org, sessions.OIDC)
+	tokens, err := a.begin(ctx, who)
 	if err != nil {
 		return nil, err
 	}
 	return noStore(connect.NewResponse(operatorv1.CompleteSsoResponse_builder{Tokens: tokensProto(tokens), Person: personOf(tokens)}.Build())), nil
+}
+
+// begin begins the session of who came back, and notes with it when the provider looked at them.
+func (a *SSOAPI) begin(ctx context.Context, who sso.Signed) (sessions.Tokens, error) {
+	tokens, err := a.People.Begin(ctx, who.Account, who.Org, sessions.OIDC)
+	if err == nil && !who.Looked.IsZero() {
+		err = mappedPeople(a.People.o.Sessions.Vouched(ctx, who.Account.ID, tokens.Session, who.Looked))
+	}
+	return tokens, err
 }
 
 // start sends a browser to the organisation's provider.
@@ -219,7 +256,7 @@ func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
 		}
 		program = sso.Program{Port: uint16(n), Challenge: r.URL.Query().Get("challenge"), State: r.URL.Query().Get("state")}
 	}
-	to, secret, err := a.SSO.Begin(r.Context(), org, program)
+	to, secret, err := a.SSO.Begin(r.Context(), org, program, r.URL.Query().Get(FreshParam) == "1")
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -251,7 +288,7 @@ func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, to, http.StatusSeeOther) //nolint:gosec // to the loopback of the browser's machine
 		return
 	}
-	tokens, err := a.People.Begin(r.Context(), who.Account, who.Org, sessions.OIDC)
+	tokens, err := a.begin(r.Context(), who)
 	if err != nil {
 		a.fail(w, r, err)
 		return

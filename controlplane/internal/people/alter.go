@@ -33,7 +33,9 @@ type alteration struct {
 	person string
 	role   Role
 	tags   scope.Tags
-	email  Email
+	// keep leaves the restriction of who has one as it is.
+	keep  bool
+	email Email
 }
 
 // alterTries bounds how often a change is decided anew because another one came in between.
@@ -43,7 +45,7 @@ const alterTries = 20
 var errRace = fmt.Errorf("%w: others change the members at this moment: try again", store.ErrUnavailable)
 
 // alter decides and makes a change. The answers: ok, already, missing, actor (may not), owner (only owners may), last (the
-// last owner). Versions grow with each change and never fall; they are Redis' milliseconds.
+// last owner), restricted (to tags, which the role can't be). Versions grow with each change and never fall; they are Redis' milliseconds.
 func (p *People) alter(ctx context.Context, org string, a alteration) (answer string, was, is Member, err error) {
 	for range alterTries {
 		all, err := p.store.Client().HGetAll(ctx, membersKey(org)).Result()
@@ -159,6 +161,12 @@ func (d *decision) change(ctx context.Context, by, was Member, stands bool) (str
 	if (was.Role == Owner || d.role == Owner) && by.Role != Owner {
 		return "owner", Member{}, Member{}, nil
 	}
+	tags := d.tags
+	if d.what == "role" && d.keep {
+		if tags = was.Tags; checkRole(d.role, tags) != nil {
+			return "restricted", was, Member{}, nil
+		}
+	}
 	needs := []string{d.actor}
 	if was.Role == Owner && d.role != Owner {
 		other, err := d.otherOwner(ctx)
@@ -171,7 +179,7 @@ func (d *decision) change(ctx context.Context, by, was Member, stands bool) (str
 		needs = append(needs, other)
 	}
 	is := was
-	is.Role, is.Tags, is.Version = d.role, d.tags, max(d.now, was.Version+1)
+	is.Role, is.Tags, is.Version = d.role, tags, max(d.now, was.Version+1)
 	if d.what == "remove" {
 		d.args = append([]any{-1, d.person, "", d.person, d.all[d.person]}, d.pairs(needs)...)
 		return "ok", was, is, nil

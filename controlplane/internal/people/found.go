@@ -15,11 +15,8 @@ func (p *People) Found(ctx context.Context, org, email, password string) (Member
 	if err := checkPassword(password, address); err != nil {
 		return Member{}, err
 	}
-	id, err := p.claim(ctx, address)
+	id, _, _, err := p.account(ctx, address, password)
 	if err != nil {
-		return Member{}, err
-	}
-	if err := p.prove(ctx, id, address, password); err != nil {
 		return Member{}, err
 	}
 	answer, version, err := p.members(ctx, org, "first", "", id, Owner, address)

@@ -76,7 +76,12 @@ func (p *People) Invite(ctx context.Context, org, actor, email string, role Role
 // Accept makes the invited person a member, once: ErrBadInvitation, ErrWeakPassword for an account that is to be made,
 // ErrBadLogin for one that stands and has another password, ErrNotAllowed, and what SignIn returns. A refused password
 // leaves the invitation good.
-func (p *People) Accept(ctx context.Context, secret, password string, from netip.Addr) (org string, m Member, err error) {
+//
+// second is asked for an account that stands, once its password was right: its error, of a second factor that is missing or
+// wrong, leaves the invitation good too.
+func (p *People) Accept(
+	ctx context.Context, secret, password string, from netip.Addr, second func(ctx context.Context, person, state string) error,
+) (org string, m Member, err error) {
 	if !strings.HasPrefix(secret, invitePrefix) {
 		return "", Member{}, ErrBadInvitation
 	}
@@ -99,15 +104,17 @@ func (p *People) Accept(ctx context.Context, secret, password string, from netip
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return "", Member{}, fmt.Errorf("stored invitation is damaged: %w", err)
 	}
-	id, err := p.claim(ctx, address)
-	if err != nil {
-		return "", Member{}, err
-	}
 	if err := p.attempt(ctx, address, from); err != nil {
 		return "", Member{}, err
 	}
-	if err := p.prove(ctx, id, address, password); err != nil {
+	id, state, stood, err := p.account(ctx, address, password)
+	if err != nil {
 		return "", Member{}, err
+	}
+	if stood && second != nil {
+		if err := second(ctx, id, state); err != nil {
+			return "", Member{}, err
+		}
 	}
 	// Whoever takes it is the one who used it. Had this died before, the account stands and the invitation is good.
 	if n, err := client.Del(ctx, inviteKey(secret)).Result(); err != nil {
@@ -129,34 +136,4 @@ func (p *People) Accept(ctx context.Context, secret, password string, from netip
 	}
 	m, err = p.Member(ctx, invited.Org, id)
 	return invited.Org, m, err
-}
-
-// prove makes the account with this password, or checks that it is the account's.
-func (p *People) prove(ctx context.Context, id string, address Email, password string) error {
-	stands, err := p.store.Client().HExists(ctx, accountKey(id), "password").Result()
-	if err != nil {
-		return fmt.Errorf("read account: %w", store.Classify(err))
-	}
-	if !stands {
-		if err := checkPassword(password, address); err != nil {
-			return err
-		}
-		hash, err := p.hasher.hash(ctx, normal(password))
-		if err != nil {
-			return err
-		}
-		made, err := p.create(ctx, id, address, hash)
-		if err != nil {
-			return err
-		}
-		if made {
-			// Somebody else's change of address may have taken it, before there was anything here (take).
-			if leads, err := p.find(ctx, address); err != nil || leads == id {
-				return err
-			}
-			return ErrBadLogin
-		}
-	}
-	_, err = p.check(ctx, id, password)
-	return err
 }

@@ -128,45 +128,46 @@ func (p *People) makeLink(ctx context.Context, prefix string, life time.Duration
 	return Link{Secret: secret, Account: account, Expires: time.Now().Add(life)}, nil
 }
 
-// findLink is what a secret stands for, and the account's password as it is stored: ErrBadLink where it isn't good.
-func (p *People) findLink(ctx context.Context, prefix, secret string) (l link, stored string, err error) {
+// findLink is what a secret stands for, and what the account signs in with: ErrBadLink where it isn't good.
+func (p *People) findLink(ctx context.Context, prefix, secret string) (l link, stands credential, err error) {
 	if !strings.HasPrefix(secret, prefix) {
-		return link{}, "", ErrBadLink
+		return link{}, credential{}, ErrBadLink
 	}
 	raw, err := p.store.Client().Get(ctx, linkKey(secret)).Result()
 	if errors.Is(err, redis.Nil) {
-		return link{}, "", ErrBadLink
+		return link{}, credential{}, ErrBadLink
 	}
 	if err != nil {
-		return link{}, "", fmt.Errorf("look up link: %w", store.Classify(err))
+		return link{}, credential{}, fmt.Errorf("look up link: %w", store.Classify(err))
 	}
 	body, err := p.seal.Open(ctx, kindLink, "", hashOf(secret), raw)
 	if errors.Is(err, seal.ErrForged) {
-		return link{}, "", ErrBadLink
+		return link{}, credential{}, ErrBadLink
 	}
 	if err != nil {
-		return link{}, "", err
+		return link{}, credential{}, err
 	}
 	if err := json.Unmarshal([]byte(body), &l); err != nil {
-		return link{}, "", fmt.Errorf("stored link is damaged: %w", err)
+		return link{}, credential{}, fmt.Errorf("stored link is damaged: %w", err)
 	}
-	v, err := p.store.Client().HMGet(ctx, accountKey(l.Person), "password", "email").Result()
+	stands, err = p.credential(ctx, l.Person)
+	if errors.Is(err, seal.ErrForged) {
+		return link{}, credential{}, ErrBadLink
+	}
 	if err != nil {
-		return link{}, "", fmt.Errorf("read account: %w", store.Classify(err))
+		return link{}, credential{}, err
 	}
-	stored, _ = v[0].(string)
-	email, _ := v[1].(string)
-	if stored == "" || hashOf(stored) != l.State || email != l.Email && (l.New == "" || email != l.New) {
-		return link{}, "", ErrBadLink
+	if stands.state() == "" || stands.state() != l.State || stands.email != l.Email && (l.New == "" || stands.email != l.New) {
+		return link{}, credential{}, ErrBadLink
 	}
-	return l, stored, nil
+	return l, stands, nil
 }
 
 // ResetPassword sets a password by the secret of a link, once: ErrBadLink, ErrWeakPassword (the link stays good), ErrBusy.
 // end ends the person's sessions; it is called before and after the change, so that none of the former password is left,
 // nor one that began meanwhile.
 func (p *People) ResetPassword(ctx context.Context, secret, password string, end func(ctx context.Context, person string) error) (Account, error) {
-	l, stored, err := p.findLink(ctx, resetPrefix, secret)
+	l, stands, err := p.findLink(ctx, resetPrefix, secret)
 	if err != nil {
 		return Account{}, err
 	}
@@ -185,11 +186,11 @@ func (p *People) ResetPassword(ctx context.Context, secret, password string, end
 		return Account{}, err
 	}
 	// Of many who use it at once, or use two links, one finds the password as it was.
-	done, err := secureScript.Run(ctx, p.store, []string{accountKey(l.Person)}, stored, l.Email, "password", hash).Int()
+	done, err := p.secure(ctx, l.Person, stands, hash, l.Email, true)
 	if err != nil {
-		return Account{}, fmt.Errorf("set password: %w", err)
+		return Account{}, err
 	}
-	if done != 1 {
+	if !done {
 		return Account{}, ErrBadLink
 	}
 	if err := end(ctx, l.Person); err != nil {
@@ -229,7 +230,7 @@ var ErrTaken = errors.New("there is another account with this address")
 // ConfirmEmail changes an address by the secret of a link, once: ErrBadLink, ErrTaken. Account.Email is the new one, was the
 // former. Repeated after it died half way, it completes what was begun.
 func (p *People) ConfirmEmail(ctx context.Context, secret string) (account Account, was string, err error) {
-	l, stored, err := p.findLink(ctx, emailPrefix, secret)
+	l, stands, err := p.findLink(ctx, emailPrefix, secret)
 	if err != nil {
 		return Account{}, "", err
 	}
@@ -244,8 +245,10 @@ func (p *People) ConfirmEmail(ctx context.Context, secret string) (account Accou
 	if err := p.take(ctx, next, l.Person); err != nil {
 		return Account{}, "", err
 	}
-	if _, err := secureScript.Run(ctx, p.store, []string{accountKey(l.Person)}, stored, l.Email, "email", l.New).Int(); err != nil {
-		return Account{}, "", fmt.Errorf("set address: %w", err)
+	if stands.email == l.Email {
+		if _, err := p.secure(ctx, l.Person, stands, stands.hash, l.New, false); err != nil {
+			return Account{}, "", err
+		}
 	}
 	account, err = p.Account(ctx, l.Person)
 	if err != nil {
@@ -268,8 +271,7 @@ func (p *People) ConfirmEmail(ctx context.Context, secret string) (account Accou
 	return account, l.Email, nil
 }
 
-// take makes an address lead to a person: ErrTaken where it leads to another one's account. One that was claimed by somebody
-// who never gave it a password is nobody's.
+// take makes an address lead to a person: ErrTaken where it leads to another one's account.
 func (p *People) take(ctx context.Context, address Email, id string) error {
 	if err := p.store.Client().SetNX(ctx, emailKey(address), id, 0).Err(); err != nil {
 		return fmt.Errorf("claim the e-mail address: %w", store.Classify(err))
@@ -290,15 +292,7 @@ func (p *People) take(ctx context.Context, address Email, id string) error {
 	if done != 1 {
 		return ErrTaken
 	}
-	// Who made the account meanwhile looks at where the address leads after that (prove), and this after this.
-	made, err := p.begun(ctx, stands)
-	if err != nil || !made {
-		return err
-	}
-	if err := pointScript.Run(ctx, p.store, []string{emailKey(address)}, id, stands).Err(); err != nil {
-		return fmt.Errorf("give the e-mail address back: %w", err)
-	}
-	return ErrTaken
+	return nil
 }
 
 // begun reports whether anything stands of an account.

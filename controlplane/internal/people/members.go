@@ -26,6 +26,10 @@ var (
 	ErrNotAllowed = errors.New("whose right this was has it no more")
 	// ErrLastOwner: an organisation keeps one.
 	ErrLastOwner = errors.New("this is the last owner")
+	// ErrRestricted: the member is restricted to tags, which the role can't be.
+	ErrRestricted = errors.New("the member is restricted to some hosts, which this role can't be")
+	// ErrAmbiguous: several members have the address.
+	ErrAmbiguous = errors.New("several members have this address")
 	// ErrOwnerStands: the first owner was made before.
 	ErrOwnerStands = errors.New("the organisation has its first owner already")
 )
@@ -52,43 +56,22 @@ func (p *People) FirstOwner(ctx context.Context, org, email, password string) (M
 	if err := checkPassword(password, address); err != nil {
 		return Member{}, err
 	}
-	hash, err := p.hasher.hash(ctx, normal(password))
+	id, _, _, err := p.account(ctx, address, password)
 	if err != nil {
 		return Member{}, err
-	}
-	id, err := p.claim(ctx, address)
-	if err != nil {
-		return Member{}, err
-	}
-	stood, err := p.store.Client().HExists(ctx, accountKey(id), "password").Result()
-	if err != nil {
-		return Member{}, fmt.Errorf("read account: %w", store.Classify(err))
-	}
-	if stood {
-		// Of another organisation: its password is the proof, and who is made an owner first decides.
-		if _, err := p.check(ctx, id, password); err != nil {
-			return Member{}, err
-		}
 	}
 	answer, version, err := p.members(ctx, org, "first", "", id, Owner, address)
 	if err != nil {
 		return Member{}, err
 	}
-	if answer == "actor" || answer == "already" && stood {
+	if answer == "actor" {
 		return Member{}, ErrOwnerStands
 	}
 	if err := p.joined(ctx, id, org, version); err != nil {
 		return Member{}, err
 	}
-	if !stood {
-		// Who gives it its password decides between those with one address, all of whom are this owner.
-		made, err := p.create(ctx, id, address, hash)
-		if err != nil {
-			return Member{}, err
-		}
-		if !made {
-			return Member{}, ErrOwnerStands
-		}
+	if answer == "already" {
+		return Member{}, ErrOwnerStands
 	}
 	return Member{Person: id, Email: address.String(), Role: Owner, Version: version, Since: int64(version)}, nil
 }
@@ -126,12 +109,20 @@ func (p *People) Member(ctx context.Context, org, person string) (Member, error)
 	return p.openMember(ctx, org, person, raw)
 }
 
-// SetRole changes a member's role and tags in actor's right. Of the Members, Version of the latter is the first that has it.
-func (p *People) SetRole(ctx context.Context, org, actor, member string, role Role, tags scope.Tags) (was, is Member, err error) {
-	if err := checkRole(role, tags); err != nil {
+// Restriction says what hosts a member shall be restricted to from now on: those with one of Tags; Lift ends it. The zero
+// Restriction leaves it as it is.
+type Restriction struct {
+	Tags scope.Tags
+	Lift bool
+}
+
+// SetRole changes a member's role and restriction in actor's right: ErrRestricted where the role can't have the restriction
+// that stands. Of the Members, Version of the latter is the first that has it.
+func (p *People) SetRole(ctx context.Context, org, actor, member string, role Role, to Restriction) (was, is Member, err error) {
+	if err := checkRole(role, to.Tags); err != nil {
 		return Member{}, Member{}, err
 	}
-	return p.change(ctx, org, "role", actor, member, role, tags)
+	return p.change(ctx, org, "role", actor, member, role, to)
 }
 
 // checkRole: owners and admins steer the organisation, of which a part of the fleet is no part.
@@ -148,7 +139,7 @@ func checkRole(role Role, tags scope.Tags) error {
 // Remove ends a membership in actor's right. With ErrNoMember it returns the Person and a Version too: who repeats a
 // removal whose outcome was unknown can still have it taken notice of.
 func (p *People) Remove(ctx context.Context, org, actor, member string) (was, is Member, err error) {
-	was, is, err = p.change(ctx, org, "remove", actor, member, 0, nil)
+	was, is, err = p.change(ctx, org, "remove", actor, member, 0, Restriction{})
 	if err != nil {
 		return was, is, err
 	}
@@ -158,22 +149,56 @@ func (p *People) Remove(ctx context.Context, org, actor, member string) (was, is
 	return was, is, nil
 }
 
-// change finds the member by id or address.
-func (p *People) change(ctx context.Context, org, what, actor, member string, role Role, tags scope.Tags) (was, is Member, err error) {
-	id := member
-	if strings.Contains(member, "@") {
-		address, err := ParseEmail(member)
-		if err != nil {
-			return Member{}, Member{}, err
+// Find reads the member with an id or address: ErrNoMember, ErrAmbiguous, ErrInvalid.
+func (p *People) Find(ctx context.Context, org, member string) (Member, error) {
+	id, err := p.named(ctx, org, member)
+	if err != nil {
+		return Member{}, err
+	}
+	return p.Member(ctx, org, id)
+}
+
+// named is the id of the member with an id or address. Not every member's address leads to an account: those of an identity
+// provider's people don't. Who was a member before is found by what the address leads to.
+func (p *People) named(ctx context.Context, org, member string) (id string, err error) {
+	if !strings.Contains(member, "@") {
+		if _, err := ulid.ParseStrict(member); err != nil {
+			return "", ErrNoMember
 		}
-		if id, err = p.find(ctx, address); err != nil {
-			return Member{}, Member{}, err
+		return member, nil
+	}
+	address, err := ParseEmail(member)
+	if err != nil {
+		return "", err
+	}
+	all, err := p.Members(ctx, org)
+	if err != nil {
+		return "", err
+	}
+	for _, m := range all {
+		switch {
+		case m.Email != address.String():
+		case id != "":
+			return "", ErrAmbiguous
+		default:
+			id = m.Person
 		}
 	}
-	if _, err := ulid.ParseStrict(id); err != nil {
-		return Member{}, Member{}, ErrNoMember
+	if id == "" {
+		if id, err = p.find(ctx, address); err == nil && id == "" {
+			err = ErrNoMember
+		}
 	}
-	answer, was, is, err := p.alter(ctx, org, alteration{what: what, actor: actor, person: id, role: role, tags: tags})
+	return id, err
+}
+
+// change is alter of a member who is named by id or address.
+func (p *People) change(ctx context.Context, org, what, actor, member string, role Role, to Restriction) (was, is Member, err error) {
+	id, err := p.named(ctx, org, member)
+	if err != nil {
+		return Member{}, Member{}, err
+	}
+	answer, was, is, err := p.alter(ctx, org, alteration{what: what, actor: actor, person: id, role: role, tags: to.Tags, keep: len(to.Tags) == 0 && !to.Lift})
 	if err != nil {
 		return Member{}, Member{}, err
 	}
@@ -181,7 +206,7 @@ func (p *People) change(ctx context.Context, org, what, actor, member string, ro
 }
 
 var refusals = map[string]error{
-	"missing": ErrNoMember, "actor": ErrNotAllowed, "owner": ErrOwnersOnly, "last": ErrLastOwner,
+	"missing": ErrNoMember, "actor": ErrNotAllowed, "owner": ErrOwnersOnly, "last": ErrLastOwner, "restricted": ErrRestricted,
 }
 
 // joined notes at the account that it belongs to an organisation: where sign-in looks.

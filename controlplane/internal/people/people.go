@@ -2,8 +2,7 @@
 //
 // A person is one account, found by its e-mail address, and may belong to several organisations. The account's keys
 // share the person's hash tag (fb:{PERSON}:account, :orgs), a membership stands with its organisation (fb:{ORG}:members)
-// and what leads to them is global: fb:email:HASH, fb:invite:HASH. An account exists once it has a password: whatever
-// was written before that by someone who died half way is taken up by who comes next.
+// and what leads to them is global: fb:email:HASH, fb:invite:HASH. An account is complete before its address leads to it.
 package people
 
 import (
@@ -17,7 +16,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/oklog/ulid/v2"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
@@ -95,20 +93,20 @@ func (p *People) SignIn(ctx context.Context, email, password string, from netip.
 	return account, err
 }
 
-// Account reads an account; ErrBadLogin where there is none.
+// Account reads an account; ErrBadLogin where there is none, seal.ErrForged where this fleet didn't make it.
 func (p *People) Account(ctx context.Context, id string) (Account, error) {
-	email, err := p.store.Client().HGet(ctx, accountKey(id), "email").Result()
-	if errors.Is(err, redis.Nil) {
-		return Account{}, ErrBadLogin
-	}
+	c, err := p.credential(ctx, id)
 	if err != nil {
-		return Account{}, fmt.Errorf("read account: %w", store.Classify(err))
+		return Account{}, err
+	}
+	if c.email == "" {
+		return Account{}, ErrBadLogin
 	}
 	joined, err := p.store.Client().HGetAll(ctx, orgsKey(id)).Result()
 	if err != nil {
 		return Account{}, fmt.Errorf("read the account's organisations: %w", store.Classify(err))
 	}
-	account := Account{ID: id, Email: email}
+	account := Account{ID: id, Email: c.email}
 	for org := range joined {
 		// Who was removed meanwhile belongs to it no more: the organisation's own list decides.
 		_, err := p.Member(ctx, org, id)
@@ -131,13 +129,11 @@ func (p *People) Account(ctx context.Context, id string) (Account, error) {
 // ChangePassword replaces a password by who knows it: ErrBadLogin, ErrWeakPassword, and what SignIn returns. The caller
 // ends the sessions that the old one began.
 func (p *People) ChangePassword(ctx context.Context, id, password, next string, _ netip.Addr) error {
-	v, err := p.store.Client().HMGet(ctx, accountKey(id), "password", "email").Result()
-	if err != nil {
-		return fmt.Errorf("read account: %w", store.Classify(err))
+	c, err := p.credential(ctx, id)
+	if err != nil && !errors.Is(err, seal.ErrForged) {
+		return err
 	}
-	stored, _ := v[0].(string)
-	text, _ := v[1].(string)
-	address, err := ParseEmail(text)
+	address, err := ParseEmail(c.email)
 	if err != nil {
 		return ErrBadLogin
 	}
@@ -152,11 +148,11 @@ func (p *People) ChangePassword(ctx context.Context, id, password, next string, 
 		return err
 	}
 	// A reset in between is what the person wants: who knew the former password doesn't undo it.
-	done, err := secureScript.Run(ctx, p.store, []string{accountKey(id)}, stored, text, "password", hash).Int()
+	done, err := p.secure(ctx, id, c, hash, c.email, true)
 	if err != nil {
-		return fmt.Errorf("store password: %w", err)
+		return err
 	}
-	if done != 1 {
+	if !done {
 		return ErrBadLogin
 	}
 	return nil
@@ -177,30 +173,25 @@ func (p *People) check(ctx context.Context, id, password string) (state string, 
 	if id == "" {
 		id = nobody // the same work
 	}
-	stored, err := p.store.Client().HGet(ctx, accountKey(id), "password").Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return "", fmt.Errorf("read account: %w", store.Classify(err))
+	c, err := p.credential(ctx, id)
+	if err != nil && !errors.Is(err, seal.ErrForged) {
+		return "", err
 	}
-	right, err := p.hasher.verify(ctx, stored, normal(password))
+	// A forged one is nobody's password; it takes as long to say so.
+	right, err := p.hasher.verify(ctx, c.hash, normal(password))
 	if err != nil {
 		return "", err
 	}
 	if !right {
 		return "", ErrBadLogin
 	}
-	return hashOf(stored), nil
+	return c.state(), nil
 }
 
 // State is Account.State as it is now; "" without a password.
 func (p *People) State(ctx context.Context, id string) (string, error) {
-	stored, err := p.store.Client().HGet(ctx, accountKey(id), "password").Result()
-	if errors.Is(err, redis.Nil) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read account: %w", store.Classify(err))
-	}
-	return hashOf(stored), nil
+	c, err := p.credential(ctx, id)
+	return c.state(), err
 }
 
 // find is the id behind an address, "" where there is none.
@@ -210,30 +201,6 @@ func (p *People) find(ctx context.Context, address Email) (string, error) {
 		return "", fmt.Errorf("look up the e-mail address: %w", store.Classify(err))
 	}
 	return id, nil
-}
-
-// claim is the id behind an address, a new one where there is none. Of concurrent callers all get the same.
-func (p *People) claim(ctx context.Context, address Email) (string, error) {
-	if err := p.store.Client().SetNX(ctx, emailKey(address), ulid.Make().String(), 0).Err(); err != nil {
-		return "", fmt.Errorf("claim the e-mail address: %w", store.Classify(err))
-	}
-	return p.find(ctx, address)
-}
-
-// create gives an account its first password, and reports whether it was this caller's.
-func (p *People) create(ctx context.Context, id string, address Email, hash string) (bool, error) {
-	client, key := p.store.Client(), accountKey(id)
-	if err := client.HSet(ctx, key, "email", address.String()).Err(); err != nil {
-		return false, fmt.Errorf("store account: %w", store.Classify(err))
-	}
-	if err := client.HSetNX(ctx, key, "created", time.Now().UnixMilli()).Err(); err != nil {
-		return false, fmt.Errorf("store account: %w", store.Classify(err))
-	}
-	made, err := client.HSetNX(ctx, key, "password", hash).Result()
-	if err != nil {
-		return false, fmt.Errorf("store account: %w", store.Classify(err))
-	}
-	return made, nil
 }
 
 func hashOf(s string) string {

@@ -303,11 +303,11 @@ func invite(t *testing.T, p *People, by, email string, role Role) Member {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, m, err := p.Accept(t.Context(), secret, good, netip.Addr{})
+	_, m, err := p.Accept(t.Context(), secret, good, netip.Addr{}, nil)
 	if err != nil || m.Role != role {
 		t.Fatal(m, err)
 	}
-	if _, _, err := p.Accept(t.Context(), secret, good, netip.Addr{}); !errors.Is(err, ErrBadInvitation) {
+	if _, _, err := p.Accept(t.Context(), secret, good, netip.Addr{}, nil); !errors.Is(err, ErrBadInvitation) {
 		t.Errorf("an invitation was used twice: %v", err)
 	}
 	return m
@@ -329,29 +329,29 @@ func TestMembers(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, err, want)
 		}
 	}
-	_, _, err = p.SetRole(ctx, org, admin.Person, owner, Viewer, nil)
+	_, _, err = p.SetRole(ctx, org, admin.Person, owner, Viewer, Restriction{})
 	want("an admin changes an owner", err, ErrOwnersOnly)
-	_, _, err = p.SetRole(ctx, org, admin.Person, admin.Person, Owner, nil)
+	_, _, err = p.SetRole(ctx, org, admin.Person, admin.Person, Owner, Restriction{})
 	want("an admin makes themselves an owner", err, ErrOwnersOnly)
 	_, _, err = p.Invite(ctx, org, admin.Person, "x@example.com", Owner, nil)
 	want("an admin invites an owner", err, ErrOwnersOnly)
 	_, _, err = p.Invite(ctx, org, viewer.Person, "x@example.com", Viewer, nil)
 	want("a viewer invites", err, ErrNotAllowed)
-	_, _, err = p.SetRole(ctx, org, viewer.Person, viewer.Person, Admin, nil)
+	_, _, err = p.SetRole(ctx, org, viewer.Person, viewer.Person, Admin, Restriction{})
 	want("a viewer raises themselves", err, ErrNotAllowed)
-	_, _, err = p.SetRole(ctx, org, first.Person, first.Person, Admin, nil)
+	_, _, err = p.SetRole(ctx, org, first.Person, first.Person, Admin, Restriction{})
 	want("the last owner steps down", err, ErrLastOwner)
 	_, _, err = p.Remove(ctx, org, first.Person, owner)
 	want("the last owner goes", err, ErrLastOwner)
-	_, _, err = p.SetRole(ctx, org, first.Person, viewer.Person, 9, nil)
+	_, _, err = p.SetRole(ctx, org, first.Person, viewer.Person, 9, Restriction{})
 	want("a role that isn't", err, ErrInvalid)
 	_, _, err = p.Remove(ctx, "01ARZ3NDEKTSV4RRFFQ69G5FAW", first.Person, viewer.Person)
 	want("in another organisation", err, ErrNotAllowed)
-	_, raised, err := p.SetRole(ctx, org, first.Person, "BOB@example.com", Owner, nil)
+	_, raised, err := p.SetRole(ctx, org, first.Person, "BOB@example.com", Owner, Restriction{})
 	if err != nil || raised.Person != admin.Person || raised.Version <= admin.Version {
 		t.Errorf("%+v after %+v: %v", raised, admin, err)
 	}
-	if _, _, err = p.SetRole(ctx, org, first.Person, owner, Viewer, nil); err != nil {
+	if _, _, err = p.SetRole(ctx, org, first.Person, owner, Viewer, Restriction{}); err != nil {
 		t.Errorf("one of two owners steps down: %v", err)
 	}
 	// Who invited must be one who may when it is accepted.
@@ -359,16 +359,16 @@ func TestMembers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := p.SetRole(ctx, org, admin.Person, owner, Owner, nil); err != nil {
+	if _, _, err := p.SetRole(ctx, org, admin.Person, owner, Owner, Restriction{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := p.Remove(ctx, org, first.Person, admin.Person); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := p.Accept(ctx, secret, "short", netip.Addr{}); !errors.Is(err, ErrWeakPassword) {
+	if _, _, err := p.Accept(ctx, secret, "short", netip.Addr{}, nil); !errors.Is(err, ErrWeakPassword) {
 		t.Errorf("a weak password: %v", err)
 	}
-	_, _, err = p.Accept(ctx, secret, good, netip.Addr{})
+	_, _, err = p.Accept(ctx, secret, good, netip.Addr{}, nil)
 	want("an invitation by who was removed", err, ErrNotAllowed)
 	gone, err := p.SignIn(ctx, "bob@example.com", good, home)
 	if err != nil || len(gone.Orgs) != 0 {
@@ -379,9 +379,9 @@ func TestMembers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = p.Accept(ctx, secret, better, netip.Addr{})
+	_, _, err = p.Accept(ctx, secret, better, netip.Addr{}, nil)
 	want("another password than the account's", err, ErrBadLogin)
-	_, back, err := p.Accept(ctx, secret, good, netip.Addr{})
+	_, back, err := p.Accept(ctx, secret, good, netip.Addr{}, nil)
 	if err != nil || back.Person != admin.Person || back.Version < raised.Version {
 		t.Errorf("%+v: %v", back, err)
 	}
@@ -403,7 +403,7 @@ func TestInvitationIsUsedOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range 6 {
 		all.Go(func() {
-			switch _, _, err := p.Accept(t.Context(), secret, good, netip.Addr{}); {
+			switch _, _, err := p.Accept(t.Context(), secret, good, netip.Addr{}, nil); {
 			case err == nil:
 				won.Add(1)
 			case !errors.Is(err, ErrBadInvitation):

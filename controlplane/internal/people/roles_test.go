@@ -42,6 +42,10 @@ func TestMatrix(t *testing.T) {
 					}
 					line += fmt.Sprintf(" %-8s", may)
 				}
+				// Whether it asks for a proof that is new.
+				if proof, _ := proto.GetExtension(method.Options(), optionsv1.E_Proof).(bool); proof {
+					line += " proof"
+				}
 				lines = append(lines, strings.TrimRight(line, " "))
 			}
 		}

@@ -44,7 +44,7 @@ func TestForgedMembers(t *testing.T) {
 		if m, err := p.Member(ctx, org, viewer.Person); err == nil {
 			t.Errorf("%s: %+v", name, m)
 		}
-		if _, _, err := p.SetRole(ctx, org, viewer.Person, other.Person, Admin, nil); err == nil {
+		if _, _, err := p.SetRole(ctx, org, viewer.Person, other.Person, Admin, Restriction{}); err == nil {
 			t.Errorf("%s: a forged member changed a role", name)
 		}
 		if all, err := p.Members(ctx, org); err != nil || len(all) != 2 {
@@ -74,7 +74,7 @@ func TestForgedMembers(t *testing.T) {
 	if err := client.Set(ctx, inviteKey(secret), record, 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	if _, m, err := p.Accept(ctx, secret, good, netip.Addr{}); !errors.Is(err, ErrBadInvitation) {
+	if _, m, err := p.Accept(ctx, secret, good, netip.Addr{}, nil); !errors.Is(err, ErrBadInvitation) {
 		t.Errorf("a forged invitation: %+v, %v", m, err)
 	}
 }
@@ -95,7 +95,7 @@ func TestUnsignedMembers(t *testing.T) {
 		t.Errorf("an older release can't read %q", raw)
 	}
 	scoped := invite(t, p, first.Person, "bob@example.com", Operator)
-	if _, scoped, err = p.SetRole(ctx, org, first.Person, scoped.Person, Operator, scope.Tags{{Key: "team", Value: "web"}}); err != nil {
+	if _, scoped, err = p.SetRole(ctx, org, first.Person, scoped.Person, Operator, Restriction{Tags: scope.Tags{{Key: "team", Value: "web"}}}); err != nil {
 		t.Fatal(err)
 	}
 	p.seal = strict
@@ -133,11 +133,11 @@ func TestMemberTags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, m, err := p.Accept(ctx, secret, good, netip.Addr{})
+	_, m, err := p.Accept(ctx, secret, good, netip.Addr{}, nil)
 	if err != nil || !slices.Equal(m.Tags, tags) {
 		t.Fatalf("%+v, %v", m, err)
 	}
-	was, is, err := p.SetRole(ctx, org, first.Person, m.Person, Viewer, nil)
+	was, is, err := p.SetRole(ctx, org, first.Person, m.Person, Viewer, Restriction{Lift: true})
 	if err != nil || !slices.Equal(was.Tags, tags) || !is.Tags.Whole() || is.Version <= was.Version {
 		t.Fatalf("%+v, %+v, %v", was, is, err)
 	}

@@ -80,6 +80,17 @@ func (s *Sealer) Open(ctx context.Context, kind, org, id, sealed string) (string
 	return "", fmt.Errorf("stored %s %s: %w", kind, id, ErrForged)
 }
 
+// Forged says so of what its seal doesn't tell by itself: that something beside it isn't what was signed.
+func (s *Sealer) Forged(ctx context.Context, kind, org, id string) error {
+	s.alarm(ctx, kind, org, id)
+	return fmt.Errorf("stored %s %s: %w", kind, id, ErrForged)
+}
+
+// Mark is a MAC of text for who keeps the MAC and not the text: a secret that somebody will show.
+func (s *Sealer) Mark(kind, org, id, text string) string {
+	return base64.RawURLEncoding.EncodeToString(s.mac(kind, org, id, text))
+}
+
 // Sealed reports whether text has a seal, whoever's.
 func Sealed(text string) bool { return strings.LastIndex(text, mark) >= 0 }
 

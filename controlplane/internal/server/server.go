@@ -25,6 +25,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/acmecert"
 	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/approvals"
@@ -91,6 +92,9 @@ type Server struct {
 	tlsConfig *tls.Config
 	metricsL  net.Listener
 	pin       string
+	// acme keeps the certificate where an authority makes it; else nil.
+	acme  *acmecert.Keeper
+	plain plainHTTP
 
 	setup *setup.Setup
 	// gate lets nothing through before there is an organisation.
@@ -222,7 +226,7 @@ func New(ctx context.Context, config Config, logger *slog.Logger, notices io.Wri
 
 func (s *Server) build(ctx context.Context) error {
 	c, st, k := s.config, s.base.store, s.base.keys
-	tlsConfig, err := s.tls()
+	tlsConfig, err := s.tls(ctx)
 	if err != nil {
 		return err
 	}
@@ -243,7 +247,7 @@ func (s *Server) build(ctx context.Context) error {
 		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
 		Now: clk.now, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
 	})
-	s.jobs = &jobs{lease: leases.New(st, jobsLease, c.Replica, leaseLife), sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, logger: s.logger, metrics: s.figures}
+	s.jobs = &jobs{lease: leases.New(st, jobsLease, c.Replica, leaseLife), sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, logger: s.logger, now: clk.now, metrics: s.figures}
 	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: func() bool { return s.gate.Closed() && s.notBegun() == "" }, logger: s.logger}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
 	if err != nil {
@@ -255,6 +259,7 @@ func (s *Server) build(ctx context.Context) error {
 	operators := operatorapi.New(operatorapi.Options{
 		Sets: s.sets, Hosts: h, Orgs: s.base.orgs, Feeds: s.feeds, Audit: s.base.audit, InstallLine: install.Line(), Draining: s.draining, Logger: s.logger,
 		Durability: func(ctx context.Context) string { return s.ready.check(ctx).Durability },
+		Leases:     func(ctx context.Context) []leases.State { return s.ready.check(ctx).leases() },
 	})
 	second, err := factors.New(factors.Options{Store: st, Keys: k, PublicURL: c.PublicURL, Now: clk.now, Logger: s.logger})
 	if err != nil {
@@ -278,7 +283,7 @@ func (s *Server) build(ctx context.Context) error {
 		People: accounts, Sessions: s.sessions, Factors: second, Mail: s.mail, PublicURL: c.PublicURL, Audit: s.base.audit, Logger: s.logger,
 	})
 	apiTokens := operatorapi.NewTokens(operatorapi.TokenOptions{Orgs: s.base.orgs, People: accounts, Ended: s.sessions.TokenRevoked})
-	interceptors, err := s.interceptors(clk, operators)
+	interceptors, err := s.interceptors(clk, operators, signedIn)
 	if err != nil {
 		return err
 	}
@@ -312,7 +317,7 @@ func (s *Server) build(ctx context.Context) error {
 	return s.listen(ctx, s.gate.Wrap(mux), tlsConfig)
 }
 
-func (s *Server) interceptors(clk *clock, operators *operatorapi.API) ([]connect.Interceptor, error) {
+func (s *Server) interceptors(clk *clock, operators *operatorapi.API, signedIn *operatorapi.PeopleAPI) ([]connect.Interceptor, error) {
 	trusted, err := parseProxies(s.config.TrustedProxies)
 	if err != nil {
 		return nil, fmt.Errorf("--trusted-proxy: %w", err)
@@ -343,31 +348,7 @@ func (s *Server) interceptors(clk *clock, operators *operatorapi.API) ([]connect
 	}); err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, s.gate, authn, s.approvals, recorder, validation}, nil
-}
-
-func (s *Server) tls() (*tls.Config, error) {
-	c := s.config
-	s.pin = c.Pin
-	if c.TLSOff {
-		return nil, nil //nolint:nilnil // no TLS
-	}
-	var certs *certificates
-	var err error
-	if c.TLSCert != "" {
-		certs, err = loadCertificates(c.TLSCert, c.TLSKey, s.logger)
-	} else {
-		certs, err = selfSigned(s.base.keys, c.PublicURL)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if s.pin == "" {
-		if s.pin, err = certs.pin(c.PublicURL); err != nil {
-			return nil, err
-		}
-	}
-	return serverTLS(certs.get), nil
+	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, s.gate, authn, operatorapi.NewProofs(signedIn, operatorapi.Services()), s.approvals, recorder, validation}, nil
 }
 
 func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tls.Config) error {
@@ -399,6 +380,9 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 		return fmt.Errorf("--listen %s: %w", s.config.Listen, err)
 	}
 	s.listener = tunnels.behind(s.listener)
+	if err := s.listenPlain(ctx); err != nil {
+		return errors.Join(err, s.listener.Close())
+	}
 	if s.config.MetricsListen == "" {
 		return nil
 	}
@@ -410,7 +394,7 @@ func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tl
 		return nil
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("--metrics-listen %s: %w", s.config.MetricsListen, err), s.listener.Close())
+		return errors.Join(fmt.Errorf("--metrics-listen %s: %w", s.config.MetricsListen, err), s.listener.Close(), s.plain.close())
 	}
 	s.metrics = &http.Server{
 		Handler: s.private(), ReadHeaderTimeout: 10 * time.Second,
@@ -445,7 +429,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Go(func() { s.mail.Run(work) })
 	// Before the first request: who disagrees with the peers must not answer it.
 	s.ready.check(ctx)
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	serve := func(server *http.Server, l net.Listener) {
 		err := server.Serve(l)
 		if !errors.Is(err, http.ErrServerClosed) {
@@ -454,7 +438,17 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	secure, listener := s.tlsConfig != nil, s.listener
 	if secure {
-		listener = newDoor(s.listener, s.tlsConfig, s.agents.ServeLink, s.logger)
+		d := newDoor(s.listener, s.tlsConfig, s.agents.ServeLink, s.logger)
+		if s.acme != nil {
+			d.challenge = s.acme.Challenge
+		}
+		listener = d.begin()
+	}
+	if s.acme != nil {
+		background.Go(func() { s.acme.Run(work) })
+	}
+	if s.plain.server != nil {
+		background.Go(func() { serve(s.plain.server, s.plain.listener) })
 	}
 	background.Go(func() { serve(s.main, listener) })
 	if s.metrics != nil {
@@ -492,6 +486,7 @@ func (s *Server) shutdown(stopWork context.CancelFunc, background *sync.WaitGrou
 	if s.metrics != nil {
 		errs = append(errs, s.metrics.Close())
 	}
+	errs = append(errs, s.plain.close())
 	stopWork()
 	background.Wait()
 	s.sets.Close()
@@ -503,7 +498,7 @@ func (s *Server) shutdown(stopWork context.CancelFunc, background *sync.WaitGrou
 
 // Close closes a server that was never run.
 func (s *Server) Close() error {
-	errs := []error{s.listener.Close()}
+	errs := []error{s.listener.Close(), s.plain.close()}
 	if s.metricsL != nil {
 		errs = append(errs, s.metricsL.Close())
 	}

@@ -52,10 +52,14 @@ type attempt struct {
 	Verifier string  `json:"verifier"`
 	Browser  string  `json:"browser"`
 	Program  Program `json:"program"`
+	// Fresh: the person was to be looked at again, at Began or later (Unix seconds).
+	Fresh bool  `json:"fresh,omitempty"`
+	Began int64 `json:"began,omitempty"`
 }
 
 // Begin begins a sign-in. to is where the browser goes next; browser is what it must show when it comes back, in a cookie.
-func (s *SSO) Begin(ctx context.Context, org string, program Program) (to, browser string, err error) {
+// fresh has the provider look at the person again, whoever is signed in there: Signed.Looked says when it did.
+func (s *SSO) Begin(ctx context.Context, org string, program Program, fresh bool) (to, browser string, err error) {
 	if program != (Program{}) && (program.Port < 1024 || len(program.Challenge) != 43 || len(program.State) > 100) {
 		return "", "", fmt.Errorf("%w: a program must listen on a port above 1023 and give an S256 challenge", ErrInvalid)
 	}
@@ -68,11 +72,15 @@ func (s *SSO) Begin(ctx context.Context, org string, program Program) (to, brows
 		return "", "", err
 	}
 	state, browser := random(), random()
-	a := attempt{Org: org, Issuer: p.Issuer, ClientID: p.ClientID, Nonce: random(), Verifier: oauth2.GenerateVerifier(), Browser: hashOf(browser), Program: program}
+	a := attempt{Org: org, Issuer: p.Issuer, ClientID: p.ClientID, Nonce: random(), Verifier: oauth2.GenerateVerifier(), Browser: hashOf(browser), Program: program, Fresh: fresh, Began: s.o.Now().Unix()}
+	options := []oauth2.AuthCodeOption{oauth2.S256ChallengeOption(a.Verifier), oidc.Nonce(a.Nonce)}
+	if fresh {
+		options = append(options, oauth2.SetAuthURLParam("prompt", "login"), oauth2.SetAuthURLParam("max_age", "0"))
+	}
 	if err := s.put(ctx, attemptKey(state), a, attemptLife); err != nil {
 		return "", "", err
 	}
-	return s.oauth(p, k, org).AuthCodeURL(state, oauth2.S256ChallengeOption(a.Verifier), oidc.Nonce(a.Nonce)), browser, nil
+	return s.oauth(p, k, org).AuthCodeURL(state, options...), browser, nil
 }
 
 func (s *SSO) oauth(p Provider, k known, org string) *oauth2.Config {
@@ -87,6 +95,8 @@ type Signed struct {
 	Account people.Account
 	Org     string
 	Program Program
+	// Looked is when the provider looked at the person, where it was asked to do so again; zero otherwise.
+	Looked time.Time `json:"looked,omitzero"`
 }
 
 // Complete ends a sign-in with what the provider had the browser bring. ErrAttempt, ErrNone, ErrProvider, ErrRefused, or
@@ -120,8 +130,15 @@ func (s *SSO) Complete(ctx context.Context, org string, query url.Values, browse
 	if err != nil {
 		return Signed{}, err
 	}
+	var looked time.Time
+	if a.Fresh {
+		// max_age obliges a provider to say when it looked; one that ignores it proves nothing.
+		if looked = time.Unix(claims.looked, 0); looked.Before(time.Unix(a.Began, 0).Add(-leeway)) || looked.After(s.o.Now().Add(leeway)) {
+			return Signed{}, fmt.Errorf("%w: the identity provider didn't have you sign in anew, as it was asked to (prompt=login, max_age=0, auth_time)", ErrRefused)
+		}
+	}
 	account, err := s.person(ctx, org, p, claims)
-	return Signed{Account: account, Org: org, Program: a.Program}, err
+	return Signed{Account: account, Org: org, Program: a.Program, Looked: looked}, err
 }
 
 // claims are what is used of what a provider says of a person.
@@ -130,6 +147,8 @@ type claims struct {
 	email    string
 	verified bool
 	groups   []string
+	// looked is auth_time, Unix seconds; 0: it doesn't say.
+	looked int64
 }
 
 func (s *SSO) claims(ctx context.Context, org string, p Provider, k known, a attempt, code string) (claims, error) {
@@ -192,6 +211,9 @@ func (s *SSO) claims(ctx context.Context, org string, p Provider, k known, a att
 		}
 	}
 	out := claims{subject: id.Subject}
+	if at, ok := more["auth_time"].(float64); ok && at > 0 && at < 1<<40 {
+		out.looked = int64(at)
+	}
 	out.email, _ = more["email"].(string)
 	switch verified := more["email_verified"].(type) {
 	case bool:

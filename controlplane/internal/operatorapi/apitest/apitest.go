@@ -25,6 +25,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/installer"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
@@ -130,6 +131,13 @@ func Start(t testing.TB) *ControlPlane {
 	operators := operatorapi.New(operatorapi.Options{
 		Sets: cp.Sets, Hosts: cp.Hosts, Orgs: cp.Orgs, Feeds: feeds, Audit: cp.Audit, InstallLine: install.Line(), Draining: draining, Logger: logger,
 		Durability: func(context.Context) string { return "always" },
+		Leases: func(ctx context.Context) []leases.State {
+			jobs, err := leases.Read(ctx, cp.Store, "jobs")
+			if err != nil {
+				t.Error(err)
+			}
+			return []leases.State{jobs}
+		},
 	})
 	approving, err := operatorapi.NewApprovals(operatorapi.ApprovalOptions{
 		Approvals: approvals.New(cp.Store, sealer), People: cp.People, Tokens: auth.Tokens{Orgs: cp.Orgs, Members: cp.People}, API: operators,

@@ -1164,18 +1164,18 @@ const file_fleetban_operator_v1_approvals_proto_rawDesc = "" +
 	"\x15APPROVAL_STATE_FAILED\x10\x04\x12\x1b\n" +
 	"\x17APPROVAL_STATE_REJECTED\x10\x05\x12\x1c\n" +
 	"\x18APPROVAL_STATE_WITHDRAWN\x10\x06\x12\x1a\n" +
-	"\x16APPROVAL_STATE_EXPIRED\x10\a2\xca\x05\n" +
-	"\x0fApprovalService\x12n\n" +
-	"\rListApprovals\x12*.fleetban.operator.v1.ListApprovalsRequest\x1a+.fleetban.operator.v1.ListApprovalsResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12x\n" +
+	"\x16APPROVAL_STATE_EXPIRED\x10\a2\xd2\x05\n" +
+	"\x0fApprovalService\x12r\n" +
+	"\rListApprovals\x12*.fleetban.operator.v1.ListApprovalsRequest\x1a+.fleetban.operator.v1.ListApprovalsResponse\"\b\xc8\xc1\x18\n" +
+	"\x90\xc2\x18\x01\x12x\n" +
 	"\aApprove\x12$.fleetban.operator.v1.ApproveRequest\x1a%.fleetban.operator.v1.ApproveResponse\" \xc8\xc1\x18\x1e\xd2\xc1\x18\x18\n" +
 	"\x10approval.approve\x12\x02id \x01\x12|\n" +
 	"\x06Reject\x12#.fleetban.operator.v1.RejectRequest\x1a$.fleetban.operator.v1.RejectResponse\"'\xc8\xc1\x18\x1e\xd2\xc1\x18\x1f\n" +
 	"\x0fapproval.reject\x12\x02id\x1a\x06reason \x01\x12z\n" +
 	"\x11GetApprovalPolicy\x12..fleetban.operator.v1.GetApprovalPolicyRequest\x1a/.fleetban.operator.v1.GetApprovalPolicyResponse\"\x04\xc8\xc1\x18\n" +
-	"\x12\xd2\x01\n" +
-	"\x11SetApprovalPolicy\x12..fleetban.operator.v1.SetApprovalPolicyRequest\x1a/.fleetban.operator.v1.SetApprovalPolicyResponse\"\\\xc8\xc1\x18\x1f\xd2\xc1\x18P\n" +
-	"\x0fapproval.policy\x1a\brequired\x1a\x10widest_ipv4_bits\x1a\x10widest_ipv6_bits\x1a\rmost_prefixes \x01\xd8\xc1\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
+	"\x12\xd6\x01\n" +
+	"\x11SetApprovalPolicy\x12..fleetban.operator.v1.SetApprovalPolicyRequest\x1a/.fleetban.operator.v1.SetApprovalPolicyResponse\"`\xc8\xc1\x18\x1f\xd2\xc1\x18P\n" +
+	"\x0fapproval.policy\x1a\brequired\x1a\x10widest_ipv4_bits\x1a\x10widest_ipv6_bits\x1a\rmost_prefixes \x01\xd8\xc1\x18\x01\xe0\xc1\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_approvals_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_fleetban_operator_v1_approvals_proto_msgTypes = make([]protoimpl.MessageInfo, 13)

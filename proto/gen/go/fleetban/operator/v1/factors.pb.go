@@ -1680,7 +1680,7 @@ const file_fleetban_operator_v1_factors_proto_rawDesc = "" +
 	"\brequired\x18\x01 \x01(\bR\brequired\":\n" +
 	"\x1cSetSecondFactorPolicyRequest\x12\x1a\n" +
 	"\brequired\x18\x01 \x01(\bR\brequired\"\x1f\n" +
-	"\x1dSetSecondFactorPolicyResponse2\xd3\v\n" +
+	"\x1dSetSecondFactorPolicyResponse2\xd7\v\n" +
 	"\x13SecondFactorService\x12e\n" +
 	"\n" +
 	"GetFactors\x12'.fleetban.operator.v1.GetFactorsRequest\x1a(.fleetban.operator.v1.GetFactorsResponse\"\x04\xc8\xc1\x18\x14\x12r\n" +
@@ -1701,9 +1701,9 @@ const file_fleetban_operator_v1_factors_proto_rawDesc = "" +
 	"\x0epasskey.rename\x12\x02id\x1a\x04name\x12\x86\x01\n" +
 	"\rDeletePasskey\x12*.fleetban.operator.v1.DeletePasskeyRequest\x1a+.fleetban.operator.v1.DeletePasskeyResponse\"\x1c\xc8\xc1\x18\x14\xd2\xc1\x18\x14\n" +
 	"\x0epasskey.delete\x12\x02id\x12\x86\x01\n" +
-	"\x15GetSecondFactorPolicy\x122.fleetban.operator.v1.GetSecondFactorPolicyRequest\x1a3.fleetban.operator.v1.GetSecondFactorPolicyResponse\"\x04\xc8\xc1\x18\x10\x12\xaa\x01\n" +
-	"\x15SetSecondFactorPolicy\x122.fleetban.operator.v1.SetSecondFactorPolicyRequest\x1a3.fleetban.operator.v1.SetSecondFactorPolicyResponse\"(\xc8\xc1\x18\x11\xd2\xc1\x18 \n" +
-	"\x14second-factor.policy\x1a\brequiredBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
+	"\x15GetSecondFactorPolicy\x122.fleetban.operator.v1.GetSecondFactorPolicyRequest\x1a3.fleetban.operator.v1.GetSecondFactorPolicyResponse\"\x04\xc8\xc1\x18\x10\x12\xae\x01\n" +
+	"\x15SetSecondFactorPolicy\x122.fleetban.operator.v1.SetSecondFactorPolicyRequest\x1a3.fleetban.operator.v1.SetSecondFactorPolicyResponse\",\xc8\xc1\x18\x11\xd2\xc1\x18 \n" +
+	"\x14second-factor.policy\x1a\brequired\xe0\xc1\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_factors_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_fleetban_operator_v1_factors_proto_goTypes = []any{

@@ -2447,6 +2447,15 @@ func (x *Proof) GetRecoveryCode() string {
 	return ""
 }
 
+func (x *Proof) GetPasskey() *PasskeyProof {
+	if x != nil {
+		if x, ok := x.xxx_hidden_By.(*proof_Passkey); ok {
+			return x.Passkey
+		}
+	}
+	return nil
+}
+
 func (x *Proof) SetPassword(v string) {
 	x.xxx_hidden_By = &proof_Password{v}
 }
@@ -2457,6 +2466,14 @@ func (x *Proof) SetTotpCode(v string) {
 
 func (x *Proof) SetRecoveryCode(v string) {
 	x.xxx_hidden_By = &proof_RecoveryCode{v}
+}
+
+func (x *Proof) SetPasskey(v *PasskeyProof) {
+	if v == nil {
+		x.xxx_hidden_By = nil
+		return
+	}
+	x.xxx_hidden_By = &proof_Passkey{v}
 }
 
 func (x *Proof) HasBy() bool {
@@ -2490,6 +2507,14 @@ func (x *Proof) HasRecoveryCode() bool {
 	return ok
 }
 
+func (x *Proof) HasPasskey() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_By.(*proof_Passkey)
+	return ok
+}
+
 func (x *Proof) ClearBy() {
 	x.xxx_hidden_By = nil
 }
@@ -2512,10 +2537,17 @@ func (x *Proof) ClearRecoveryCode() {
 	}
 }
 
+func (x *Proof) ClearPasskey() {
+	if _, ok := x.xxx_hidden_By.(*proof_Passkey); ok {
+		x.xxx_hidden_By = nil
+	}
+}
+
 const Proof_By_not_set_case case_Proof_By = 0
 const Proof_Password_case case_Proof_By = 1
 const Proof_TotpCode_case case_Proof_By = 2
 const Proof_RecoveryCode_case case_Proof_By = 3
+const Proof_Passkey_case case_Proof_By = 4
 
 func (x *Proof) WhichBy() case_Proof_By {
 	if x == nil {
@@ -2528,6 +2560,8 @@ func (x *Proof) WhichBy() case_Proof_By {
 		return Proof_TotpCode_case
 	case *proof_RecoveryCode:
 		return Proof_RecoveryCode_case
+	case *proof_Passkey:
+		return Proof_Passkey_case
 	default:
 		return Proof_By_not_set_case
 	}
@@ -2541,6 +2575,7 @@ type Proof_builder struct {
 	Password     *string
 	TotpCode     *string
 	RecoveryCode *string
+	Passkey      *PasskeyProof
 	// -- end of xxx_hidden_By
 }
 
@@ -2556,6 +2591,9 @@ func (b0 Proof_builder) Build() *Proof {
 	}
 	if b.RecoveryCode != nil {
 		x.xxx_hidden_By = &proof_RecoveryCode{*b.RecoveryCode}
+	}
+	if b.Passkey != nil {
+		x.xxx_hidden_By = &proof_Passkey{b.Passkey}
 	}
 	return m0
 }
@@ -2587,11 +2625,381 @@ type proof_RecoveryCode struct {
 	RecoveryCode string `protobuf:"bytes,3,opt,name=recovery_code,json=recoveryCode,oneof"`
 }
 
+type proof_Passkey struct {
+	Passkey *PasskeyProof `protobuf:"bytes,4,opt,name=passkey,oneof"`
+}
+
 func (*proof_Password) isProof_By() {}
 
 func (*proof_TotpCode) isProof_By() {}
 
 func (*proof_RecoveryCode) isProof_By() {}
+
+func (*proof_Passkey) isProof_By() {}
+
+type PasskeyProof struct {
+	state                   protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Challenge    string                 `protobuf:"bytes,1,opt,name=challenge"`
+	xxx_hidden_ResponseJson []byte                 `protobuf:"bytes,2,opt,name=response_json,json=responseJson"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
+}
+
+func (x *PasskeyProof) Reset() {
+	*x = PasskeyProof{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PasskeyProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PasskeyProof) ProtoMessage() {}
+
+func (x *PasskeyProof) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *PasskeyProof) GetChallenge() string {
+	if x != nil {
+		return x.xxx_hidden_Challenge
+	}
+	return ""
+}
+
+func (x *PasskeyProof) GetResponseJson() []byte {
+	if x != nil {
+		return x.xxx_hidden_ResponseJson
+	}
+	return nil
+}
+
+func (x *PasskeyProof) SetChallenge(v string) {
+	x.xxx_hidden_Challenge = v
+}
+
+func (x *PasskeyProof) SetResponseJson(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_ResponseJson = v
+}
+
+type PasskeyProof_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Of GetProofOptions.
+	Challenge string
+	// What navigator.credentials.get gave, as JSON.
+	ResponseJson []byte
+}
+
+func (b0 PasskeyProof_builder) Build() *PasskeyProof {
+	m0 := &PasskeyProof{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Challenge = b.Challenge
+	x.xxx_hidden_ResponseJson = b.ResponseJson
+	return m0
+}
+
+type GetProofOptionsRequest struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProofOptionsRequest) Reset() {
+	*x = GetProofOptionsRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProofOptionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProofOptionsRequest) ProtoMessage() {}
+
+func (x *GetProofOptionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+type GetProofOptionsRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+}
+
+func (b0 GetProofOptionsRequest_builder) Build() *GetProofOptionsRequest {
+	m0 := &GetProofOptionsRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	return m0
+}
+
+type GetProofOptionsResponse struct {
+	state                         protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Password           bool                   `protobuf:"varint,1,opt,name=password"`
+	xxx_hidden_Totp               bool                   `protobuf:"varint,2,opt,name=totp"`
+	xxx_hidden_RecoveryCode       bool                   `protobuf:"varint,3,opt,name=recovery_code,json=recoveryCode"`
+	xxx_hidden_Challenge          string                 `protobuf:"bytes,4,opt,name=challenge"`
+	xxx_hidden_PasskeyOptionsJson []byte                 `protobuf:"bytes,5,opt,name=passkey_options_json,json=passkeyOptionsJson"`
+	xxx_hidden_ProviderUrl        string                 `protobuf:"bytes,6,opt,name=provider_url,json=providerUrl"`
+	unknownFields                 protoimpl.UnknownFields
+	sizeCache                     protoimpl.SizeCache
+}
+
+func (x *GetProofOptionsResponse) Reset() {
+	*x = GetProofOptionsResponse{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProofOptionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProofOptionsResponse) ProtoMessage() {}
+
+func (x *GetProofOptionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *GetProofOptionsResponse) GetPassword() bool {
+	if x != nil {
+		return x.xxx_hidden_Password
+	}
+	return false
+}
+
+func (x *GetProofOptionsResponse) GetTotp() bool {
+	if x != nil {
+		return x.xxx_hidden_Totp
+	}
+	return false
+}
+
+func (x *GetProofOptionsResponse) GetRecoveryCode() bool {
+	if x != nil {
+		return x.xxx_hidden_RecoveryCode
+	}
+	return false
+}
+
+func (x *GetProofOptionsResponse) GetChallenge() string {
+	if x != nil {
+		return x.xxx_hidden_Challenge
+	}
+	return ""
+}
+
+func (x *GetProofOptionsResponse) GetPasskeyOptionsJson() []byte {
+	if x != nil {
+		return x.xxx_hidden_PasskeyOptionsJson
+	}
+	return nil
+}
+
+func (x *GetProofOptionsResponse) GetProviderUrl() string {
+	if x != nil {
+		return x.xxx_hidden_ProviderUrl
+	}
+	return ""
+}
+
+func (x *GetProofOptionsResponse) SetPassword(v bool) {
+	x.xxx_hidden_Password = v
+}
+
+func (x *GetProofOptionsResponse) SetTotp(v bool) {
+	x.xxx_hidden_Totp = v
+}
+
+func (x *GetProofOptionsResponse) SetRecoveryCode(v bool) {
+	x.xxx_hidden_RecoveryCode = v
+}
+
+func (x *GetProofOptionsResponse) SetChallenge(v string) {
+	x.xxx_hidden_Challenge = v
+}
+
+func (x *GetProofOptionsResponse) SetPasskeyOptionsJson(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_PasskeyOptionsJson = v
+}
+
+func (x *GetProofOptionsResponse) SetProviderUrl(v string) {
+	x.xxx_hidden_ProviderUrl = v
+}
+
+type GetProofOptionsResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Which of them the account has. The password alone is not enough to change second factors.
+	Password     bool
+	Totp         bool
+	RecoveryCode bool
+	// For PasskeyProof, and for navigator.credentials.get, as JSON; empty where the account has no passkey.
+	Challenge          string
+	PasskeyOptionsJson []byte
+	// Where a browser signs in anew with the organisation's identity provider, which is asked to look again; empty where the
+	// session didn't begin there. It proves what is about the organisation, not what is about the account's own factors.
+	ProviderUrl string
+}
+
+func (b0 GetProofOptionsResponse_builder) Build() *GetProofOptionsResponse {
+	m0 := &GetProofOptionsResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Password = b.Password
+	x.xxx_hidden_Totp = b.Totp
+	x.xxx_hidden_RecoveryCode = b.RecoveryCode
+	x.xxx_hidden_Challenge = b.Challenge
+	x.xxx_hidden_PasskeyOptionsJson = b.PasskeyOptionsJson
+	x.xxx_hidden_ProviderUrl = b.ProviderUrl
+	return m0
+}
+
+type ProveRequest struct {
+	state            protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Proof *Proof                 `protobuf:"bytes,1,opt,name=proof"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ProveRequest) Reset() {
+	*x = ProveRequest{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveRequest) ProtoMessage() {}
+
+func (x *ProveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ProveRequest) GetProof() *Proof {
+	if x != nil {
+		return x.xxx_hidden_Proof
+	}
+	return nil
+}
+
+func (x *ProveRequest) SetProof(v *Proof) {
+	x.xxx_hidden_Proof = v
+}
+
+func (x *ProveRequest) HasProof() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_Proof != nil
+}
+
+func (x *ProveRequest) ClearProof() {
+	x.xxx_hidden_Proof = nil
+}
+
+type ProveRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Proof *Proof
+}
+
+func (b0 ProveRequest_builder) Build() *ProveRequest {
+	m0 := &ProveRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Proof = b.Proof
+	return m0
+}
+
+type ProveResponse struct {
+	state         protoimpl.MessageState `protogen:"opaque.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveResponse) Reset() {
+	*x = ProveResponse{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveResponse) ProtoMessage() {}
+
+func (x *ProveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+type ProveResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+}
+
+func (b0 ProveResponse_builder) Build() *ProveResponse {
+	m0 := &ProveResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	return m0
+}
 
 type ListMembersRequest struct {
 	state         protoimpl.MessageState `protogen:"opaque.v1"`
@@ -2601,7 +3009,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[30]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +3021,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[30]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2645,7 +3053,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[31]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +3065,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[31]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +3116,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[32]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2720,7 +3128,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[32]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +3228,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[33]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3240,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[33]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3314,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[34]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2918,7 +3326,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[34]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,16 +3391,17 @@ func (b0 InviteResponse_builder) Build() *InviteResponse {
 }
 
 type AcceptInvitationRequest struct {
-	state                 protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_Invitation string                 `protobuf:"bytes,1,opt,name=invitation"`
-	xxx_hidden_Password   string                 `protobuf:"bytes,2,opt,name=password"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	state                   protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Invitation   string                 `protobuf:"bytes,1,opt,name=invitation"`
+	xxx_hidden_Password     string                 `protobuf:"bytes,2,opt,name=password"`
+	xxx_hidden_SecondFactor *SecondFactorAnswer    `protobuf:"bytes,3,opt,name=second_factor,json=secondFactor"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *AcceptInvitationRequest) Reset() {
 	*x = AcceptInvitationRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[35]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3413,7 @@ func (x *AcceptInvitationRequest) String() string {
 func (*AcceptInvitationRequest) ProtoMessage() {}
 
 func (x *AcceptInvitationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[35]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,6 +3438,13 @@ func (x *AcceptInvitationRequest) GetPassword() string {
 	return ""
 }
 
+func (x *AcceptInvitationRequest) GetSecondFactor() *SecondFactorAnswer {
+	if x != nil {
+		return x.xxx_hidden_SecondFactor
+	}
+	return nil
+}
+
 func (x *AcceptInvitationRequest) SetInvitation(v string) {
 	x.xxx_hidden_Invitation = v
 }
@@ -3037,12 +3453,29 @@ func (x *AcceptInvitationRequest) SetPassword(v string) {
 	x.xxx_hidden_Password = v
 }
 
+func (x *AcceptInvitationRequest) SetSecondFactor(v *SecondFactorAnswer) {
+	x.xxx_hidden_SecondFactor = v
+}
+
+func (x *AcceptInvitationRequest) HasSecondFactor() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_SecondFactor != nil
+}
+
+func (x *AcceptInvitationRequest) ClearSecondFactor() {
+	x.xxx_hidden_SecondFactor = nil
+}
+
 type AcceptInvitationRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	// What follows the # of the link.
 	Invitation string
 	Password   string
+	// Where the account has a second factor: the same call again, with this.
+	SecondFactor *SecondFactorAnswer
 }
 
 func (b0 AcceptInvitationRequest_builder) Build() *AcceptInvitationRequest {
@@ -3051,21 +3484,246 @@ func (b0 AcceptInvitationRequest_builder) Build() *AcceptInvitationRequest {
 	_, _ = b, x
 	x.xxx_hidden_Invitation = b.Invitation
 	x.xxx_hidden_Password = b.Password
+	x.xxx_hidden_SecondFactor = b.SecondFactor
 	return m0
 }
+
+// SecondFactorAnswer answers a SecondFactor.
+type SecondFactorAnswer struct {
+	state                protoimpl.MessageState      `protogen:"opaque.v1"`
+	xxx_hidden_Challenge string                      `protobuf:"bytes,1,opt,name=challenge"`
+	xxx_hidden_Answer    isSecondFactorAnswer_Answer `protobuf_oneof:"answer"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *SecondFactorAnswer) Reset() {
+	*x = SecondFactorAnswer{}
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecondFactorAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecondFactorAnswer) ProtoMessage() {}
+
+func (x *SecondFactorAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *SecondFactorAnswer) GetChallenge() string {
+	if x != nil {
+		return x.xxx_hidden_Challenge
+	}
+	return ""
+}
+
+func (x *SecondFactorAnswer) GetTotpCode() string {
+	if x != nil {
+		if x, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_TotpCode); ok {
+			return x.TotpCode
+		}
+	}
+	return ""
+}
+
+func (x *SecondFactorAnswer) GetRecoveryCode() string {
+	if x != nil {
+		if x, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_RecoveryCode); ok {
+			return x.RecoveryCode
+		}
+	}
+	return ""
+}
+
+func (x *SecondFactorAnswer) GetPasskeyResponseJson() []byte {
+	if x != nil {
+		if x, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_PasskeyResponseJson); ok {
+			return x.PasskeyResponseJson
+		}
+	}
+	return nil
+}
+
+func (x *SecondFactorAnswer) SetChallenge(v string) {
+	x.xxx_hidden_Challenge = v
+}
+
+func (x *SecondFactorAnswer) SetTotpCode(v string) {
+	x.xxx_hidden_Answer = &secondFactorAnswer_TotpCode{v}
+}
+
+func (x *SecondFactorAnswer) SetRecoveryCode(v string) {
+	x.xxx_hidden_Answer = &secondFactorAnswer_RecoveryCode{v}
+}
+
+func (x *SecondFactorAnswer) SetPasskeyResponseJson(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_Answer = &secondFactorAnswer_PasskeyResponseJson{v}
+}
+
+func (x *SecondFactorAnswer) HasAnswer() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_Answer != nil
+}
+
+func (x *SecondFactorAnswer) HasTotpCode() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_TotpCode)
+	return ok
+}
+
+func (x *SecondFactorAnswer) HasRecoveryCode() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_RecoveryCode)
+	return ok
+}
+
+func (x *SecondFactorAnswer) HasPasskeyResponseJson() bool {
+	if x == nil {
+		return false
+	}
+	_, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_PasskeyResponseJson)
+	return ok
+}
+
+func (x *SecondFactorAnswer) ClearAnswer() {
+	x.xxx_hidden_Answer = nil
+}
+
+func (x *SecondFactorAnswer) ClearTotpCode() {
+	if _, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_TotpCode); ok {
+		x.xxx_hidden_Answer = nil
+	}
+}
+
+func (x *SecondFactorAnswer) ClearRecoveryCode() {
+	if _, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_RecoveryCode); ok {
+		x.xxx_hidden_Answer = nil
+	}
+}
+
+func (x *SecondFactorAnswer) ClearPasskeyResponseJson() {
+	if _, ok := x.xxx_hidden_Answer.(*secondFactorAnswer_PasskeyResponseJson); ok {
+		x.xxx_hidden_Answer = nil
+	}
+}
+
+const SecondFactorAnswer_Answer_not_set_case case_SecondFactorAnswer_Answer = 0
+const SecondFactorAnswer_TotpCode_case case_SecondFactorAnswer_Answer = 2
+const SecondFactorAnswer_RecoveryCode_case case_SecondFactorAnswer_Answer = 3
+const SecondFactorAnswer_PasskeyResponseJson_case case_SecondFactorAnswer_Answer = 4
+
+func (x *SecondFactorAnswer) WhichAnswer() case_SecondFactorAnswer_Answer {
+	if x == nil {
+		return SecondFactorAnswer_Answer_not_set_case
+	}
+	switch x.xxx_hidden_Answer.(type) {
+	case *secondFactorAnswer_TotpCode:
+		return SecondFactorAnswer_TotpCode_case
+	case *secondFactorAnswer_RecoveryCode:
+		return SecondFactorAnswer_RecoveryCode_case
+	case *secondFactorAnswer_PasskeyResponseJson:
+		return SecondFactorAnswer_PasskeyResponseJson_case
+	default:
+		return SecondFactorAnswer_Answer_not_set_case
+	}
+}
+
+type SecondFactorAnswer_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Challenge string
+	// Fields of oneof xxx_hidden_Answer:
+	// As in CompleteSignInRequest.
+	TotpCode            *string
+	RecoveryCode        *string
+	PasskeyResponseJson []byte
+	// -- end of xxx_hidden_Answer
+}
+
+func (b0 SecondFactorAnswer_builder) Build() *SecondFactorAnswer {
+	m0 := &SecondFactorAnswer{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Challenge = b.Challenge
+	if b.TotpCode != nil {
+		x.xxx_hidden_Answer = &secondFactorAnswer_TotpCode{*b.TotpCode}
+	}
+	if b.RecoveryCode != nil {
+		x.xxx_hidden_Answer = &secondFactorAnswer_RecoveryCode{*b.RecoveryCode}
+	}
+	if b.PasskeyResponseJson != nil {
+		x.xxx_hidden_Answer = &secondFactorAnswer_PasskeyResponseJson{b.PasskeyResponseJson}
+	}
+	return m0
+}
+
+type case_SecondFactorAnswer_Answer protoreflect.FieldNumber
+
+func (x case_SecondFactorAnswer_Answer) String() string {
+	md := file_fleetban_operator_v1_people_proto_msgTypes[41].Descriptor()
+	if x == 0 {
+		return "not set"
+	}
+	return protoimpl.X.MessageFieldStringOf(md, protoreflect.FieldNumber(x))
+}
+
+type isSecondFactorAnswer_Answer interface {
+	isSecondFactorAnswer_Answer()
+}
+
+type secondFactorAnswer_TotpCode struct {
+	// As in CompleteSignInRequest.
+	TotpCode string `protobuf:"bytes,2,opt,name=totp_code,json=totpCode,oneof"`
+}
+
+type secondFactorAnswer_RecoveryCode struct {
+	RecoveryCode string `protobuf:"bytes,3,opt,name=recovery_code,json=recoveryCode,oneof"`
+}
+
+type secondFactorAnswer_PasskeyResponseJson struct {
+	PasskeyResponseJson []byte `protobuf:"bytes,4,opt,name=passkey_response_json,json=passkeyResponseJson,oneof"`
+}
+
+func (*secondFactorAnswer_TotpCode) isSecondFactorAnswer_Answer() {}
+
+func (*secondFactorAnswer_RecoveryCode) isSecondFactorAnswer_Answer() {}
+
+func (*secondFactorAnswer_PasskeyResponseJson) isSecondFactorAnswer_Answer() {}
 
 type AcceptInvitationResponse struct {
 	state                     protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Email          string                 `protobuf:"bytes,1,opt,name=email"`
 	xxx_hidden_OrganisationId string                 `protobuf:"bytes,2,opt,name=organisation_id,json=organisationId"`
 	xxx_hidden_Role           Role                   `protobuf:"varint,3,opt,name=role,enum=fleetban.operator.v1.Role"`
+	xxx_hidden_SecondFactor   *SecondFactor          `protobuf:"bytes,4,opt,name=second_factor,json=secondFactor"`
 	unknownFields             protoimpl.UnknownFields
 	sizeCache                 protoimpl.SizeCache
 }
 
 func (x *AcceptInvitationResponse) Reset() {
 	*x = AcceptInvitationResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[36]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3735,7 @@ func (x *AcceptInvitationResponse) String() string {
 func (*AcceptInvitationResponse) ProtoMessage() {}
 
 func (x *AcceptInvitationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[36]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,6 +3767,13 @@ func (x *AcceptInvitationResponse) GetRole() Role {
 	return Role_ROLE_UNSPECIFIED
 }
 
+func (x *AcceptInvitationResponse) GetSecondFactor() *SecondFactor {
+	if x != nil {
+		return x.xxx_hidden_SecondFactor
+	}
+	return nil
+}
+
 func (x *AcceptInvitationResponse) SetEmail(v string) {
 	x.xxx_hidden_Email = v
 }
@@ -3121,12 +3786,29 @@ func (x *AcceptInvitationResponse) SetRole(v Role) {
 	x.xxx_hidden_Role = v
 }
 
+func (x *AcceptInvitationResponse) SetSecondFactor(v *SecondFactor) {
+	x.xxx_hidden_SecondFactor = v
+}
+
+func (x *AcceptInvitationResponse) HasSecondFactor() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_SecondFactor != nil
+}
+
+func (x *AcceptInvitationResponse) ClearSecondFactor() {
+	x.xxx_hidden_SecondFactor = nil
+}
+
 type AcceptInvitationResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	Email          string
 	OrganisationId string
 	Role           Role
+	// Nobody joined yet, and the rest is empty: the account that stands asks for its second factor too.
+	SecondFactor *SecondFactor
 }
 
 func (b0 AcceptInvitationResponse_builder) Build() *AcceptInvitationResponse {
@@ -3136,21 +3818,23 @@ func (b0 AcceptInvitationResponse_builder) Build() *AcceptInvitationResponse {
 	x.xxx_hidden_Email = b.Email
 	x.xxx_hidden_OrganisationId = b.OrganisationId
 	x.xxx_hidden_Role = b.Role
+	x.xxx_hidden_SecondFactor = b.SecondFactor
 	return m0
 }
 
 type SetRoleRequest struct {
-	state             protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_Member string                 `protobuf:"bytes,1,opt,name=member"`
-	xxx_hidden_Role   Role                   `protobuf:"varint,2,opt,name=role,enum=fleetban.operator.v1.Role"`
-	xxx_hidden_Tags   []string               `protobuf:"bytes,3,rep,name=tags"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state                 protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Member     string                 `protobuf:"bytes,1,opt,name=member"`
+	xxx_hidden_Role       Role                   `protobuf:"varint,2,opt,name=role,enum=fleetban.operator.v1.Role"`
+	xxx_hidden_Tags       []string               `protobuf:"bytes,3,rep,name=tags"`
+	xxx_hidden_WholeFleet bool                   `protobuf:"varint,4,opt,name=whole_fleet,json=wholeFleet"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *SetRoleRequest) Reset() {
 	*x = SetRoleRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[37]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3846,7 @@ func (x *SetRoleRequest) String() string {
 func (*SetRoleRequest) ProtoMessage() {}
 
 func (x *SetRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[37]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,6 +3878,13 @@ func (x *SetRoleRequest) GetTags() []string {
 	return nil
 }
 
+func (x *SetRoleRequest) GetWholeFleet() bool {
+	if x != nil {
+		return x.xxx_hidden_WholeFleet
+	}
+	return false
+}
+
 func (x *SetRoleRequest) SetMember(v string) {
 	x.xxx_hidden_Member = v
 }
@@ -3206,14 +3897,21 @@ func (x *SetRoleRequest) SetTags(v []string) {
 	x.xxx_hidden_Tags = v
 }
 
+func (x *SetRoleRequest) SetWholeFleet(v bool) {
+	x.xxx_hidden_WholeFleet = v
+}
+
 type SetRoleRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	// A member's id or e-mail address.
 	Member string
 	Role   Role
-	// The tags too, as in InviteRequest: none takes a restriction away.
+	// As in InviteRequest. None: a member who is restricted stays so.
 	Tags []string
+	// Takes the restriction of who has one away; not beside tags. Owners and admins have none, so that who becomes one and
+	// was restricted needs it.
+	WholeFleet bool
 }
 
 func (b0 SetRoleRequest_builder) Build() *SetRoleRequest {
@@ -3223,6 +3921,7 @@ func (b0 SetRoleRequest_builder) Build() *SetRoleRequest {
 	x.xxx_hidden_Member = b.Member
 	x.xxx_hidden_Role = b.Role
 	x.xxx_hidden_Tags = b.Tags
+	x.xxx_hidden_WholeFleet = b.WholeFleet
 	return m0
 }
 
@@ -3234,7 +3933,7 @@ type SetRoleResponse struct {
 
 func (x *SetRoleResponse) Reset() {
 	*x = SetRoleResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[38]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3945,7 @@ func (x *SetRoleResponse) String() string {
 func (*SetRoleResponse) ProtoMessage() {}
 
 func (x *SetRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[38]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3278,7 +3977,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[39]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3989,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[39]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +4034,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[40]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +4046,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_people_proto_msgTypes[40]
+	mi := &file_fleetban_operator_v1_people_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3470,12 +4169,27 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\x13ConfirmEmailRequest\x121\n" +
 	"\fconfirmation\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\fconfirmation\",\n" +
 	"\x14ConfirmEmailResponse\x12\x14\n" +
-	"\x05email\x18\x01 \x01(\tR\x05email\"\xa3\x01\n" +
+	"\x05email\x18\x01 \x01(\tR\x05email\"\xe3\x01\n" +
 	"\x05Proof\x12+\n" +
 	"\bpassword\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bH\x00R\bpassword\x12+\n" +
 	"\ttotp_code\x18\x02 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x06(\x10H\x00R\btotpCode\x123\n" +
-	"\rrecovery_code\x18\x03 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x01(@H\x00R\frecoveryCodeB\v\n" +
-	"\x02by\x12\x05\xbaH\x02\b\x01\"\x14\n" +
+	"\rrecovery_code\x18\x03 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x01(@H\x00R\frecoveryCode\x12>\n" +
+	"\apasskey\x18\x04 \x01(\v2\".fleetban.operator.v1.PasskeyProofH\x00R\apasskeyB\v\n" +
+	"\x02by\x12\x05\xbaH\x02\b\x01\"p\n" +
+	"\fPasskeyProof\x12+\n" +
+	"\tchallenge\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\tchallenge\x123\n" +
+	"\rresponse_json\x18\x02 \x01(\fB\x0e\x80\x01\x01\xbaH\bz\x06\x10\x02\x18\x80\x80\x01R\fresponseJson\"\x18\n" +
+	"\x16GetProofOptionsRequest\"\xe6\x01\n" +
+	"\x17GetProofOptionsResponse\x12\x1a\n" +
+	"\bpassword\x18\x01 \x01(\bR\bpassword\x12\x12\n" +
+	"\x04totp\x18\x02 \x01(\bR\x04totp\x12#\n" +
+	"\rrecovery_code\x18\x03 \x01(\bR\frecoveryCode\x12!\n" +
+	"\tchallenge\x18\x04 \x01(\tB\x03\x80\x01\x01R\tchallenge\x120\n" +
+	"\x14passkey_options_json\x18\x05 \x01(\fR\x12passkeyOptionsJson\x12!\n" +
+	"\fprovider_url\x18\x06 \x01(\tR\vproviderUrl\"I\n" +
+	"\fProveRequest\x129\n" +
+	"\x05proof\x18\x01 \x01(\v2\x1b.fleetban.operator.v1.ProofB\x06\xbaH\x03\xc8\x01\x01R\x05proof\"\x0f\n" +
+	"\rProveResponse\"\x14\n" +
 	"\x12ListMembersRequest\"M\n" +
 	"\x13ListMembersResponse\x126\n" +
 	"\amembers\x18\x01 \x03(\v2\x1c.fleetban.operator.v1.MemberR\amembers\"\xa3\x01\n" +
@@ -3494,22 +4208,32 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x17\n" +
 	"\x04link\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04link\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x02 \x01(\x03R\rexpiresUnixMs\x12\x16\n" +
-	"\x06mailed\x18\x03 \x01(\bR\x06mailed\"s\n" +
+	"\x06mailed\x18\x03 \x01(\bR\x06mailed\"\xc2\x01\n" +
 	"\x17AcceptInvitationRequest\x12-\n" +
 	"\n" +
 	"invitation\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\n" +
 	"invitation\x12)\n" +
-	"\bpassword\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\bpassword\"\x89\x01\n" +
+	"\bpassword\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01(\x80\bR\bpassword\x12M\n" +
+	"\rsecond_factor\x18\x03 \x01(\v2(.fleetban.operator.v1.SecondFactorAnswerR\fsecondFactor\"\xfa\x01\n" +
+	"\x12SecondFactorAnswer\x12+\n" +
+	"\tchallenge\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\tchallenge\x12+\n" +
+	"\ttotp_code\x18\x02 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x06(\x10H\x00R\btotpCode\x123\n" +
+	"\rrecovery_code\x18\x03 \x01(\tB\f\x80\x01\x01\xbaH\x06r\x04\x10\x01(@H\x00R\frecoveryCode\x12D\n" +
+	"\x15passkey_response_json\x18\x04 \x01(\fB\x0e\x80\x01\x01\xbaH\bz\x06\x10\x02\x18\x80\x80\x01H\x00R\x13passkeyResponseJsonB\x0f\n" +
+	"\x06answer\x12\x05\xbaH\x02\b\x01\"\xd2\x01\n" +
 	"\x18AcceptInvitationResponse\x12\x14\n" +
 	"\x05email\x18\x01 \x01(\tR\x05email\x12'\n" +
 	"\x0forganisation_id\x18\x02 \x01(\tR\x0eorganisationId\x12.\n" +
-	"\x04role\x18\x03 \x01(\x0e2\x1a.fleetban.operator.v1.RoleR\x04role\"\x94\x01\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x1a.fleetban.operator.v1.RoleR\x04role\x12G\n" +
+	"\rsecond_factor\x18\x04 \x01(\v2\".fleetban.operator.v1.SecondFactorR\fsecondFactor\"\xb5\x01\n" +
 	"\x0eSetRoleRequest\x12\"\n" +
 	"\x06member\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\xfe\x01R\x06member\x12:\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1a.fleetban.operator.v1.RoleB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\x12\"\n" +
-	"\x04tags\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\b\"\x04r\x02\x18yR\x04tags\"\x11\n" +
+	"\x04tags\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\b\"\x04r\x02\x18yR\x04tags\x12\x1f\n" +
+	"\vwhole_fleet\x18\x04 \x01(\bR\n" +
+	"wholeFleet\"\x11\n" +
 	"\x0fSetRoleResponse\"9\n" +
 	"\x13RemoveMemberRequest\x12\"\n" +
 	"\x06member\x18\x01 \x01(\tB\n" +
@@ -3522,7 +4246,7 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\n" +
 	"ROLE_ADMIN\x10\x02\x12\x11\n" +
 	"\rROLE_OPERATOR\x10\x03\x12\x0f\n" +
-	"\vROLE_VIEWER\x10\x042\xb9\a\n" +
+	"\vROLE_VIEWER\x10\x042\x9a\t\n" +
 	"\x0eSessionService\x12o\n" +
 	"\x06SignIn\x12#.fleetban.operator.v1.SignInRequest\x1a$.fleetban.operator.v1.SignInResponse\"\x1a\xc8\xc1\x18\x01\xd2\xc1\x18\x12\n" +
 	"\asign-in\x12\x05email(\x01\x12x\n" +
@@ -3537,7 +4261,10 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\bsign-out\x12k\n" +
 	"\fListSessions\x12).fleetban.operator.v1.ListSessionsRequest\x1a*.fleetban.operator.v1.ListSessionsResponse\"\x04\xc8\xc1\x18\x14\x12\x86\x01\n" +
 	"\rRevokeSession\x12*.fleetban.operator.v1.RevokeSessionRequest\x1a+.fleetban.operator.v1.RevokeSessionResponse\"\x1c\xc8\xc1\x18\x14\xd2\xc1\x18\x14\n" +
-	"\x0esession.revoke\x12\x02id\x12V\n" +
+	"\x0esession.revoke\x12\x02id\x12t\n" +
+	"\x0fGetProofOptions\x12,.fleetban.operator.v1.GetProofOptionsRequest\x1a-.fleetban.operator.v1.GetProofOptionsResponse\"\x04\xc8\xc1\x18\x14\x12i\n" +
+	"\x05Prove\x12\".fleetban.operator.v1.ProveRequest\x1a#.fleetban.operator.v1.ProveResponse\"\x17\xc8\xc1\x18\x14\xd2\xc1\x18\x0f\n" +
+	"\rsession.prove\x12V\n" +
 	"\x05GetMe\x12\".fleetban.operator.v1.GetMeRequest\x1a#.fleetban.operator.v1.GetMeResponse\"\x04\xc8\xc1\x18\x142\xce\x05\n" +
 	"\x0eAccountService\x12\x86\x01\n" +
 	"\x0eChangePassword\x12+.fleetban.operator.v1.ChangePasswordRequest\x1a,.fleetban.operator.v1.ChangePasswordResponse\"\x19\xc8\xc1\x18\x14\xd2\xc1\x18\x11\n" +
@@ -3549,20 +4276,20 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\vChangeEmail\x12(.fleetban.operator.v1.ChangeEmailRequest\x1a).fleetban.operator.v1.ChangeEmailResponse\"\"\xc8\xc1\x18\x14\xd2\xc1\x18\x1a\n" +
 	"\remail.request\x12\tnew_email\x12\x7f\n" +
 	"\fConfirmEmail\x12).fleetban.operator.v1.ConfirmEmailRequest\x1a*.fleetban.operator.v1.ConfirmEmailResponse\"\x18\xc8\xc1\x18\x01\xd2\xc1\x18\x10\n" +
-	"\femail.change(\x012\x96\x05\n" +
+	"\femail.change(\x012\xb0\x05\n" +
 	"\rMemberService\x12h\n" +
-	"\vListMembers\x12(.fleetban.operator.v1.ListMembersRequest\x1a).fleetban.operator.v1.ListMembersResponse\"\x04\xc8\xc1\x18\x10\x12\x7f\n" +
-	"\x06Invite\x12#.fleetban.operator.v1.InviteRequest\x1a$.fleetban.operator.v1.InviteResponse\"*\xc8\xc1\x18\x11\xd2\xc1\x18\"\n" +
-	"\rmember.invite\x12\x05email\x1a\x04role\x1a\x04tags\x12\x8c\x01\n" +
+	"\vListMembers\x12(.fleetban.operator.v1.ListMembersRequest\x1a).fleetban.operator.v1.ListMembersResponse\"\x04\xc8\xc1\x18\x10\x12\x83\x01\n" +
+	"\x06Invite\x12#.fleetban.operator.v1.InviteRequest\x1a$.fleetban.operator.v1.InviteResponse\".\xc8\xc1\x18\x11\xd2\xc1\x18\"\n" +
+	"\rmember.invite\x12\x05email\x1a\x04role\x1a\x04tags\xe0\xc1\x18\x01\x12\x8c\x01\n" +
 	"\x10AcceptInvitation\x12-.fleetban.operator.v1.AcceptInvitationRequest\x1a..fleetban.operator.v1.AcceptInvitationResponse\"\x19\xc8\xc1\x18\x01\xd2\xc1\x18\x11\n" +
-	"\rmember.accept(\x01\x12\x81\x01\n" +
-	"\aSetRole\x12$.fleetban.operator.v1.SetRoleRequest\x1a%.fleetban.operator.v1.SetRoleResponse\")\xc8\xc1\x18\x11\xd2\xc1\x18!\n" +
-	"\vmember.role\x12\x06member\x1a\x04role\x1a\x04tags\x12\x86\x01\n" +
-	"\fRemoveMember\x12).fleetban.operator.v1.RemoveMemberRequest\x1a*.fleetban.operator.v1.RemoveMemberResponse\"\x1f\xc8\xc1\x18\x11\xd2\xc1\x18\x17\n" +
-	"\rmember.remove\x12\x06memberBPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
+	"\rmember.accept(\x01\x12\x92\x01\n" +
+	"\aSetRole\x12$.fleetban.operator.v1.SetRoleRequest\x1a%.fleetban.operator.v1.SetRoleResponse\":\xc8\xc1\x18\x11\xd2\xc1\x18.\n" +
+	"\vmember.role\x12\x06member\x1a\x04role\x1a\x04tags\x1a\vwhole_fleet\xe0\xc1\x18\x01\x12\x8a\x01\n" +
+	"\fRemoveMember\x12).fleetban.operator.v1.RemoveMemberRequest\x1a*.fleetban.operator.v1.RemoveMemberResponse\"#\xc8\xc1\x18\x11\xd2\xc1\x18\x17\n" +
+	"\rmember.remove\x12\x06member\xe0\xc1\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
 var file_fleetban_operator_v1_people_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fleetban_operator_v1_people_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_fleetban_operator_v1_people_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_fleetban_operator_v1_people_proto_goTypes = []any{
 	(Role)(0),                            // 0: fleetban.operator.v1.Role
 	(*SignInRequest)(nil),                // 1: fleetban.operator.v1.SignInRequest
@@ -3595,17 +4322,23 @@ var file_fleetban_operator_v1_people_proto_goTypes = []any{
 	(*ConfirmEmailRequest)(nil),          // 28: fleetban.operator.v1.ConfirmEmailRequest
 	(*ConfirmEmailResponse)(nil),         // 29: fleetban.operator.v1.ConfirmEmailResponse
 	(*Proof)(nil),                        // 30: fleetban.operator.v1.Proof
-	(*ListMembersRequest)(nil),           // 31: fleetban.operator.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),          // 32: fleetban.operator.v1.ListMembersResponse
-	(*Member)(nil),                       // 33: fleetban.operator.v1.Member
-	(*InviteRequest)(nil),                // 34: fleetban.operator.v1.InviteRequest
-	(*InviteResponse)(nil),               // 35: fleetban.operator.v1.InviteResponse
-	(*AcceptInvitationRequest)(nil),      // 36: fleetban.operator.v1.AcceptInvitationRequest
-	(*AcceptInvitationResponse)(nil),     // 37: fleetban.operator.v1.AcceptInvitationResponse
-	(*SetRoleRequest)(nil),               // 38: fleetban.operator.v1.SetRoleRequest
-	(*SetRoleResponse)(nil),              // 39: fleetban.operator.v1.SetRoleResponse
-	(*RemoveMemberRequest)(nil),          // 40: fleetban.operator.v1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),         // 41: fleetban.operator.v1.RemoveMemberResponse
+	(*PasskeyProof)(nil),                 // 31: fleetban.operator.v1.PasskeyProof
+	(*GetProofOptionsRequest)(nil),       // 32: fleetban.operator.v1.GetProofOptionsRequest
+	(*GetProofOptionsResponse)(nil),      // 33: fleetban.operator.v1.GetProofOptionsResponse
+	(*ProveRequest)(nil),                 // 34: fleetban.operator.v1.ProveRequest
+	(*ProveResponse)(nil),                // 35: fleetban.operator.v1.ProveResponse
+	(*ListMembersRequest)(nil),           // 36: fleetban.operator.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),          // 37: fleetban.operator.v1.ListMembersResponse
+	(*Member)(nil),                       // 38: fleetban.operator.v1.Member
+	(*InviteRequest)(nil),                // 39: fleetban.operator.v1.InviteRequest
+	(*InviteResponse)(nil),               // 40: fleetban.operator.v1.InviteResponse
+	(*AcceptInvitationRequest)(nil),      // 41: fleetban.operator.v1.AcceptInvitationRequest
+	(*SecondFactorAnswer)(nil),           // 42: fleetban.operator.v1.SecondFactorAnswer
+	(*AcceptInvitationResponse)(nil),     // 43: fleetban.operator.v1.AcceptInvitationResponse
+	(*SetRoleRequest)(nil),               // 44: fleetban.operator.v1.SetRoleRequest
+	(*SetRoleResponse)(nil),              // 45: fleetban.operator.v1.SetRoleResponse
+	(*RemoveMemberRequest)(nil),          // 46: fleetban.operator.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),         // 47: fleetban.operator.v1.RemoveMemberResponse
 }
 var file_fleetban_operator_v1_people_proto_depIdxs = []int32{
 	7,  // 0: fleetban.operator.v1.SignInResponse.tokens:type_name -> fleetban.operator.v1.Tokens
@@ -3617,52 +4350,60 @@ var file_fleetban_operator_v1_people_proto_depIdxs = []int32{
 	15, // 6: fleetban.operator.v1.ListSessionsResponse.sessions:type_name -> fleetban.operator.v1.Session
 	8,  // 7: fleetban.operator.v1.GetMeResponse.person:type_name -> fleetban.operator.v1.Person
 	30, // 8: fleetban.operator.v1.ChangeEmailRequest.proof:type_name -> fleetban.operator.v1.Proof
-	33, // 9: fleetban.operator.v1.ListMembersResponse.members:type_name -> fleetban.operator.v1.Member
-	0,  // 10: fleetban.operator.v1.Member.role:type_name -> fleetban.operator.v1.Role
-	0,  // 11: fleetban.operator.v1.InviteRequest.role:type_name -> fleetban.operator.v1.Role
-	0,  // 12: fleetban.operator.v1.AcceptInvitationResponse.role:type_name -> fleetban.operator.v1.Role
-	0,  // 13: fleetban.operator.v1.SetRoleRequest.role:type_name -> fleetban.operator.v1.Role
-	1,  // 14: fleetban.operator.v1.SessionService.SignIn:input_type -> fleetban.operator.v1.SignInRequest
-	4,  // 15: fleetban.operator.v1.SessionService.CompleteSignIn:input_type -> fleetban.operator.v1.CompleteSignInRequest
-	5,  // 16: fleetban.operator.v1.SessionService.BeginPasskeySignIn:input_type -> fleetban.operator.v1.BeginPasskeySignInRequest
-	9,  // 17: fleetban.operator.v1.SessionService.Refresh:input_type -> fleetban.operator.v1.RefreshRequest
-	11, // 18: fleetban.operator.v1.SessionService.SignOut:input_type -> fleetban.operator.v1.SignOutRequest
-	13, // 19: fleetban.operator.v1.SessionService.ListSessions:input_type -> fleetban.operator.v1.ListSessionsRequest
-	16, // 20: fleetban.operator.v1.SessionService.RevokeSession:input_type -> fleetban.operator.v1.RevokeSessionRequest
-	18, // 21: fleetban.operator.v1.SessionService.GetMe:input_type -> fleetban.operator.v1.GetMeRequest
-	20, // 22: fleetban.operator.v1.AccountService.ChangePassword:input_type -> fleetban.operator.v1.ChangePasswordRequest
-	22, // 23: fleetban.operator.v1.AccountService.RequestPasswordReset:input_type -> fleetban.operator.v1.RequestPasswordResetRequest
-	24, // 24: fleetban.operator.v1.AccountService.ResetPassword:input_type -> fleetban.operator.v1.ResetPasswordRequest
-	26, // 25: fleetban.operator.v1.AccountService.ChangeEmail:input_type -> fleetban.operator.v1.ChangeEmailRequest
-	28, // 26: fleetban.operator.v1.AccountService.ConfirmEmail:input_type -> fleetban.operator.v1.ConfirmEmailRequest
-	31, // 27: fleetban.operator.v1.MemberService.ListMembers:input_type -> fleetban.operator.v1.ListMembersRequest
-	34, // 28: fleetban.operator.v1.MemberService.Invite:input_type -> fleetban.operator.v1.InviteRequest
-	36, // 29: fleetban.operator.v1.MemberService.AcceptInvitation:input_type -> fleetban.operator.v1.AcceptInvitationRequest
-	38, // 30: fleetban.operator.v1.MemberService.SetRole:input_type -> fleetban.operator.v1.SetRoleRequest
-	40, // 31: fleetban.operator.v1.MemberService.RemoveMember:input_type -> fleetban.operator.v1.RemoveMemberRequest
-	2,  // 32: fleetban.operator.v1.SessionService.SignIn:output_type -> fleetban.operator.v1.SignInResponse
-	2,  // 33: fleetban.operator.v1.SessionService.CompleteSignIn:output_type -> fleetban.operator.v1.SignInResponse
-	6,  // 34: fleetban.operator.v1.SessionService.BeginPasskeySignIn:output_type -> fleetban.operator.v1.BeginPasskeySignInResponse
-	10, // 35: fleetban.operator.v1.SessionService.Refresh:output_type -> fleetban.operator.v1.RefreshResponse
-	12, // 36: fleetban.operator.v1.SessionService.SignOut:output_type -> fleetban.operator.v1.SignOutResponse
-	14, // 37: fleetban.operator.v1.SessionService.ListSessions:output_type -> fleetban.operator.v1.ListSessionsResponse
-	17, // 38: fleetban.operator.v1.SessionService.RevokeSession:output_type -> fleetban.operator.v1.RevokeSessionResponse
-	19, // 39: fleetban.operator.v1.SessionService.GetMe:output_type -> fleetban.operator.v1.GetMeResponse
-	21, // 40: fleetban.operator.v1.AccountService.ChangePassword:output_type -> fleetban.operator.v1.ChangePasswordResponse
-	23, // 41: fleetban.operator.v1.AccountService.RequestPasswordReset:output_type -> fleetban.operator.v1.RequestPasswordResetResponse
-	25, // 42: fleetban.operator.v1.AccountService.ResetPassword:output_type -> fleetban.operator.v1.ResetPasswordResponse
-	27, // 43: fleetban.operator.v1.AccountService.ChangeEmail:output_type -> fleetban.operator.v1.ChangeEmailResponse
-	29, // 44: fleetban.operator.v1.AccountService.ConfirmEmail:output_type -> fleetban.operator.v1.ConfirmEmailResponse
-	32, // 45: fleetban.operator.v1.MemberService.ListMembers:output_type -> fleetban.operator.v1.ListMembersResponse
-	35, // 46: fleetban.operator.v1.MemberService.Invite:output_type -> fleetban.operator.v1.InviteResponse
-	37, // 47: fleetban.operator.v1.MemberService.AcceptInvitation:output_type -> fleetban.operator.v1.AcceptInvitationResponse
-	39, // 48: fleetban.operator.v1.MemberService.SetRole:output_type -> fleetban.operator.v1.SetRoleResponse
-	41, // 49: fleetban.operator.v1.MemberService.RemoveMember:output_type -> fleetban.operator.v1.RemoveMemberResponse
-	32, // [32:50] is the sub-list for method output_type
-	14, // [14:32] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	31, // 9: fleetban.operator.v1.Proof.passkey:type_name -> fleetban.operator.v1.PasskeyProof
+	30, // 10: fleetban.operator.v1.ProveRequest.proof:type_name -> fleetban.operator.v1.Proof
+	38, // 11: fleetban.operator.v1.ListMembersResponse.members:type_name -> fleetban.operator.v1.Member
+	0,  // 12: fleetban.operator.v1.Member.role:type_name -> fleetban.operator.v1.Role
+	0,  // 13: fleetban.operator.v1.InviteRequest.role:type_name -> fleetban.operator.v1.Role
+	42, // 14: fleetban.operator.v1.AcceptInvitationRequest.second_factor:type_name -> fleetban.operator.v1.SecondFactorAnswer
+	0,  // 15: fleetban.operator.v1.AcceptInvitationResponse.role:type_name -> fleetban.operator.v1.Role
+	3,  // 16: fleetban.operator.v1.AcceptInvitationResponse.second_factor:type_name -> fleetban.operator.v1.SecondFactor
+	0,  // 17: fleetban.operator.v1.SetRoleRequest.role:type_name -> fleetban.operator.v1.Role
+	1,  // 18: fleetban.operator.v1.SessionService.SignIn:input_type -> fleetban.operator.v1.SignInRequest
+	4,  // 19: fleetban.operator.v1.SessionService.CompleteSignIn:input_type -> fleetban.operator.v1.CompleteSignInRequest
+	5,  // 20: fleetban.operator.v1.SessionService.BeginPasskeySignIn:input_type -> fleetban.operator.v1.BeginPasskeySignInRequest
+	9,  // 21: fleetban.operator.v1.SessionService.Refresh:input_type -> fleetban.operator.v1.RefreshRequest
+	11, // 22: fleetban.operator.v1.SessionService.SignOut:input_type -> fleetban.operator.v1.SignOutRequest
+	13, // 23: fleetban.operator.v1.SessionService.ListSessions:input_type -> fleetban.operator.v1.ListSessionsRequest
+	16, // 24: fleetban.operator.v1.SessionService.RevokeSession:input_type -> fleetban.operator.v1.RevokeSessionRequest
+	32, // 25: fleetban.operator.v1.SessionService.GetProofOptions:input_type -> fleetban.operator.v1.GetProofOptionsRequest
+	34, // 26: fleetban.operator.v1.SessionService.Prove:input_type -> fleetban.operator.v1.ProveRequest
+	18, // 27: fleetban.operator.v1.SessionService.GetMe:input_type -> fleetban.operator.v1.GetMeRequest
+	20, // 28: fleetban.operator.v1.AccountService.ChangePassword:input_type -> fleetban.operator.v1.ChangePasswordRequest
+	22, // 29: fleetban.operator.v1.AccountService.RequestPasswordReset:input_type -> fleetban.operator.v1.RequestPasswordResetRequest
+	24, // 30: fleetban.operator.v1.AccountService.ResetPassword:input_type -> fleetban.operator.v1.ResetPasswordRequest
+	26, // 31: fleetban.operator.v1.AccountService.ChangeEmail:input_type -> fleetban.operator.v1.ChangeEmailRequest
+	28, // 32: fleetban.operator.v1.AccountService.ConfirmEmail:input_type -> fleetban.operator.v1.ConfirmEmailRequest
+	36, // 33: fleetban.operator.v1.MemberService.ListMembers:input_type -> fleetban.operator.v1.ListMembersRequest
+	39, // 34: fleetban.operator.v1.MemberService.Invite:input_type -> fleetban.operator.v1.InviteRequest
+	41, // 35: fleetban.operator.v1.MemberService.AcceptInvitation:input_type -> fleetban.operator.v1.AcceptInvitationRequest
+	44, // 36: fleetban.operator.v1.MemberService.SetRole:input_type -> fleetban.operator.v1.SetRoleRequest
+	46, // 37: fleetban.operator.v1.MemberService.RemoveMember:input_type -> fleetban.operator.v1.RemoveMemberRequest
+	2,  // 38: fleetban.operator.v1.SessionService.SignIn:output_type -> fleetban.operator.v1.SignInResponse
+	2,  // 39: fleetban.operator.v1.SessionService.CompleteSignIn:output_type -> fleetban.operator.v1.SignInResponse
+	6,  // 40: fleetban.operator.v1.SessionService.BeginPasskeySignIn:output_type -> fleetban.operator.v1.BeginPasskeySignInResponse
+	10, // 41: fleetban.operator.v1.SessionService.Refresh:output_type -> fleetban.operator.v1.RefreshResponse
+	12, // 42: fleetban.operator.v1.SessionService.SignOut:output_type -> fleetban.operator.v1.SignOutResponse
+	14, // 43: fleetban.operator.v1.SessionService.ListSessions:output_type -> fleetban.operator.v1.ListSessionsResponse
+	17, // 44: fleetban.operator.v1.SessionService.RevokeSession:output_type -> fleetban.operator.v1.RevokeSessionResponse
+	33, // 45: fleetban.operator.v1.SessionService.GetProofOptions:output_type -> fleetban.operator.v1.GetProofOptionsResponse
+	35, // 46: fleetban.operator.v1.SessionService.Prove:output_type -> fleetban.operator.v1.ProveResponse
+	19, // 47: fleetban.operator.v1.SessionService.GetMe:output_type -> fleetban.operator.v1.GetMeResponse
+	21, // 48: fleetban.operator.v1.AccountService.ChangePassword:output_type -> fleetban.operator.v1.ChangePasswordResponse
+	23, // 49: fleetban.operator.v1.AccountService.RequestPasswordReset:output_type -> fleetban.operator.v1.RequestPasswordResetResponse
+	25, // 50: fleetban.operator.v1.AccountService.ResetPassword:output_type -> fleetban.operator.v1.ResetPasswordResponse
+	27, // 51: fleetban.operator.v1.AccountService.ChangeEmail:output_type -> fleetban.operator.v1.ChangeEmailResponse
+	29, // 52: fleetban.operator.v1.AccountService.ConfirmEmail:output_type -> fleetban.operator.v1.ConfirmEmailResponse
+	37, // 53: fleetban.operator.v1.MemberService.ListMembers:output_type -> fleetban.operator.v1.ListMembersResponse
+	40, // 54: fleetban.operator.v1.MemberService.Invite:output_type -> fleetban.operator.v1.InviteResponse
+	43, // 55: fleetban.operator.v1.MemberService.AcceptInvitation:output_type -> fleetban.operator.v1.AcceptInvitationResponse
+	45, // 56: fleetban.operator.v1.MemberService.SetRole:output_type -> fleetban.operator.v1.SetRoleResponse
+	47, // 57: fleetban.operator.v1.MemberService.RemoveMember:output_type -> fleetban.operator.v1.RemoveMemberResponse
+	38, // [38:58] is the sub-list for method output_type
+	18, // [18:38] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_fleetban_operator_v1_people_proto_init() }
@@ -3679,6 +4420,12 @@ func file_fleetban_operator_v1_people_proto_init() {
 		(*proof_Password)(nil),
 		(*proof_TotpCode)(nil),
 		(*proof_RecoveryCode)(nil),
+		(*proof_Passkey)(nil),
+	}
+	file_fleetban_operator_v1_people_proto_msgTypes[41].OneofWrappers = []any{
+		(*secondFactorAnswer_TotpCode)(nil),
+		(*secondFactorAnswer_RecoveryCode)(nil),
+		(*secondFactorAnswer_PasskeyResponseJson)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3686,7 +4433,7 @@ func file_fleetban_operator_v1_people_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_operator_v1_people_proto_rawDesc), len(file_fleetban_operator_v1_people_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -482,9 +482,10 @@ type SetSsoRequest_builder struct {
 	GroupClaim string
 	// Of several that fit, the highest role counts. Who has none is not let in.
 	Roles []*SsoRole
-	// Nobody signs in to the organisation otherwise but break_glass.
+	// Nobody signs in to the organisation otherwise but break_glass. Sessions that began otherwise end, the caller's too.
 	Required bool
 	// The e-mail address of an owner who may still use a password while required; each such sign-in is marked in the audit log.
+	// The owner stays one and a member as long as it says so.
 	BreakGlass string
 }
 
@@ -1010,15 +1011,15 @@ const file_fleetban_operator_v1_sso_proto_rawDesc = "" +
 	"\bverifier\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10+\x18\x80\x01R\bverifier\"\x81\x01\n" +
 	"\x13CompleteSsoResponse\x124\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x1c.fleetban.operator.v1.TokensR\x06tokens\x124\n" +
-	"\x06person\x18\x02 \x01(\v2\x1c.fleetban.operator.v1.PersonR\x06person2\xe9\x04\n" +
+	"\x06person\x18\x02 \x01(\v2\x1c.fleetban.operator.v1.PersonR\x06person2\xf1\x04\n" +
 	"\n" +
 	"SsoService\x12Y\n" +
-	"\x06GetSso\x12#.fleetban.operator.v1.GetSsoRequest\x1a$.fleetban.operator.v1.GetSsoResponse\"\x04\xc8\xc1\x18\x11\x12\xa6\x01\n" +
-	"\x06SetSso\x12#.fleetban.operator.v1.SetSsoRequest\x1a$.fleetban.operator.v1.SetSsoResponse\"Q\xc8\xc1\x18\x11\xd2\xc1\x18I\n" +
-	"\asso.set\x12\x06issuer\x1a\tclient_id\x1a\adomains\x1a\vgroup_claim\x1a\brequired\x1a\vbreak_glass\x12r\n" +
-	"\tDeleteSso\x12&.fleetban.operator.v1.DeleteSsoRequest\x1a'.fleetban.operator.v1.DeleteSsoResponse\"\x14\xc8\xc1\x18\x11\xd2\xc1\x18\f\n" +
+	"\x06GetSso\x12#.fleetban.operator.v1.GetSsoRequest\x1a$.fleetban.operator.v1.GetSsoResponse\"\x04\xc8\xc1\x18\x11\x12\xaa\x01\n" +
+	"\x06SetSso\x12#.fleetban.operator.v1.SetSsoRequest\x1a$.fleetban.operator.v1.SetSsoResponse\"U\xc8\xc1\x18\x11\xd2\xc1\x18I\n" +
+	"\asso.set\x12\x06issuer\x1a\tclient_id\x1a\adomains\x1a\vgroup_claim\x1a\brequired\x1a\vbreak_glass\xe0\xc1\x18\x01\x12v\n" +
+	"\tDeleteSso\x12&.fleetban.operator.v1.DeleteSsoRequest\x1a'.fleetban.operator.v1.DeleteSsoResponse\"\x18\xc8\xc1\x18\x11\xd2\xc1\x18\f\n" +
 	"\n" +
-	"sso.delete\x12j\n" +
+	"sso.delete\xe0\xc1\x18\x01\x12j\n" +
 	"\aTestSso\x12$.fleetban.operator.v1.TestSsoRequest\x1a%.fleetban.operator.v1.TestSsoResponse\"\x12\xc8\xc1\x18\x11\xd2\xc1\x18\n" +
 	"\n" +
 	"\bsso.test\x12w\n" +

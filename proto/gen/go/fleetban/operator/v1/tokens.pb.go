@@ -1129,19 +1129,19 @@ const file_fleetban_operator_v1_tokens_proto_rawDesc = "" +
 	"\x1eRevokeOrganisationTokenRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"!\n" +
-	"\x1fRevokeOrganisationTokenResponse2\xa2\x03\n" +
-	"\fTokenService\x12\xa7\x01\n" +
-	"\vCreateToken\x12(.fleetban.operator.v1.CreateTokenRequest\x1a).fleetban.operator.v1.CreateTokenResponse\"C\xc8\xc1\x18\x14\xd2\xc1\x18;\n" +
+	"\x1fRevokeOrganisationTokenResponse2\xa6\x03\n" +
+	"\fTokenService\x12\xab\x01\n" +
+	"\vCreateToken\x12(.fleetban.operator.v1.CreateTokenRequest\x1a).fleetban.operator.v1.CreateTokenResponse\"G\xc8\xc1\x18\x14\xd2\xc1\x18;\n" +
 	"\ftoken.create\x1a\x04name\x1a\x04role\x1a\vpermissions\x1a\x04tags\x1a\n" +
-	"duration_s \x01\x12e\n" +
+	"duration_s \x01\xe0\xc1\x18\x01\x12e\n" +
 	"\n" +
 	"ListTokens\x12'.fleetban.operator.v1.ListTokensRequest\x1a(.fleetban.operator.v1.ListTokensResponse\"\x04\xc8\xc1\x18\x14\x12\x80\x01\n" +
 	"\vRevokeToken\x12(.fleetban.operator.v1.RevokeTokenRequest\x1a).fleetban.operator.v1.RevokeTokenResponse\"\x1c\xc8\xc1\x18\x14\xd2\xc1\x18\x14\n" +
-	"\ftoken.revoke\x12\x02id \x012\xb5\x04\n" +
-	"\x18OrganisationTokenService\x12\xd8\x01\n" +
-	"\x17CreateOrganisationToken\x124.fleetban.operator.v1.CreateOrganisationTokenRequest\x1a5.fleetban.operator.v1.CreateOrganisationTokenResponse\"P\xc8\xc1\x18\x12\xd2\xc1\x18H\n" +
+	"\ftoken.revoke\x12\x02id \x012\xb9\x04\n" +
+	"\x18OrganisationTokenService\x12\xdc\x01\n" +
+	"\x17CreateOrganisationToken\x124.fleetban.operator.v1.CreateOrganisationTokenRequest\x1a5.fleetban.operator.v1.CreateOrganisationTokenResponse\"T\xc8\xc1\x18\x12\xd2\xc1\x18H\n" +
 	"\x19organisation-token.create\x1a\x04name\x1a\x04role\x1a\vpermissions\x1a\x04tags\x1a\n" +
-	"duration_s \x01\x12\x89\x01\n" +
+	"duration_s \x01\xe0\xc1\x18\x01\x12\x89\x01\n" +
 	"\x16ListOrganisationTokens\x123.fleetban.operator.v1.ListOrganisationTokensRequest\x1a4.fleetban.operator.v1.ListOrganisationTokensResponse\"\x04\xc8\xc1\x18\x12\x12\xb1\x01\n" +
 	"\x17RevokeOrganisationToken\x124.fleetban.operator.v1.RevokeOrganisationTokenRequest\x1a5.fleetban.operator.v1.RevokeOrganisationTokenResponse\")\xc8\xc1\x18\x12\xd2\xc1\x18!\n" +
 	"\x19organisation-token.revoke\x12\x02id \x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.proto"

@@ -314,6 +314,14 @@ var file_fleetban_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
 		ExtensionType: (*bool)(nil),
+		Field:         50204,
+		Name:          "fleetban.options.v1.proof",
+		Tag:           "varint,50204,opt,name=proof",
+		Filename:      "fleetban/options/v1/options.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*bool)(nil),
 		Field:         50210,
 		Name:          "fleetban.options.v1.scoped",
 		Tag:           "varint,50210,opt,name=scoped",
@@ -335,11 +343,15 @@ var (
 	//
 	// optional fleetban.options.v1.Approval approval = 50203;
 	E_Approval = &file_fleetban_options_v1_options_proto_extTypes[2]
+	// A person who calls must have proved who they are within the last ten minutes: by signing in, or by SessionService.Prove.
+	//
+	// optional bool proof = 50204;
+	E_Proof = &file_fleetban_options_v1_options_proto_extTypes[3]
 	// The RPC shows and changes no more than is within the caller's tags. Callers who are restricted to tags can't use one
 	// that doesn't say so, unless its permission is about no host: NONE, SELF, MEMBERS_READ.
 	//
 	// optional bool scoped = 50210;
-	E_Scoped = &file_fleetban_options_v1_options_proto_extTypes[3]
+	E_Scoped = &file_fleetban_options_v1_options_proto_extTypes[4]
 )
 
 var File_fleetban_options_v1_options_proto protoreflect.FileDescriptor
@@ -380,7 +392,8 @@ const file_fleetban_options_v1_options_proto_rawDesc = "" +
 	"permission\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0e2\x1f.fleetban.options.v1.PermissionR\n" +
 	"permission:R\n" +
 	"\x05audit\x12\x1e.google.protobuf.MethodOptions\x18\x9a\x88\x03 \x01(\v2\x1a.fleetban.options.v1.AuditR\x05audit:[\n" +
-	"\bapproval\x12\x1e.google.protobuf.MethodOptions\x18\x9b\x88\x03 \x01(\x0e2\x1d.fleetban.options.v1.ApprovalR\bapproval:8\n" +
+	"\bapproval\x12\x1e.google.protobuf.MethodOptions\x18\x9b\x88\x03 \x01(\x0e2\x1d.fleetban.options.v1.ApprovalR\bapproval:6\n" +
+	"\x05proof\x12\x1e.google.protobuf.MethodOptions\x18\x9c\x88\x03 \x01(\bR\x05proof:8\n" +
 	"\x06scoped\x12\x1e.google.protobuf.MethodOptions\x18\xa2\x88\x03 \x01(\bR\x06scopedBNZGgithub.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1;optionsv1\x92\x03\x02\b\x02b\beditionsp\xe9\a"
 
 var file_fleetban_options_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
@@ -395,14 +408,15 @@ var file_fleetban_options_v1_options_proto_depIdxs = []int32{
 	3, // 0: fleetban.options.v1.permission:extendee -> google.protobuf.MethodOptions
 	3, // 1: fleetban.options.v1.audit:extendee -> google.protobuf.MethodOptions
 	3, // 2: fleetban.options.v1.approval:extendee -> google.protobuf.MethodOptions
-	3, // 3: fleetban.options.v1.scoped:extendee -> google.protobuf.MethodOptions
-	0, // 4: fleetban.options.v1.permission:type_name -> fleetban.options.v1.Permission
-	2, // 5: fleetban.options.v1.audit:type_name -> fleetban.options.v1.Audit
-	1, // 6: fleetban.options.v1.approval:type_name -> fleetban.options.v1.Approval
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	4, // [4:7] is the sub-list for extension type_name
-	0, // [0:4] is the sub-list for extension extendee
+	3, // 3: fleetban.options.v1.proof:extendee -> google.protobuf.MethodOptions
+	3, // 4: fleetban.options.v1.scoped:extendee -> google.protobuf.MethodOptions
+	0, // 5: fleetban.options.v1.permission:type_name -> fleetban.options.v1.Permission
+	2, // 6: fleetban.options.v1.audit:type_name -> fleetban.options.v1.Audit
+	1, // 7: fleetban.options.v1.approval:type_name -> fleetban.options.v1.Approval
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	5, // [5:8] is the sub-list for extension type_name
+	0, // [0:5] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
 }
 
@@ -418,7 +432,7 @@ func file_fleetban_options_v1_options_proto_init() {
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_options_v1_options_proto_rawDesc), len(file_fleetban_options_v1_options_proto_rawDesc)),
 			NumEnums:      2,
 			NumMessages:   1,
-			NumExtensions: 4,
+			NumExtensions: 5,
 			NumServices:   0,
 		},
 		GoTypes:           file_fleetban_options_v1_options_proto_goTypes,

@@ -50,7 +50,8 @@ const (
 
 // ApprovalServiceClient is a client for the fleetban.operator.v1.ApprovalService service.
 type ApprovalServiceClient interface {
-	// ListApprovals lists what waits, and what was decided in the last two days, newest first.
+	// ListApprovals lists what waits, and what was decided in the last two days, newest first. Who is restricted to tags sees
+	// what they asked for themselves.
 	ListApprovals(context.Context, *connect.Request[v1.ListApprovalsRequest]) (*connect.Response[v1.ListApprovalsResponse], error)
 	// Approve does what was asked for, once. The caller must be another person, and hold what the RPC asks of its caller; who
 	// asked must still belong to the organisation, with the same role.
@@ -143,7 +144,8 @@ func (c *approvalServiceClient) SetApprovalPolicy(ctx context.Context, req *conn
 
 // ApprovalServiceHandler is an implementation of the fleetban.operator.v1.ApprovalService service.
 type ApprovalServiceHandler interface {
-	// ListApprovals lists what waits, and what was decided in the last two days, newest first.
+	// ListApprovals lists what waits, and what was decided in the last two days, newest first. Who is restricted to tags sees
+	// what they asked for themselves.
 	ListApprovals(context.Context, *connect.Request[v1.ListApprovalsRequest]) (*connect.Response[v1.ListApprovalsResponse], error)
 	// Approve does what was asked for, once. The caller must be another person, and hold what the RPC asks of its caller; who
 	// asked must still belong to the organisation, with the same role.

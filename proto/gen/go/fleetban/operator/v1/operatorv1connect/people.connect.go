@@ -55,6 +55,11 @@ const (
 	// SessionServiceRevokeSessionProcedure is the fully-qualified name of the SessionService's
 	// RevokeSession RPC.
 	SessionServiceRevokeSessionProcedure = "/fleetban.operator.v1.SessionService/RevokeSession"
+	// SessionServiceGetProofOptionsProcedure is the fully-qualified name of the SessionService's
+	// GetProofOptions RPC.
+	SessionServiceGetProofOptionsProcedure = "/fleetban.operator.v1.SessionService/GetProofOptions"
+	// SessionServiceProveProcedure is the fully-qualified name of the SessionService's Prove RPC.
+	SessionServiceProveProcedure = "/fleetban.operator.v1.SessionService/Prove"
 	// SessionServiceGetMeProcedure is the fully-qualified name of the SessionService's GetMe RPC.
 	SessionServiceGetMeProcedure = "/fleetban.operator.v1.SessionService/GetMe"
 	// AccountServiceChangePasswordProcedure is the fully-qualified name of the AccountService's
@@ -106,6 +111,10 @@ type SessionServiceClient interface {
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	// RevokeSession ends one of the caller's sessions, or all but the one it is called in.
 	RevokeSession(context.Context, *connect.Request[v1.RevokeSessionRequest]) (*connect.Response[v1.RevokeSessionResponse], error)
+	// GetProofOptions says how the caller can prove again who they are, after REASON_PROOF_NEEDED.
+	GetProofOptions(context.Context, *connect.Request[v1.GetProofOptionsRequest]) (*connect.Response[v1.GetProofOptionsResponse], error)
+	// Prove does it: for ten minutes, the session may do what asks for a proof that is new.
+	Prove(context.Context, *connect.Request[v1.ProveRequest]) (*connect.Response[v1.ProveResponse], error)
 	// GetMe says who the caller is, from the access token alone.
 	GetMe(context.Context, *connect.Request[v1.GetMeRequest]) (*connect.Response[v1.GetMeResponse], error)
 }
@@ -163,6 +172,18 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sessionServiceMethods.ByName("RevokeSession")),
 			connect.WithClientOptions(opts...),
 		),
+		getProofOptions: connect.NewClient[v1.GetProofOptionsRequest, v1.GetProofOptionsResponse](
+			httpClient,
+			baseURL+SessionServiceGetProofOptionsProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("GetProofOptions")),
+			connect.WithClientOptions(opts...),
+		),
+		prove: connect.NewClient[v1.ProveRequest, v1.ProveResponse](
+			httpClient,
+			baseURL+SessionServiceProveProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("Prove")),
+			connect.WithClientOptions(opts...),
+		),
 		getMe: connect.NewClient[v1.GetMeRequest, v1.GetMeResponse](
 			httpClient,
 			baseURL+SessionServiceGetMeProcedure,
@@ -181,6 +202,8 @@ type sessionServiceClient struct {
 	signOut            *connect.Client[v1.SignOutRequest, v1.SignOutResponse]
 	listSessions       *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
 	revokeSession      *connect.Client[v1.RevokeSessionRequest, v1.RevokeSessionResponse]
+	getProofOptions    *connect.Client[v1.GetProofOptionsRequest, v1.GetProofOptionsResponse]
+	prove              *connect.Client[v1.ProveRequest, v1.ProveResponse]
 	getMe              *connect.Client[v1.GetMeRequest, v1.GetMeResponse]
 }
 
@@ -219,6 +242,16 @@ func (c *sessionServiceClient) RevokeSession(ctx context.Context, req *connect.R
 	return c.revokeSession.CallUnary(ctx, req)
 }
 
+// GetProofOptions calls fleetban.operator.v1.SessionService.GetProofOptions.
+func (c *sessionServiceClient) GetProofOptions(ctx context.Context, req *connect.Request[v1.GetProofOptionsRequest]) (*connect.Response[v1.GetProofOptionsResponse], error) {
+	return c.getProofOptions.CallUnary(ctx, req)
+}
+
+// Prove calls fleetban.operator.v1.SessionService.Prove.
+func (c *sessionServiceClient) Prove(ctx context.Context, req *connect.Request[v1.ProveRequest]) (*connect.Response[v1.ProveResponse], error) {
+	return c.prove.CallUnary(ctx, req)
+}
+
 // GetMe calls fleetban.operator.v1.SessionService.GetMe.
 func (c *sessionServiceClient) GetMe(ctx context.Context, req *connect.Request[v1.GetMeRequest]) (*connect.Response[v1.GetMeResponse], error) {
 	return c.getMe.CallUnary(ctx, req)
@@ -243,6 +276,10 @@ type SessionServiceHandler interface {
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	// RevokeSession ends one of the caller's sessions, or all but the one it is called in.
 	RevokeSession(context.Context, *connect.Request[v1.RevokeSessionRequest]) (*connect.Response[v1.RevokeSessionResponse], error)
+	// GetProofOptions says how the caller can prove again who they are, after REASON_PROOF_NEEDED.
+	GetProofOptions(context.Context, *connect.Request[v1.GetProofOptionsRequest]) (*connect.Response[v1.GetProofOptionsResponse], error)
+	// Prove does it: for ten minutes, the session may do what asks for a proof that is new.
+	Prove(context.Context, *connect.Request[v1.ProveRequest]) (*connect.Response[v1.ProveResponse], error)
 	// GetMe says who the caller is, from the access token alone.
 	GetMe(context.Context, *connect.Request[v1.GetMeRequest]) (*connect.Response[v1.GetMeResponse], error)
 }
@@ -296,6 +333,18 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sessionServiceMethods.ByName("RevokeSession")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sessionServiceGetProofOptionsHandler := connect.NewUnaryHandler(
+		SessionServiceGetProofOptionsProcedure,
+		svc.GetProofOptions,
+		connect.WithSchema(sessionServiceMethods.ByName("GetProofOptions")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sessionServiceProveHandler := connect.NewUnaryHandler(
+		SessionServiceProveProcedure,
+		svc.Prove,
+		connect.WithSchema(sessionServiceMethods.ByName("Prove")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sessionServiceGetMeHandler := connect.NewUnaryHandler(
 		SessionServiceGetMeProcedure,
 		svc.GetMe,
@@ -318,6 +367,10 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 			sessionServiceListSessionsHandler.ServeHTTP(w, r)
 		case SessionServiceRevokeSessionProcedure:
 			sessionServiceRevokeSessionHandler.ServeHTTP(w, r)
+		case SessionServiceGetProofOptionsProcedure:
+			sessionServiceGetProofOptionsHandler.ServeHTTP(w, r)
+		case SessionServiceProveProcedure:
+			sessionServiceProveHandler.ServeHTTP(w, r)
 		case SessionServiceGetMeProcedure:
 			sessionServiceGetMeHandler.ServeHTTP(w, r)
 		default:
@@ -355,6 +408,14 @@ func (UnimplementedSessionServiceHandler) ListSessions(context.Context, *connect
 
 func (UnimplementedSessionServiceHandler) RevokeSession(context.Context, *connect.Request[v1.RevokeSessionRequest]) (*connect.Response[v1.RevokeSessionResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SessionService.RevokeSession is not implemented"))
+}
+
+func (UnimplementedSessionServiceHandler) GetProofOptions(context.Context, *connect.Request[v1.GetProofOptionsRequest]) (*connect.Response[v1.GetProofOptionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SessionService.GetProofOptions is not implemented"))
+}
+
+func (UnimplementedSessionServiceHandler) Prove(context.Context, *connect.Request[v1.ProveRequest]) (*connect.Response[v1.ProveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SessionService.Prove is not implemented"))
 }
 
 func (UnimplementedSessionServiceHandler) GetMe(context.Context, *connect.Request[v1.GetMeRequest]) (*connect.Response[v1.GetMeResponse], error) {
@@ -557,7 +618,7 @@ type MemberServiceClient interface {
 	// Invite makes a link that is used once, within seven days. Only owners invite owners.
 	Invite(context.Context, *connect.Request[v1.InviteRequest]) (*connect.Response[v1.InviteResponse], error)
 	// AcceptInvitation makes the invited person a member. Without an account there, it makes one with this password; with
-	// one, the password must be the account's.
+	// one, the password must be the account's, and where that has a second factor, the answer says what to call again with.
 	AcceptInvitation(context.Context, *connect.Request[v1.AcceptInvitationRequest]) (*connect.Response[v1.AcceptInvitationResponse], error)
 	// SetRole takes effect at once: access tokens with the former role are refused. The last owner stays one.
 	SetRole(context.Context, *connect.Request[v1.SetRoleRequest]) (*connect.Response[v1.SetRoleResponse], error)
@@ -649,7 +710,7 @@ type MemberServiceHandler interface {
 	// Invite makes a link that is used once, within seven days. Only owners invite owners.
 	Invite(context.Context, *connect.Request[v1.InviteRequest]) (*connect.Response[v1.InviteResponse], error)
 	// AcceptInvitation makes the invited person a member. Without an account there, it makes one with this password; with
-	// one, the password must be the account's.
+	// one, the password must be the account's, and where that has a second factor, the answer says what to call again with.
 	AcceptInvitation(context.Context, *connect.Request[v1.AcceptInvitationRequest]) (*connect.Response[v1.AcceptInvitationResponse], error)
 	// SetRole takes effect at once: access tokens with the former role are refused. The last owner stays one.
 	SetRole(context.Context, *connect.Request[v1.SetRoleRequest]) (*connect.Response[v1.SetRoleResponse], error)
