@@ -36,9 +36,9 @@ const overview = createRoute({
 const hosts = createRoute({
   getParentRoute: () => inside,
   path: "/hosts",
-  validateSearch: (s: Record<string, unknown>): { q?: string; state?: "online" | "offline" | "attention" } => ({
+  validateSearch: (s: Record<string, unknown>): { q?: string; state?: "online" | "offline" | "attention" | "disabled" } => ({
     q: text(s.q),
-    state: oneOf(s.state, ["online", "offline", "attention"]),
+    state: oneOf(s.state, ["online", "offline", "attention", "disabled"]),
   }),
   component: lazyRouteComponent(() => import("./pages/hosts"), "Hosts"),
 });

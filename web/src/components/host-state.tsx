@@ -10,6 +10,8 @@ export function hostState(h: Host): { name: HostStateName; tone: Tone } {
   switch (h.presence) {
     case Presence.QUARANTINED:
       return { name: "quarantined", tone: "bad" };
+    case Presence.DISABLED:
+      return { name: "disabled", tone: "none" };
     case Presence.OFFLINE:
       return { name: "offline", tone: "warn" };
     case Presence.NEW:

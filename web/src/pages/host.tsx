@@ -1,14 +1,11 @@
-import { createClient } from "@connectrpc/connect";
 import { useQuery } from "@connectrpc/connect-query";
-import { getRouteApi, Link, useNavigate } from "@tanstack/react-router";
-import { useMemo, useState } from "react";
+import { getRouteApi, Link } from "@tanstack/react-router";
+import { useMemo } from "react";
 import { useLive } from "@/api/live";
 import { useMay } from "@/api/may";
-import { transport } from "@/api/session";
+import { useSession } from "@/api/session";
 import { AddressLink } from "@/components/address-link";
-import { Badge } from "@/components/badge";
-import { Button } from "@/components/button";
-import { Dialog, DialogActions } from "@/components/dialog";
+import { Badge, type Tone } from "@/components/badge";
 import { Empty, Waiting } from "@/components/empty";
 import { EventLine } from "@/components/event-line";
 import { HostBadge } from "@/components/host-state";
@@ -16,12 +13,14 @@ import { Facts, Page, Panel } from "@/components/panel";
 import { ProblemNote } from "@/components/problem";
 import { type Columns, Table } from "@/components/table";
 import { Time } from "@/components/time";
-import { note } from "@/components/toast";
-import { type Host, type HostCommand, HostService, Presence, type SetProgress } from "@/gen/fleetban/operator/v1/operator_pb";
-import { EventSource, type Finding, Finding_Severity, type JailHealth, type SetException } from "@/gen/fleetban/v1/agent_pb";
+import { InsightService, BanOrder } from "@/gen/fleetban/operator/v1/insight_pb";
+import { type FleetBan, type Host, type HostCommand, HostService, type SetProgress } from "@/gen/fleetban/operator/v1/operator_pb";
+import { EventSource, Fail2banHealth_State, type Finding, Inert, Finding_Severity, type JailHealth, type SetException } from "@/gen/fleetban/v1/agent_pb";
 import { useNumber, useText } from "@/i18n";
+import { duration } from "@/lib/time";
 import { prefixOfBytes } from "@/lib/packed";
 import { visible } from "@/lib/visible";
+import { HostActions } from "./host-actions";
 
 const route = getRouteApi("/inside/hosts/$host");
 
@@ -30,7 +29,7 @@ export function HostPage() {
   const { t } = useText();
   const may = useMay();
   const name = route.useParams().host;
-  const [asking, setAsking] = useState(false);
+  const session = useSession();
   const answer = useQuery(HostService.method.getHost, { host: name }, { refetchInterval: 3_000 });
   const h = answer.data?.host;
   if (!h)
@@ -52,22 +51,20 @@ export function HostPage() {
         </span>
       }
       actions={
-        may("hosts") && (
-          <>
-            {h.presence === Presence.QUARANTINED && <Release host={h} />}
-            <Button kind="danger" onClick={() => setAsking(true)}>
-              {t.host.delete}
-            </Button>
-          </>
-        )
+        may("hosts") && <HostActions host={h} tagged={session.state !== "in" || session.person.tags.length > 0} />
       }
     >
       <ProblemNote error={answer.error} />
       <Findings of={h.health?.findings ?? []} />
       <div className="grid gap-4 lg:grid-cols-2">
-        <Panel id="receipts" title={t.host.receipts} flush>
-          <Receipts of={h.sets} />
-        </Panel>
+        <div className="flex min-w-0 flex-col gap-4">
+          <Panel id="receipts" title={t.host.receipts} flush>
+            <Receipts of={h.sets} />
+          </Panel>
+          <Panel id="capabilities" title={t.host.capabilities} flush>
+            <Capabilities host={h} />
+          </Panel>
+        </div>
         <Panel id="facts" title={t.host.facts}>
           <HostFacts host={h} />
         </Panel>
@@ -80,9 +77,9 @@ export function HostPage() {
           <Exceptions of={h.exceptions} />
         </Panel>
       )}
+      <Reported host={h.name} />
       <Commands host={h.name} />
       <Events host={h} />
-      <DeleteHost host={h} open={asking} onOpenChange={setAsking} />
     </Page>
   );
 }
@@ -126,8 +123,74 @@ function Receipts({ of }: { of: SetProgress[] }) {
   );
 }
 
-function HostFacts({ host: h }: { host: Host }) {
+/** Capabilities are what the host can do for the fleet, and what keeps it from the rest. */
+function Capabilities({ host: h }: { host: Host }) {
   const { t } = useText();
+  const number = useNumber();
+  const health = h.health;
+  if (!health) return <p className="p-4 text-soft">{t.host.noReceipts}</p>;
+  const e = health.enforcer;
+  const f = health.fail2ban;
+  const inert = h.inert !== Inert.UNSPECIFIED;
+  const up = f?.state === Fail2banHealth_State.UP;
+  const rows: [string, Tone, string][] = [
+    [t.host.canEnforce, inert ? "bad" : "ok", inert ? t.inert[h.inert] : t.host.enforcesBy(visible(e?.backend ?? "", 32))],
+    [t.host.canSee, up ? "ok" : "bad", up ? t.host.seesBy(t.sources[f.source], number(f.delayMs)) : visible(f?.problem ?? "", 300)],
+    [t.host.takesOrders, health.policyLevel === "observe" ? "warn" : "ok", t.policyLevels[health.policyLevel] ?? visible(health.policyLevel, 32)],
+  ];
+  if (e && e.repairs > 0n) rows.push([t.host.repairs, "warn", t.host.repairsLine(number(e.repairs))]);
+  return (
+    <ul className="divide-y divide-line">
+      {rows.map(([name, tone, text]) => (
+        <li key={name} className="flex flex-wrap items-baseline justify-between gap-x-3 px-4 py-2">
+          <span>{name}</span>
+          <Badge tone={tone} dot>
+            <span className="whitespace-normal">{text}</span>
+          </Badge>
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+/** Reported are the latest bans of its jails that are in force. */
+function Reported({ host }: { host: string }) {
+  const { t } = useText();
+  const number = useNumber();
+  const answer = useQuery(InsightService.method.searchBans, { host, includeUnpromoted: true, order: BanOrder.SINCE, descending: true, pageSize: 5 }, { refetchInterval: 10_000 });
+  const columns = useMemo<Columns<FleetBan>>(
+    () => [
+      { id: "prefix", header: t.bans.address, cell: ({ row }) => <AddressLink of={row.original.prefix} /> },
+      { id: "jail", header: t.host.jail, cell: ({ row }) => visible([...new Set(row.original.claims.filter((c) => c.hostName === host).map((c) => c.jail))].join(", "), 120) },
+      {
+        id: "fleet",
+        header: t.address.fleetwide,
+        cell: ({ row: { original: b } }) => (b.expiresUnixMs > 0n ? <Badge tone="bad">{t.address.yes}</Badge> : <span className="text-soft">{t.bans.notFleet}</span>),
+      },
+      { id: "ends", header: t.bans.ends, cell: ({ row: { original: b } }) => <Time ms={b.expiresUnixMs || b.claims.reduce((most, c) => (c.expiresUnixMs > most ? c.expiresUnixMs : most), 0n)} /> },
+    ],
+    [t, host],
+  );
+  const rows = answer.data?.bans ?? [];
+  if (rows.length === 0) return null;
+  return (
+    <Panel
+      id="reported"
+      title={t.host.reported}
+      flush
+      actions={
+        <Link to="/bans" search={{ host, all: true }} className="text-accent hover:underline">
+          {t.host.allReported(number(answer.data?.matching ?? 0n))}
+        </Link>
+      }
+    >
+      <Table label={t.host.reported} columns={columns} rows={rows} rowId={(b) => b.prefix} />
+    </Panel>
+  );
+}
+
+function HostFacts({ host: h }: { host: Host }) {
+  const { t, locale } = useText();
   const number = useNumber();
   const f = h.facts;
   const health = h.health;
@@ -139,8 +202,10 @@ function HostFacts({ host: h }: { host: Host }) {
         ["fail2ban", `${visible(health?.fail2ban?.version ?? "–", 64)}${health?.fail2ban?.problem ? ` · ${visible(health.fail2ban.problem, 300)}` : ""}`],
         [t.host.events, health?.fail2ban ? `${t.sources[health.fail2ban.source ?? EventSource.UNSPECIFIED]}, ≤ ${number(health.fail2ban.delayMs)} ms` : "–"],
         [t.host.enforcer, `${visible(health?.enforcer?.backend ?? "–", 32)} · ${t.host.enforced(number(health?.enforcer?.enforced ?? 0n), number(health?.enforcer?.refused ?? 0n))}`],
+        [t.host.clock, h.clockOffsetMs === 0n ? t.host.clockRight : t.host.clockOff(number(h.clockOffsetMs))],
+        [t.host.key, <Time key="k" ms={h.keySinceUnixMs} />],
+        ...(h.ephemeralS > 0n ? [[t.host.ephemeral, t.host.ephemeralLine(duration(Number(h.ephemeralS), locale))] as [string, string]] : []),
         [t.host.spool, t.host.spoolLine(number(health?.spool?.waiting ?? 0n), number(health?.spool?.lost ?? 0n))],
-        [t.host.policyLevel, visible(health?.policyLevel ?? "–", 32)],
         [t.hosts.tags, Object.entries(h.tags).map(([k, v]) => `${visible(k, 60)}=${visible(v, 60)}`).join(", ") || "–"],
         [t.host.enrolled, <Time key="e" ms={h.enrolledUnixMs} />],
         [t.hosts.seen, <Time key="s" ms={h.seenUnixMs} />],
@@ -227,54 +292,5 @@ function Events({ host }: { host: Host }) {
         ))}
       </ul>
     </Panel>
-  );
-}
-
-function Release({ host }: { host: Host }) {
-  const { t } = useText();
-  const [busy, setBusy] = useState(false);
-  return (
-    <Button
-      busy={busy}
-      onClick={() => {
-        setBusy(true);
-        createClient(HostService, transport)
-          .releaseHost({ host: host.hostId })
-          .then(() => note(t.host.released))
-          .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }))
-          .finally(() => setBusy(false));
-      }}
-    >
-      {t.host.release}
-    </Button>
-  );
-}
-
-function DeleteHost({ host, open, onOpenChange }: { host: Host; open: boolean; onOpenChange: (open: boolean) => void }) {
-  const { t } = useText();
-  const navigate = useNavigate();
-  const [busy, setBusy] = useState(false);
-  const [error, setError] = useState<unknown>();
-  const go = () => {
-    setBusy(true);
-    createClient(HostService, transport)
-      .deleteHost({ host: host.hostId })
-      .then(() => {
-        note(t.host.deleted(visible(host.name, 80)));
-        return navigate({ to: "/hosts" });
-      })
-      .catch(setError)
-      .finally(() => setBusy(false));
-  };
-  return (
-    <Dialog open={open} onOpenChange={onOpenChange} title={t.host.deleteTitle(visible(host.name, 80))} lead={t.host.deleteLead}>
-      <ProblemNote error={error} />
-      <DialogActions>
-        <Button onClick={() => onOpenChange(false)}>{t.common.cancel}</Button>
-        <Button kind="danger" busy={busy} onClick={go}>
-          {t.host.delete}
-        </Button>
-      </DialogActions>
-    </Dialog>
   );
 }

@@ -5,6 +5,7 @@ import { useMemo } from "react";
 import { useMay } from "@/api/may";
 import { AddButton } from "@/components/add-button";
 import { HostLink } from "@/components/address-link";
+import { Badge } from "@/components/badge";
 import { Empty, Waiting } from "@/components/empty";
 import { SelectField, TextField } from "@/components/field";
 import { HostBadge, hostState } from "@/components/host-state";
@@ -32,13 +33,18 @@ export function Hosts() {
       const s = hostState(h);
       if (state === "online" && s.tone !== "ok") return false;
       if (state === "offline" && s.name !== "offline") return false;
+      if (state === "disabled" && s.name !== "disabled") return false;
       if (state === "attention" && s.tone !== "warn" && s.tone !== "bad") return false;
       return !want || h.name.toLowerCase().includes(want) || tagsOf(h).some((tag) => tag.includes(want));
     });
   }, [hosts.data, q, state]);
   const columns = useMemo<Columns<Host>>(
     () => [
-      { id: "name", header: t.hosts.name, cell: ({ row }) => <HostLink name={row.original.name} /> },
+      { id: "name", header: t.hosts.name, cell: ({ row }) => (
+          <span>
+            <HostLink name={row.original.name} /> {row.original.ephemeralS > 0n && <Badge>{t.hosts.ephemeral}</Badge>}
+          </span>
+        ) },
       { id: "state", header: t.hosts.state, cell: ({ row }) => <HostBadge host={row.original} /> },
       {
         id: "enforces",
@@ -72,6 +78,7 @@ export function Hosts() {
           <option value="">{t.hosts.all}</option>
           <option value="online">{t.hostStates.online}</option>
           <option value="offline">{t.hostStates.offline}</option>
+          <option value="disabled">{t.hostStates.disabled}</option>
           <option value="attention">{t.hosts.attention}</option>
         </SelectField>
       </div>

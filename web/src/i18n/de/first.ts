@@ -9,13 +9,13 @@ const hostStates: Record<HostStateName, string> = {
   behind: "Holt auf",
   inert: "Kann nicht sperren",
   paused: "Pausiert",
-  off: "Abgeschaltet",
+  off: "Ausgeschaltet",
   observe: "Beobachtet nur",
   degraded: "fail2ban steht",
   offline: "Offline",
   new: "Nie verbunden",
   quarantined: "In Quarantäne",
-  disabled: "Gesperrt",
+  disabled: "Abgeschaltet",
 };
 
 export const first: First = {
