@@ -59,6 +59,7 @@ type grammar struct {
 	Tokens    tokensCmd    `cmd:"" help:"Make, list and revoke API tokens."`
 	Status    statusCmd    `cmd:"" help:"The fleet at a glance."`
 	Hosts     hostsCmd     `cmd:"" help:"List hosts; disable, enable and delete one."`
+	Jobs      jobsCmd      `cmd:"" help:"Which replica does periodic work, when it was done last, and which did before."`
 	Host      hostCmd      `cmd:"" help:"Everything about one host."`
 	Jails     jailsCmd     `cmd:"" help:"List the jails of all hosts."`
 	Bans      bansCmd      `cmd:"" help:"List fleet bans."`

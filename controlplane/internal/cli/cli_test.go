@@ -16,6 +16,7 @@ import (
 	"unicode"
 
 	"github.com/fleetban/fleetban/controlplane/internal/cli"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi/apitest"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
@@ -76,6 +77,7 @@ var varying = []struct {
 	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "DIGEST"},
 	{regexp.MustCompile(`\b(just now|\d+s ago)\b`), "AGO"},
 	{regexp.MustCompile(`in (59m|1h)\b`), "in 1h"},
+	{regexp.MustCompile(`\b1\d{12}\b`), "TERM"},
 }
 
 var blanks = regexp.MustCompile(` {2,}`)
@@ -99,6 +101,26 @@ func golden(t *testing.T, name, got string) {
 	}
 	if got != string(want) {
 		t.Errorf("%s differs (go test -update accepts it):\n--- got\n%s--- want\n%s", name, got, want)
+	}
+}
+
+// work has two replicas do periodic work, one after the other.
+func work(t *testing.T, cp *apitest.ControlPlane) {
+	t.Helper()
+	for i, name := range []string{"replica1", "replica2"} {
+		l := leases.New(cp.Store, "jobs", name, time.Hour)
+		if held, _, err := l.Hold(t.Context()); !held || err != nil {
+			t.Fatal(held, err)
+		}
+		runs := []leases.Run{{Name: "expiry", Began: time.Now(), Took: 12 * time.Millisecond}, {Name: "presence", Began: time.Now(), Took: 0, Problem: "failed\x1b[2J"}}
+		if err := l.Ran(t.Context(), runs[:2-i]...); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			if err := l.Release(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
@@ -137,6 +159,10 @@ func TestAnswers(t *testing.T) {
 	show("ban-tag", 0, "ban", "203.0.113.11", "--for", "1h", "--tag", "role=web")
 	web.Report(sets.Event{Seq: 1, Kind: sets.EventBan, Jail: "sshd", Prefix: netip.MustParsePrefix("203.0.113.9/32"), Duration: time.Hour, Set: "all", Failures: 5})
 	show("status", 0, "status")
+	show("jobs-nobody", 0, "jobs")
+	work(t, cp)
+	show("jobs", 0, "jobs")
+	show("jobs.json", 0, "jobs", "-o", "json")
 	show("hosts", 0, "hosts")
 	show("host", 0, "host", "web-1")
 	show("jails", 0, "jails")
@@ -165,7 +191,7 @@ func TestAnswers(t *testing.T) {
 	show("version", 0, "version")
 
 	for _, args := range [][]string{
-		{"bans"}, {"hosts"}, {"host", "web-1"}, {"status"}, {"allowed"}, {"explain", "203.0.113.9"}, {"jails"}, {"commands", "web-1"}, {"join-token", "list"},
+		{"bans"}, {"hosts"}, {"host", "web-1"}, {"status"}, {"jobs"}, {"allowed"}, {"explain", "203.0.113.9"}, {"jails"}, {"commands", "web-1"}, {"join-token", "list"},
 	} {
 		out, _ := p.want(0, append(args, "-o", "json")...)
 		var whole map[string]any

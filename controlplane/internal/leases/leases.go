@@ -14,7 +14,9 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +30,10 @@ var (
 	//go:embed lua/hold.lua
 	holdText   string
 	holdScript = store.NewScript("leases/hold", holdText)
+
+	//go:embed lua/ran.lua
+	ranText   string
+	ranScript = store.NewScript("leases/ran", ranText)
 )
 
 // Lease is one replica's side of a lease. Safe for concurrent use.
@@ -74,6 +80,27 @@ func (l *Lease) run(ctx context.Context, life time.Duration) (int64, error) {
 	return holdScript.Run(ctx, l.store, []string{store.Global("lease", l.name)}, l.holder, life.Milliseconds(), kept).Int64()
 }
 
+// Ran notes that pieces of work were done under the lease, for Read to tell. What a replica did that lost the lease meanwhile isn't
+// noted.
+func (l *Lease) Ran(ctx context.Context, runs ...Run) error {
+	term := l.term.Load()
+	if term == 0 || len(runs) == 0 {
+		return nil
+	}
+	args := []any{l.holder, term}
+	for _, r := range runs {
+		text, err := json.Marshal(ran{r.Began.UnixMilli(), r.Took.Milliseconds(), r.Problem, term})
+		if err != nil {
+			return fmt.Errorf("note what was done under the lease of %s: %w", l.name, err)
+		}
+		args = append(args, ranField+r.Name, text)
+	}
+	if err := ranScript.Run(ctx, l.store, []string{store.Global("lease", l.name)}, args...).Err(); err != nil {
+		return fmt.Errorf("note what was done under the lease of %s: %w", l.name, err)
+	}
+	return nil
+}
+
 // Term is that of the lease, 0 where another replica has it for all this one knows. Terms grow.
 func (l *Lease) Term() int64 { return l.term.Load() }
 
@@ -91,7 +118,29 @@ type State struct {
 	Until time.Time `json:"until,omitzero"`
 	// History are the terms before, newest first.
 	History []Term `json:"history,omitempty"`
+	// Runs are the last of each piece of work, by name, in whatever term.
+	Runs []Run `json:"runs,omitempty"`
 }
+
+// Run is when a piece of work was done last.
+type Run struct {
+	Name  string        `json:"name"`
+	Began time.Time     `json:"began"`
+	Took  time.Duration `json:"took_ns"`
+	// Problem says why it didn't do all it should; empty if it did.
+	Problem string `json:"problem,omitempty"`
+	Term    int64  `json:"term"`
+}
+
+// ran is a Run as Redis has it, in the lease's field ran:NAME.
+type ran struct {
+	BeganMS int64  `json:"b"`
+	TookMS  int64  `json:"t"`
+	Problem string `json:"p,omitempty"`
+	Term    int64  `json:"n"`
+}
+
+const ranField = "ran:"
 
 // Term is one that is over.
 type Term struct {
@@ -130,6 +179,18 @@ func Read(ctx context.Context, st *store.Store, name string) (State, error) {
 	} else {
 		out.History = append(out.History, newest)
 	}
+	for field, text := range fields {
+		name, ok := strings.CutPrefix(field, ranField)
+		if !ok {
+			continue
+		}
+		var r ran
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			return State{}, fmt.Errorf("read the lease of %s: when %.40q was done: %w", out.Name, name, err)
+		}
+		out.Runs = append(out.Runs, Run{name, time.UnixMilli(r.BeganMS).UTC(), time.Duration(r.TookMS) * time.Millisecond, r.Problem, r.Term})
+	}
+	slices.SortFunc(out.Runs, func(a, b Run) int { return strings.Compare(a.Name, b.Name) })
 	if fields["history"] == "" {
 		return out, nil
 	}

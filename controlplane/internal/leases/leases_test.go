@@ -1,6 +1,7 @@
 package leases_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -77,6 +78,39 @@ func TestHistory(t *testing.T) {
 	}
 	if s := read(); len(s.History) != 16 && len(s.History) != 17 {
 		t.Errorf("%d terms are kept", len(s.History))
+	}
+}
+
+// What was done under it is told, by whom it was done in which term; what a replica did that lost it meanwhile isn't.
+func TestRuns(t *testing.T) {
+	t.Parallel()
+	st := redistest.Start(t).Open()
+	ctx := t.Context()
+	one, two := leases.New(st, "jobs", "one", 50*time.Millisecond), leases.New(st, "jobs", "two", time.Hour)
+	began := time.UnixMilli(1_800_000_000_000).UTC()
+	run := func(l *leases.Lease, name, problem string) {
+		t.Helper()
+		if err := l.Ran(ctx, leases.Run{Name: name, Began: began, Took: 7 * time.Millisecond, Problem: problem}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(one, "early", "") // nobody has it
+	if held, _, err := one.Hold(ctx); !held || err != nil {
+		t.Fatal(held, err)
+	}
+	run(one, "presence", "")
+	run(one, "expiry", "")
+	first := one.Term()
+	testwait.For(t, "it runs out, which one doesn't know", func() bool { held, _, err := two.Hold(ctx); return held && err == nil })
+	run(one, "presence", "too late")
+	run(two, "expiry", "failed for 1 of 2")
+	s, err := leases.Read(ctx, st, "jobs")
+	want := []leases.Run{
+		{Name: "expiry", Began: began, Took: 7 * time.Millisecond, Problem: "failed for 1 of 2", Term: two.Term()},
+		{Name: "presence", Began: began, Took: 7 * time.Millisecond, Term: first},
+	}
+	if err != nil || !slices.Equal(s.Runs, want) {
+		t.Errorf("%+v, %v; want %+v", s.Runs, err, want)
 	}
 }
 

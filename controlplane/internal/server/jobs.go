@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
 const (
@@ -32,6 +34,8 @@ type jobs struct {
 	orgs   *orgs.Orgs
 	audit  *audit.Log
 	logger *slog.Logger
+	// now is Redis' time.
+	now func() time.Time
 	// metrics may be nil.
 	metrics *metrics.Metrics
 }
@@ -52,6 +56,8 @@ func (j *jobs) run(ctx context.Context) {
 	}
 }
 
+// once does what is due for each organisation, and notes when each piece of work was done. One that fails for an organisation is
+// left for the next time; the others go on.
 func (j *jobs) once(ctx context.Context) error {
 	held, err := j.hold(ctx)
 	if err != nil || !held {
@@ -61,33 +67,74 @@ func (j *jobs) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	work := j.work()
+	runs := make([]leases.Run, len(work))
+	failed := make([]int, len(work))
+	var errs []error
 	for _, org := range ids {
 		if held, err := j.hold(ctx); err != nil || !held {
-			return err
+			return errors.Join(append(errs, err)...)
 		}
-		if err := j.sweep(ctx, org); err != nil {
-			return fmt.Errorf("sweep expiries of %s: %w", org, err)
-		}
-		if n, err := j.hosts.SweepPresence(ctx, org); err != nil {
-			return fmt.Errorf("sweep presence of %s: %w", org, err)
-		} else if n > 0 {
-			j.logger.InfoContext(ctx, "hosts fell silent", slog.String("organisation", org), slog.Int("hosts", n))
-		}
-		gone, err := j.hosts.SweepEphemeral(ctx, org)
-		for _, h := range gone {
-			if err := j.audit.Record(ctx, org, audit.Record{Actor: audit.System, Action: "host.expire", Targets: []string{h.Name, h.ID}}); err != nil {
-				j.logger.WarnContext(ctx, "audit entry not written", slog.String("host", h.ID), slog.Any("error", err))
+		for i, w := range work {
+			began := time.Now()
+			if runs[i].Began.IsZero() {
+				runs[i].Began = j.now()
 			}
-		}
-		if err != nil {
-			return fmt.Errorf("sweep ephemeral hosts of %s: %w", org, err)
-		}
-		// A log that somebody damaged must not keep the others from what is due.
-		if err := j.audit.Tend(ctx, org); err != nil {
-			j.logger.WarnContext(ctx, "the audit log could not be tended", slog.String("organisation", org), slog.Any("error", err))
+			if err := w.do(ctx, org); err != nil {
+				failed[i]++
+				errs = append(errs, fmt.Errorf("%s of %s: %w", w.name, org, err))
+				if ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) {
+					return errors.Join(errs...)
+				}
+			}
+			runs[i].Took += time.Since(began)
 		}
 	}
-	return nil
+	done := runs[:0]
+	for i, r := range runs {
+		if r.Name = work[i].name; failed[i] > 0 {
+			// Which ones and why is in the log: other organisations read this.
+			r.Problem = fmt.Sprintf("failed for %d of %d organisations: see the log of the replica", failed[i], len(ids))
+		}
+		if !r.Began.IsZero() {
+			done = append(done, r)
+		}
+	}
+	return errors.Join(append(errs, j.lease.Ran(ctx, done...))...)
+}
+
+// work is what is done for an organisation, in this order.
+func (j *jobs) work() []struct {
+	name string
+	do   func(ctx context.Context, org string) error
+} {
+	return []struct {
+		name string
+		do   func(ctx context.Context, org string) error
+	}{
+		{"expiry", j.sweep},
+		{"presence", j.presence},
+		{"ephemeral-hosts", j.ephemeral},
+		{"audit-log", j.audit.Tend},
+	}
+}
+
+func (j *jobs) presence(ctx context.Context, org string) error {
+	n, err := j.hosts.SweepPresence(ctx, org)
+	if n > 0 {
+		j.logger.InfoContext(ctx, "hosts fell silent", slog.String("organisation", org), slog.Int("hosts", n))
+	}
+	return err
+}
+
+func (j *jobs) ephemeral(ctx context.Context, org string) error {
+	gone, err := j.hosts.SweepEphemeral(ctx, org)
+	for _, h := range gone {
+		if err := j.audit.Record(ctx, org, audit.Record{Actor: audit.System, Action: "host.expire", Targets: []string{h.Name, h.ID}}); err != nil {
+			j.logger.WarnContext(ctx, "audit entry not written", slog.String("host", h.ID), slog.Any("error", err))
+		}
+	}
+	return err
 }
 
 func (j *jobs) sweep(ctx context.Context, org string) error {

@@ -67,6 +67,15 @@ func TestMetricsListener(t *testing.T) {
 		}
 	}
 
+	until(t, "/readyz says when each job was done last, and by whom", func() bool {
+		_, report := ready(t, p)
+		return report.Jobs != nil && report.Jobs.Holder != "" && len(report.Jobs.Runs) == 4 && report.Jobs.Runs[0].Term == report.Jobs.Term
+	})
+	fleet := operatorv1connect.NewFleetServiceClient(client, "https://"+p.addr(), bearer(token))
+	if m, err := fleet.GetFleet(t.Context(), connect.NewRequest(&operatorv1.GetFleetRequest{})); err != nil || len(m.Msg.GetLeases()) != 1 || len(m.Msg.GetLeases()[0].GetRuns()) != 4 {
+		t.Errorf("the API says of leases: %v, %v", m, err)
+	}
+
 	const name, banned = "host-of-somebody", "203.0.113.9"
 	a := enrol(t, "https://"+p.addr(), p.Pin(), join(t, p, token), name)
 	until(t, "it is connected", func() bool { return a.Status().Connected })

@@ -54,6 +54,14 @@ type Report struct {
 	Jobs *leases.State `json:"jobs,omitempty"`
 }
 
+// leases is what it tells of them.
+func (r Report) leases() []leases.State {
+	if r.Jobs == nil {
+		return nil
+	}
+	return []leases.State{*r.Jobs}
+}
+
 // readiness decides whether this replica may serve.
 type readiness struct {
 	store   *store.Store
