@@ -2,6 +2,7 @@ import { create } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient, type Interceptor, type Transport } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
 import { useSyncExternalStore } from "react";
+import { proving } from "./prove";
 import { type Person, PersonSchema, SessionService, type Tokens } from "@/gen/fleetban/operator/v1/people_pb";
 
 // The two tokens of a session are in cookies that no script can read. This file only knows whether there is a session
@@ -139,7 +140,7 @@ const renewed: Interceptor = (next) => async (request) => {
 };
 
 /** transport carries every call of the console. */
-export const transport: Transport = createConnectTransport({ baseUrl: "/", useBinaryFormat: true, interceptors: [renewed, asBrowser] });
+export const transport: Transport = createConnectTransport({ baseUrl: "/", useBinaryFormat: true, interceptors: [proving, renewed, asBrowser] });
 
 /** ask finds out whether there is a session. */
 export async function ask(): Promise<void> {

@@ -5,10 +5,11 @@ import { transport } from "@/api/session";
 import { Button } from "@/components/button";
 import { TextField } from "@/components/field";
 import { ProblemNote } from "@/components/problem";
-import { MemberService } from "@/gen/fleetban/operator/v1/people_pb";
+import { MemberService, type SecondFactor } from "@/gen/fleetban/operator/v1/people_pb";
 import { useText } from "@/i18n";
 import { linkSecret } from "@/lib/link-secret";
 import { Plain } from "@/components/plain";
+import { type FactorAnswer, Second } from "./sign-in";
 
 /** Invitation is where an invitation's link leads: a password, and one is a member. */
 export function Invitation() {
@@ -16,15 +17,26 @@ export function Invitation() {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<unknown>();
   const [joined, setJoined] = useState<string>();
-  const submit = (e: FormEvent<HTMLFormElement>) => {
-    e.preventDefault();
+  // An account that stands is asked for its second factor too.
+  const [second, setSecond] = useState<{ factor: SecondFactor; password: string }>();
+  const accept = async (password: string, work?: () => Promise<FactorAnswer>) => {
     setBusy(true);
     setError(undefined);
-    createClient(MemberService, transport)
-      .acceptInvitation({ invitation: linkSecret(), password: String(new FormData(e.currentTarget).get("password")) })
-      .then((answer) => setJoined(answer.email))
-      .catch(setError)
-      .finally(() => setBusy(false));
+    try {
+      const secondFactor = work && second ? { challenge: second.factor.challenge, answer: await work() } : undefined;
+      const answer = await createClient(MemberService, transport).acceptInvitation({ invitation: linkSecret(), password, secondFactor });
+      if (answer.secondFactor) setSecond({ factor: answer.secondFactor, password });
+      else setJoined(answer.email);
+    } catch (err) {
+      // Closing the browser's own question is an answer, not a fault.
+      if (!(err instanceof DOMException && err.name === "NotAllowedError")) setError(err);
+    } finally {
+      setBusy(false);
+    }
+  };
+  const submit = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    void accept(String(new FormData(e.currentTarget).get("password")));
   };
   if (joined)
     return (
@@ -33,6 +45,19 @@ export function Invitation() {
           {t.setup.toSignIn}
         </Link>
       </Plain>
+    );
+  if (second)
+    return (
+      <Second
+        factor={second.factor}
+        busy={busy}
+        error={error}
+        answer={(work) => void accept(second.password, work)}
+        back={() => {
+          setSecond(undefined);
+          setError(undefined);
+        }}
+      />
     );
   return (
     <Plain title={t.invitation.title} lead={t.invitation.lead}>

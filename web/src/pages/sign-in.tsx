@@ -12,6 +12,9 @@ import { answerPasskey, passkeysWork } from "@/lib/passkey";
 
 const client = createClient(SessionService, transport);
 
+/** FactorAnswer is what answers a second factor. */
+export type FactorAnswer = { case: "totpCode" | "recoveryCode"; value: string } | { case: "passkeyResponseJson"; value: Uint8Array<ArrayBuffer> };
+
 /** SignIn takes a password, a second factor where the account has one, or a passkey alone. */
 export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
   const { t } = useText();
@@ -23,7 +26,7 @@ export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
     if (answer.secondFactor) setFactor(answer.secondFactor);
     else if (answer.person) began(answer.person, answer.tokens);
   };
-  const attempt = async (work: () => Promise<SignInResponse>) => {
+  const attempt = async (work: () => Promise<SignInResponse>): Promise<void> => {
     setBusy(true);
     setError(undefined);
     try {
@@ -46,7 +49,7 @@ export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
       return client.completeSignIn({ challenge: begun.challenge, answer: { case: "passkeyResponseJson", value: await answerPasskey(begun.passkeyOptionsJson) } });
     });
 
-  if (factor) return <Second factor={factor} busy={busy} error={error} attempt={attempt} back={() => setFactor(undefined)} />;
+  if (factor) return <Second factor={factor} busy={busy} error={error} answer={(work) => void attempt(async () => client.completeSignIn({ challenge: factor.challenge, answer: await work() }))} back={() => setFactor(undefined)} />;
   return (
     <Plain title={t.signIn.title}>
       {why !== "none" && (
@@ -74,11 +77,12 @@ export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
   );
 }
 
-function Second({ factor, busy, error, attempt, back }: {
+/** Second asks for a second factor. */
+export function Second({ factor, busy, error, answer, back }: {
   factor: SecondFactor;
   busy: boolean;
   error: unknown;
-  attempt: (work: () => Promise<SignInResponse>) => Promise<void>;
+  answer: (work: () => Promise<FactorAnswer>) => void;
   back: () => void;
 }) {
   const { t } = useText();
@@ -86,12 +90,9 @@ function Second({ factor, busy, error, attempt, back }: {
   const submit = (e: FormEvent<HTMLFormElement>) => {
     e.preventDefault();
     const value = String(new FormData(e.currentTarget).get("code"));
-    void attempt(() => client.completeSignIn({ challenge: factor.challenge, answer: { case: recovery ? "recoveryCode" : "totpCode", value } }));
+    answer(() => Promise.resolve({ case: recovery ? "recoveryCode" : "totpCode", value }));
   };
-  const passkey = () =>
-    void attempt(async () =>
-      client.completeSignIn({ challenge: factor.challenge, answer: { case: "passkeyResponseJson", value: await answerPasskey(factor.passkeyOptionsJson) } }),
-    );
+  const passkey = () => answer(async () => ({ case: "passkeyResponseJson", value: await answerPasskey(factor.passkeyOptionsJson) }));
   return (
     <Plain title={t.signIn.second} lead={recovery ? t.signIn.recoveryLead : factor.totp ? t.signIn.codeLead : t.signIn.passkeyLead}>
       <form onSubmit={submit} className="flex flex-col gap-3">

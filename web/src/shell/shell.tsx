@@ -3,6 +3,7 @@ import { Link, Outlet, useNavigate } from "@tanstack/react-router";
 import { Activity, Ban, CheckCheck, Menu as MenuIcon, ScrollText, Search, Server, Settings, ShieldCheck } from "lucide-react";
 import { lazy, type ReactNode, Suspense, useEffect, useState } from "react";
 import { useLive, watch } from "@/api/live";
+import { onProof } from "@/api/prove";
 import { useSession } from "@/api/session";
 import { Button, IconButton } from "@/components/button";
 import { Time } from "@/components/time";
@@ -18,6 +19,7 @@ const PersonMenu = lazy(() => import("./person-menu").then((m) => ({ default: m.
 const ApprovalsBadge = lazy(() => import("./approvals-badge").then((m) => ({ default: m.ApprovalsBadge })));
 const loadPalette = () => import("./palette").then((m) => ({ default: m.Palette }));
 const Palette = lazy(loadPalette);
+const ProveDialog = lazy(() => import("./prove-dialog").then((m) => ({ default: m.ProveDialog })));
 const ShortcutSheet = lazy(() => import("./shortcut-sheet").then((m) => ({ default: m.ShortcutSheet })));
 
 const places = [
@@ -55,7 +57,9 @@ function Inside() {
   const [sheet, setSheet] = useState(false);
   const [nav, setNav] = useState(false);
   const navigate = useNavigate();
+  const [proof, setProof] = useState<{ done: (proved: boolean) => void }>();
   useEffect(() => watch(), []);
+  useEffect(() => onProof(() => new Promise((done) => setProof({ done }))), []);
   // Whoever presses ⌘K types at once: it must be there by then.
   useEffect(() => {
     const timer = setTimeout(() => void loadPalette(), 1_000);
@@ -135,6 +139,14 @@ function Inside() {
       </main>
       <Suspense>
         {palette && <Palette open onOpenChange={setPalette} />}
+        {proof && (
+          <ProveDialog
+            done={(proved) => {
+              setProof(undefined);
+              proof.done(proved);
+            }}
+          />
+        )}
         {sheet && <ShortcutSheet open onOpenChange={setSheet} />}
       </Suspense>
     </div>

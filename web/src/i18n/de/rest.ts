@@ -25,6 +25,13 @@ export const rest: Rest = {
     useRecovery: "Wiederherstellungscode benutzen",
     back: "Zurück",
   },
+  prove: {
+    title: "Sind Sie es?",
+    lead: "Vor mehr als zehn Minuten haben Sie zuletzt gezeigt, wer Sie sind; hierfür muss es jünger sein.",
+    go: "Weiter",
+    provider: "Sie haben sich beim Identitätsanbieter Ihrer Organisation angemeldet.",
+    toProvider: "Dort neu anmelden und dies wiederholen",
+  },
   setup: {
     toSignIn: "Anmelden",
     passwordHint: "Mindestens 12 Zeichen, keine gängigen Wörter.",
@@ -111,7 +118,7 @@ export const rest: Rest = {
     repairsLine: (n) => `seine Tabelle wurde ${n}-mal verändert und wiederhergestellt`,
     clock: "Uhr",
     clockRight: "richtig",
-    clockOff: (ms) => `${ms} ms neben der des Kontrollservers; das schadet nicht`,
+    clockOff: (ms) => `${ms} ms neben der der Control Plane; das schadet nicht`,
     key: "Sein Schlüssel seit",
     ephemeral: "Flüchtig",
     ephemeralLine: (time) => `wird nach ${time} offline gelöscht`,

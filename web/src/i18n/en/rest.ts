@@ -24,6 +24,13 @@ export const rest = {
     useRecovery: "Use a recovery code",
     back: "Back",
   },
+  prove: {
+    title: "Is it you?",
+    lead: "It is more than ten minutes ago that you proved who you are, and this asks for it.",
+    go: "Continue",
+    provider: "You signed in with your organisation's identity provider.",
+    toProvider: "Sign in there anew, and repeat this",
+  },
   setup: {
     toSignIn: "Sign in",
     passwordHint: "At least 12 characters, no common words.",
