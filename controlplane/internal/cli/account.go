@@ -46,8 +46,20 @@ func (r *run) terminal() *os.File {
 	return nil
 }
 
-// line reads one line: of standard input, byte by byte, so that the next one is left there.
+// line reads one line of standard input, without the blanks around it.
 func (r *run) line(what string) (string, error) {
+	text, err := r.wholeLine(what)
+	if err != nil {
+		return "", err
+	}
+	if text = strings.TrimSpace(text); text == "" {
+		return "", usage(what+" is missing", "give it on a line of standard input")
+	}
+	return text, nil
+}
+
+// wholeLine reads one line byte by byte, so that the next one is left there.
+func (r *run) wholeLine(what string) (string, error) {
 	var out []byte
 	var b [1]byte
 	for len(out) < 8192 {
@@ -65,11 +77,7 @@ func (r *run) line(what string) (string, error) {
 			return "", fmt.Errorf("read %s: %w", what, err)
 		}
 	}
-	text := strings.TrimSpace(string(out))
-	if text == "" {
-		return "", usage(what+" is missing", "give it on a line of standard input")
-	}
-	return text, nil
+	return strings.TrimRight(string(out), "\r"), nil
 }
 
 // code is a code or a recovery code: from standard input where told so, the environment, or asked for.
@@ -100,49 +108,6 @@ func proofByCode(code string) *operatorv1.Proof {
 	return operatorv1.Proof_builder{RecoveryCode: &code}.Build()
 }
 
-// proving makes a call with what the flags give, and where that was nothing and the control plane asks for a proof, again
-// with one that is asked for.
-func (r *run) proving(flags proofFlags, call func(ctx context.Context, proof *operatorv1.Proof) error) error {
-	var proof *operatorv1.Proof
-	switch {
-	case flags.PasswordStdin:
-		given, err := r.line("the password")
-		if err != nil {
-			return err
-		}
-		proof = operatorv1.Proof_builder{Password: &given}.Build()
-	case flags.CodeStdin, r.env.Getenv(codeVariable) != "":
-		given, err := r.code(flags.CodeStdin)
-		if err != nil {
-			return err
-		}
-		proof = proofByCode(given)
-	}
-	once := func() error {
-		ctx, cancel := r.call()
-		defer cancel()
-		return call(ctx, proof)
-	}
-	err := once()
-	file := r.terminal()
-	if proof != nil || file == nil || reasonOf(err) != fleetbanv1.Reason_REASON_PROOF_NEEDED {
-		return err
-	}
-	_, _ = fmt.Fprint(r.env.Stderr, "Code, recovery code or password (not shown): ")
-	raw, err := term.ReadPassword(int(file.Fd())) //nolint:gosec // a descriptor
-	_, _ = fmt.Fprintln(r.env.Stderr)
-	if err != nil {
-		return fmt.Errorf("read the proof: %w", err)
-	}
-	given := string(raw)
-	if compact := strings.ReplaceAll(given, "-", ""); isTOTP(given) || len(compact) == 10 && len(given) == 11 {
-		proof = proofByCode(given)
-	} else {
-		proof = operatorv1.Proof_builder{Password: &given}.Build()
-	}
-	return once()
-}
-
 // reasonOf is the typed reason of an error of the API; 0 where it has none.
 func reasonOf(err error) fleetbanv1.Reason {
 	var ce *connect.Error
@@ -157,6 +122,14 @@ func reasonOf(err error) fleetbanv1.Reason {
 		}
 	}
 	return 0
+}
+
+// needsBrowser: a passkey is bound to the console's address, and a terminal has none.
+func needsBrowser(at string) error {
+	at = strings.TrimRight(at, "/")
+	return usage("this account's second factor is a passkey, and a terminal can't use one",
+		"sign in with it at "+at+", make a personal API token there (Settings, API tokens), and give it here: "+
+			"fleetban login --url "+at+" --token-stdin; or enable codes there, beside the passkey")
 }
 
 type factorsCmd struct{}
@@ -464,7 +437,7 @@ func withDevice(devices map[string]string, email, device string) map[string]stri
 // secondFactor answers what a sign-in asks for beside the password.
 func (l *loginCmd) secondFactor(r *run, asked *operatorv1.SecondFactor, device string) (*operatorv1.SignInResponse, error) {
 	if !asked.GetTotp() && !asked.GetRecoveryCode() {
-		return nil, usage("this account signs in with a passkey, which needs a browser", "enable codes in the console (fleetban account totp enable), or use an API token")
+		return nil, needsBrowser(r.g.URL)
 	}
 	code, err := r.code(l.CodeStdin)
 	if err != nil {

@@ -52,14 +52,15 @@ type grammar struct {
 	Whoami    whoamiCmd    `cmd:"" help:"Who is signed in here, and as what."`
 	Accept    acceptCmd    `cmd:"" help:"Join an organisation with the link of an invitation."`
 	Password  passwdCmd    `cmd:"" help:"Change your password, or set one anew by a link; your other sessions end."`
+	Prove     proveCmd     `cmd:"" help:"Prove again who you are: changing people, tokens and providers asks for it after ten minutes."`
 	Account   accountCmd   `cmd:"" help:"Your second factors and e-mail address."`
 	Sessions  sessionsCmd  `cmd:"" help:"List and end your sessions."`
 	Sso       ssoCmd       `cmd:"" name:"sso" help:"Show and set the identity provider that people sign in with."`
 	Members   membersCmd   `cmd:"" help:"List, invite, change and remove the organisation's people."`
 	Tokens    tokensCmd    `cmd:"" help:"Make, list and revoke API tokens."`
 	Status    statusCmd    `cmd:"" help:"The fleet at a glance."`
-	Hosts     hostsCmd     `cmd:"" help:"List hosts; disable, enable and delete one."`
 	Jobs      jobsCmd      `cmd:"" help:"Which replica does periodic work, when it was done last, and which did before."`
+	Hosts     hostsCmd     `cmd:"" help:"List hosts; disable, enable and delete one."`
 	Host      hostCmd      `cmd:"" help:"Everything about one host."`
 	Jails     jailsCmd     `cmd:"" help:"List the jails of all hosts."`
 	Bans      bansCmd      `cmd:"" help:"List fleet bans."`
@@ -173,7 +174,7 @@ func dispatch(ctx context.Context, g *grammar, env *Env, parsed *kong.Context) e
 		return err
 	}
 	defer r.api.close()
-	if err := v.run(r); err != nil {
+	if err := r.proved(v); err != nil {
 		return err
 	}
 	if r.out.err != nil {

@@ -22,6 +22,7 @@ type loginCmd struct {
 	PasswordStdin bool   `name:"password-stdin" help:"Read the password from standard input instead of asking for it."`
 	CodeStdin     bool   `name:"code-stdin" help:"Read the code, where one is asked for, from standard input: the line after the password (FLEETBAN_CODE)."`
 	SSO           bool   `name:"sso" help:"Sign in with the organisation's identity provider, in a browser on this machine."`
+	Fresh         bool   `help:"With --sso: have the provider ask you to sign in anew. It proves, for ten minutes, who you are."`
 	Organisation  string `placeholder:"ID" help:"Which, where a person belongs to several; default the one first joined."`
 }
 
@@ -36,6 +37,9 @@ func (l *loginCmd) offline(r *run) error {
 	path, err := r.env.configPath(r.g.Config)
 	if err != nil {
 		return err
+	}
+	if l.Fresh && !l.SSO {
+		return usage("--fresh is for sign-ins with an identity provider", "give --sso too")
 	}
 	if l.Email != "" {
 		return l.asPerson(r, path)

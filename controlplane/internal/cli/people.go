@@ -1,10 +1,7 @@
 package cli
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -21,14 +18,13 @@ func (r *run) secrets(stdin bool, what ...string) ([]string, error) {
 	if !stdin && (!isFile || !term.IsTerminal(int(file.Fd()))) { //nolint:gosec // a descriptor
 		return nil, usage("there is no terminal to ask at", "give each on a line of standard input, with --password-stdin: "+strings.Join(what, ", "))
 	}
-	lines := bufio.NewReader(io.LimitReader(r.env.Stdin, 8192))
 	for _, name := range what {
 		if stdin {
-			line, err := lines.ReadString('\n')
-			if err != nil && !errors.Is(err, io.EOF) {
-				return nil, fmt.Errorf("read %s: %w", name, err)
+			line, err := r.wholeLine(name)
+			if err != nil {
+				return nil, err
 			}
-			out = append(out, strings.TrimRight(line, "\r\n"))
+			out = append(out, line)
 		} else {
 			_, _ = fmt.Fprint(r.env.Stderr, name+" (not shown): ")
 			raw, err := term.ReadPassword(int(file.Fd())) //nolint:gosec // a descriptor
@@ -161,6 +157,7 @@ func (whoamiCmd) run(r *run) error {
 
 type acceptCmd struct {
 	PasswordStdin bool `name:"password-stdin" help:"Read the link and the password from standard input, a line each."`
+	CodeStdin     bool `name:"code-stdin" help:"Read the code, where an account that stands asks for one, from the line after these (FLEETBAN_CODE)."`
 }
 
 // offline: who accepts has no credential yet.
@@ -187,11 +184,41 @@ func (a *acceptCmd) offline(r *run) error {
 	defer r.api.close()
 	ctx, cancel := r.call()
 	defer cancel()
-	res, err := r.api.joining.AcceptInvitation(ctx, connect.NewRequest(operatorv1.AcceptInvitationRequest_builder{Invitation: secret, Password: given[1]}.Build()))
+	req := operatorv1.AcceptInvitationRequest_builder{Invitation: secret, Password: given[1]}.Build()
+	res, err := r.api.joining.AcceptInvitation(ctx, connect.NewRequest(req))
+	if err == nil && res.Msg.HasSecondFactor() {
+		if err := a.secondFactor(r, req, res.Msg.GetSecondFactor(), given[0]); err != nil {
+			return err
+		}
+		// Somebody may have looked for their phone.
+		ctx, cancel := r.call()
+		defer cancel()
+		res, err = r.api.joining.AcceptInvitation(ctx, connect.NewRequest(req))
+	}
 	if err != nil {
 		return err
 	}
 	return r.done(res.Msg, fmt.Sprintf("You are %s now. Log in: fleetban login --url %s --email %s", roleText(res.Msg.GetRole()), cfg.URL, safe(res.Msg.GetEmail())))
+}
+
+// secondFactor asks for that of an account that stands.
+func (a *acceptCmd) secondFactor(r *run, req *operatorv1.AcceptInvitationRequest, asked *operatorv1.SecondFactor, link string) error {
+	if !asked.GetTotp() && !asked.GetRecoveryCode() {
+		return usage("you have an account here, and its second factor is a passkey, which a terminal can't use", "open the link in a browser: "+escape(link, 2000))
+	}
+	_, _ = fmt.Fprintln(r.env.Stderr, "You have an account here already, with a second factor.")
+	code, err := r.code(a.CodeStdin)
+	if err != nil {
+		return err
+	}
+	answer := operatorv1.SecondFactorAnswer_builder{Challenge: asked.GetChallenge()}
+	if isTOTP(code) {
+		answer.TotpCode = &code
+	} else {
+		answer.RecoveryCode = &code
+	}
+	req.SetSecondFactor(answer.Build())
+	return nil
 }
 
 type passwdCmd struct {
@@ -331,17 +358,21 @@ func (m *membersInviteCmd) run(r *run) error {
 type membersRoleCmd struct {
 	Member string   `arg:"" help:"E-mail address or id."`
 	Role   string   `arg:"" enum:"owner,admin,operator,viewer" help:"owner, admin, operator or viewer."`
-	Tag    []string `placeholder:"k=v" help:"They see and steer only hosts with one of these tags; without it, the whole fleet; may be repeated."`
+	Tag    []string `placeholder:"k=v" help:"They see and steer only hosts with one of these tags; without it, who is restricted stays so; may be repeated."`
+	Whole  bool     `name:"whole-fleet" help:"They see and steer the whole fleet from now on, whatever they were restricted to."`
 }
 
 func (m *membersRoleCmd) run(r *run) error {
 	ctx, cancel := r.call()
 	defer cancel()
-	res, err := r.api.members.SetRole(ctx, connect.NewRequest(operatorv1.SetRoleRequest_builder{Member: m.Member, Role: roleOf(m.Role), Tags: m.Tag}.Build()))
+	res, err := r.api.members.SetRole(ctx, connect.NewRequest(operatorv1.SetRoleRequest_builder{Member: m.Member, Role: roleOf(m.Role), Tags: m.Tag, WholeFleet: m.Whole}.Build()))
 	if err != nil {
 		return err
 	}
 	where := ""
+	if m.Whole {
+		where = " of the whole fleet"
+	}
 	if len(m.Tag) > 0 {
 		where = " of hosts with " + safe(strings.Join(m.Tag, " or "))
 	}

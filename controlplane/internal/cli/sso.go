@@ -100,9 +100,11 @@ func (l *loginCmd) fromBrowser(r *run, base, verifier, state string) (code strin
 	if organisation == "" {
 		organisation = "default"
 	}
-	at := base + "/auth/oidc/" + url.PathEscape(organisation) + "/start?" + url.Values{
-		"port": {strconv.Itoa(port)}, "state": {state}, "challenge": {base64.RawURLEncoding.EncodeToString(sum[:])},
-	}.Encode()
+	query := url.Values{"port": {strconv.Itoa(port)}, "state": {state}, "challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}}
+	if l.Fresh {
+		query.Set("fresh", "1")
+	}
+	at := base + "/auth/oidc/" + url.PathEscape(organisation) + "/start?" + query.Encode()
 	_, _ = fmt.Fprintf(r.env.Stderr, "Sign in with a browser on this machine:\n\n    %s\n\n", at)
 	select {
 	case code := <-codes:
