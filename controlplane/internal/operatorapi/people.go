@@ -265,7 +265,7 @@ func (*PeopleAPI) GetMe(ctx context.Context, _ *connect.Request[operatorv1.GetMe
 	}
 	return connect.NewResponse(operatorv1.GetMeResponse_builder{Person: operatorv1.Person_builder{
 		Id: p.ID, Email: p.Name, OrganisationId: p.Org, Role: p.Session.Role, SessionId: p.Session.ID,
-		MustEnrolSecondFactor: p.Session.MustEnrol,
+		MustEnrolSecondFactor: p.Session.MustEnrol, Tags: p.Tags.Strings(), Permissions: p.Permissions,
 	}.Build()}.Build()), nil
 }
 
@@ -321,7 +321,7 @@ func tokensProto(t sessions.Tokens) *operatorv1.Tokens {
 func personOf(t sessions.Tokens) *operatorv1.Person {
 	return operatorv1.Person_builder{
 		Id: t.Member.Person, Email: t.Member.Email, OrganisationId: t.Org, Role: t.Member.Role, SessionId: t.Session,
-		MustEnrolSecondFactor: t.Enrol,
+		MustEnrolSecondFactor: t.Enrol, Tags: t.Member.Tags.Strings(), Permissions: t.Permissions(),
 	}.Build()
 }
 

@@ -47,6 +47,8 @@ const (
 	browserCookie = "__Host-fleetban-sso"
 	// theOnly stands for the organisation where there is one.
 	theOnly = "default"
+	// consoleAfter is where a browser goes that was signed in: the console can't see its cookies, and asks for them when told.
+	consoleAfter = "/#signed-in"
 	// startsPerAddress and minute.
 	startsPerAddress = 30
 )
@@ -65,6 +67,34 @@ func (a *SSOAPI) owner(ctx context.Context) (auth.Principal, error) {
 			"only an owner may say who vouches for people", "ask an owner")
 	}
 	return p, err
+}
+
+// GetSsoSignIn implements SsoService. It tells no more than following start_path does.
+func (a *SSOAPI) GetSsoSignIn(
+	ctx context.Context, req *connect.Request[operatorv1.GetSsoSignInRequest],
+) (*connect.Response[operatorv1.GetSsoSignInResponse], error) {
+	org := req.Msg.GetOrganisationId()
+	if org == "" {
+		org = theOnly
+	}
+	org, err := a.resolve(ctx, org)
+	var got sso.Provider
+	if err == nil {
+		got, err = a.SSO.Get(ctx, org)
+	}
+	if errors.Is(err, sso.ErrNone) {
+		return connect.NewResponse(&operatorv1.GetSsoSignInResponse{}), nil
+	}
+	if err != nil {
+		return nil, mappedSSO(err)
+	}
+	name := got.Issuer
+	if issuer, err := url.Parse(got.Issuer); err == nil {
+		name = issuer.Host
+	}
+	return connect.NewResponse(operatorv1.GetSsoSignInResponse_builder{
+		Provider: name, StartPath: sso.Path + org + "/start", Required: got.Required,
+	}.Build()), nil
 }
 
 // GetSso implements SsoService.
@@ -242,7 +272,7 @@ func (a *SSOAPI) start(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	org, err := a.organisation(r.Context(), r)
+	org, err := a.resolve(r.Context(), r.PathValue("organisation"))
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -294,7 +324,7 @@ func (a *SSOAPI) callback(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	browser.SetTokens(w, tokens)
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	http.Redirect(w, r, consoleAfter, http.StatusSeeOther)
 }
 
 // located says where the request came from, as the interceptors do for RPCs.
@@ -322,8 +352,8 @@ func (a *SSOAPI) mayStart(ctx context.Context) error {
 	return nil
 }
 
-func (a *SSOAPI) organisation(ctx context.Context, r *http.Request) (string, error) {
-	org := r.PathValue("organisation")
+// resolve is the id of an organisation that may be called theOnly: sso.ErrNone where it isn't.
+func (a *SSOAPI) resolve(ctx context.Context, org string) (string, error) {
 	if org != theOnly {
 		return org, nil
 	}

@@ -305,13 +305,22 @@ func TestTenants(t *testing.T) {
 			return -1
 		}
 	})
+	said := h.permissions(a, "owner", "admin", "operator", "viewer", "scoped")
 	var lines []string
 	turn := 0
 	for _, method := range methods {
 		line := fmt.Sprintf("%-50s", string(method.Parent().Name())+"."+string(method.Name()))
 		for _, kind := range kinds {
 			turn++
-			line += " " + fmt.Sprintf("%-9s", h.admitted(a, method, kind, turn%2))
+			admitted := h.admitted(a, method, kind, turn%2)
+			line += " " + fmt.Sprintf("%-9s", admitted)
+			if has, ok := said[kind]; ok {
+				said := permissionNone(method) || slices.Contains(has, permissionOf(method))
+				// Who is restricted to tags may hold it and yet not use an RPC that is about all of the fleet.
+				if said != (admitted == "yes") && (!said || kind != "scoped") {
+					t.Errorf("%s: GetMe tells %s %v of %v, and they are let through: %s", method.FullName(), kind, said, permissionOf(method), admitted)
+				}
+			}
 			if !last(method) {
 				h.probe(a, b, method, kind, turn%2)
 			}
@@ -365,8 +374,29 @@ func (h *house) admitted(n *tenant, method protoreflect.MethodDescriptor, kind s
 }
 
 func permissionNone(method protoreflect.MethodDescriptor) bool {
+	return permissionOf(method) == optionsv1.Permission_PERMISSION_NONE
+}
+
+func permissionOf(method protoreflect.MethodDescriptor) optionsv1.Permission {
 	permission, _ := proto.GetExtension(method.Options(), optionsv1.E_Permission).(optionsv1.Permission)
-	return permission == optionsv1.Permission_PERMISSION_NONE
+	return permission
+}
+
+// permissions are what callers are told that they may, by kind: at sign-in and when they ask.
+func (h *house) permissions(n *tenant, kinds ...string) map[string][]optionsv1.Permission {
+	h.t.Helper()
+	out := map[string][]optionsv1.Permission{}
+	for i, kind := range kinds {
+		res, err := h.sessions(i%2, n.callers[kind]).GetMe(h.t.Context(), connect.NewRequest(&operatorv1.GetMeRequest{}))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		out[kind] = res.Msg.GetPerson().GetPermissions()
+		if restricted := len(res.Msg.GetPerson().GetTags()) > 0; restricted != (kind == "scoped") {
+			h.t.Errorf("GetMe tells %s that they are restricted to %v", kind, res.Msg.GetPerson().GetTags())
+		}
+	}
+	return out
 }
 
 // probe asks with the other organisation's identifiers, in each field in turn: the answer holds nothing of it that the

@@ -227,7 +227,7 @@ func (v *visitor) authorise(name, query string, change func(url.Values)) string 
 func (v *visitor) signIn(name string) (access string, code int, text string) {
 	v.g.Helper()
 	code, to, text := v.step(v.authorise(name, "", nil), nil)
-	if code == http.StatusSeeOther && to != v.g.base+"/" {
+	if code == http.StatusSeeOther && to != v.g.base+"/#signed-in" {
 		v.g.Errorf("after the sign-in the browser is sent to %s", to)
 	}
 	base, err := url.Parse(v.g.base)
@@ -240,6 +240,16 @@ func (v *visitor) signIn(name string) (access string, code int, text string) {
 		}
 	}
 	return access, code, text
+}
+
+// signIns is what a browser is told before anybody signs in.
+func (g *guild) signIns() *operatorv1.GetSsoSignInResponse {
+	g.Helper()
+	res, err := operatorv1connect.NewSsoServiceClient(g.visitor().client, g.base).GetSsoSignIn(g.Context(), connect.NewRequest(&operatorv1.GetSsoSignInRequest{}))
+	if err != nil {
+		g.Fatal(err)
+	}
+	return res.Msg
 }
 
 func (g *guild) me(token string) (*operatorv1.Person, error) {
@@ -258,8 +268,14 @@ func TestSSO(t *testing.T) {
 	if code, _, _ := g.visitor().step(g.base+"/auth/oidc/"+g.org+"/start", nil); code != http.StatusNotFound {
 		t.Errorf("without a provider: %d", code)
 	}
+	if said := g.signIns(); said.GetProvider() != "" || said.GetStartPath() != "" {
+		t.Errorf("without a provider, browsers are told of one: %v", said)
+	}
 	if err := g.set(nil); err != nil {
 		t.Fatal(err)
+	}
+	if said := g.signIns(); g.idp.server.URL != "https://"+said.GetProvider() || said.GetStartPath() != "/auth/oidc/"+g.org+"/start" || said.GetRequired() {
+		t.Errorf("browsers are told of another way to sign in: %v", said)
 	}
 	g.idp.person("bob", "bob@example.com", true, "web", "other")
 	bob := g.visitor()

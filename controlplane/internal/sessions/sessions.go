@@ -255,6 +255,18 @@ func (s *Sessions) issue(ctx context.Context, m people.Member, t turned) (Tokens
 // enrolling is what who must enrol a second factor first may do: what is about themselves.
 var enrolling = []optionsv1.Permission{optionsv1.Permission_PERMISSION_SELF}
 
+func permissions(role people.Role, tags scope.Tags, enrol bool) []optionsv1.Permission {
+	if enrol {
+		return enrolling
+	}
+	return people.Within(people.Permissions(role), tags)
+}
+
+// Permissions are those that a call with the access token has. The slice is the caller's to read only.
+func (t Tokens) Permissions() []optionsv1.Permission {
+	return permissions(t.Member.Role, t.Member.Tags, t.Enrol)
+}
+
 // Authenticate implements auth.Authenticator, without a look at Redis.
 func (s *Sessions) Authenticate(_ context.Context, credential string) (auth.Principal, error) {
 	c, err := s.signer.check(credential)
@@ -266,11 +278,8 @@ func (s *Sessions) Authenticate(_ context.Context, credential string) (auth.Prin
 		return auth.Principal{}, fmt.Errorf("%w: %w: %w", auth.ErrBadCredential, auth.ErrSession, err)
 	}
 	p := auth.Principal{
-		Org: c.Org, ID: c.Subject, Name: c.Email, Permissions: people.Within(people.Permissions(c.Role), tags), Tags: tags,
+		Org: c.Org, ID: c.Subject, Name: c.Email, Permissions: permissions(c.Role, tags, c.Enrol), Tags: tags,
 		Session: auth.Session{ID: c.Session, Role: c.Role, Version: c.Version, Ends: c.Ends, Proved: c.Proved, MustEnrol: c.Enrol},
-	}
-	if c.Enrol {
-		p.Permissions = enrolling
 	}
 	return p, s.Standing(p)
 }

@@ -7,6 +7,7 @@
 package operatorv1
 
 import (
+	v1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -916,6 +917,7 @@ type Person struct {
 	xxx_hidden_SessionId             string                 `protobuf:"bytes,5,opt,name=session_id,json=sessionId"`
 	xxx_hidden_MustEnrolSecondFactor bool                   `protobuf:"varint,6,opt,name=must_enrol_second_factor,json=mustEnrolSecondFactor"`
 	xxx_hidden_Tags                  []string               `protobuf:"bytes,7,rep,name=tags"`
+	xxx_hidden_Permissions           []v1.Permission        `protobuf:"varint,8,rep,packed,name=permissions,enum=fleetban.options.v1.Permission"`
 	unknownFields                    protoimpl.UnknownFields
 	sizeCache                        protoimpl.SizeCache
 }
@@ -994,6 +996,13 @@ func (x *Person) GetTags() []string {
 	return nil
 }
 
+func (x *Person) GetPermissions() []v1.Permission {
+	if x != nil {
+		return x.xxx_hidden_Permissions
+	}
+	return nil
+}
+
 func (x *Person) SetId(v string) {
 	x.xxx_hidden_Id = v
 }
@@ -1022,6 +1031,10 @@ func (x *Person) SetTags(v []string) {
 	x.xxx_hidden_Tags = v
 }
 
+func (x *Person) SetPermissions(v []v1.Permission) {
+	x.xxx_hidden_Permissions = v
+}
+
 type Person_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -1035,6 +1048,8 @@ type Person_builder struct {
 	MustEnrolSecondFactor bool
 	// "k=v": only hosts with one of these tags. None: the whole fleet.
 	Tags []string
+	// What the session may do, as it is enforced: what the role grants, less what tags and must_enrol_second_factor take away.
+	Permissions []v1.Permission
 }
 
 func (b0 Person_builder) Build() *Person {
@@ -1048,6 +1063,7 @@ func (b0 Person_builder) Build() *Person {
 	x.xxx_hidden_SessionId = b.SessionId
 	x.xxx_hidden_MustEnrolSecondFactor = b.MustEnrolSecondFactor
 	x.xxx_hidden_Tags = b.Tags
+	x.xxx_hidden_Permissions = b.Permissions
 	return m0
 }
 
@@ -4073,7 +4089,7 @@ var File_fleetban_operator_v1_people_proto protoreflect.FileDescriptor
 
 const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\n" +
-	"!fleetban/operator/v1/people.proto\x12\x14fleetban.operator.v1\"\xb3\x01\n" +
+	"!fleetban/operator/v1/people.proto\x12\x14fleetban.operator.v1\x1a!fleetban/options/v1/options.proto\"\xb3\x01\n" +
 	"\rSignInRequest\x12 \n" +
 	"\x05email\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x03(\xfe\x01R\x05email\x12)\n" +
@@ -4107,7 +4123,7 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12\x19\n" +
 	"\baccess_s\x18\x02 \x01(\x03R\aaccessS\x12(\n" +
 	"\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01R\frefreshToken\x12/\n" +
-	"\x14session_ends_unix_ms\x18\x04 \x01(\x03R\x11sessionEndsUnixMs\"\xf3\x01\n" +
+	"\x14session_ends_unix_ms\x18\x04 \x01(\x03R\x11sessionEndsUnixMs\"\xb6\x02\n" +
 	"\x06Person\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05email\x18\x02 \x01(\tR\x05email\x12'\n" +
@@ -4116,7 +4132,8 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x05 \x01(\tR\tsessionId\x127\n" +
 	"\x18must_enrol_second_factor\x18\x06 \x01(\bR\x15mustEnrolSecondFactor\x12\x12\n" +
-	"\x04tags\x18\a \x03(\tR\x04tags\"D\n" +
+	"\x04tags\x18\a \x03(\tR\x04tags\x12A\n" +
+	"\vpermissions\x18\b \x03(\x0e2\x1f.fleetban.options.v1.PermissionR\vpermissions\"D\n" +
 	"\x0eRefreshRequest\x122\n" +
 	"\rrefresh_token\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10\x01\x18\xc8\x01R\frefreshToken\"}\n" +
 	"\x0fRefreshResponse\x124\n" +
@@ -4286,7 +4303,7 @@ const file_fleetban_operator_v1_people_proto_rawDesc = "" +
 	"\aSetRole\x12$.fleetban.operator.v1.SetRoleRequest\x1a%.fleetban.operator.v1.SetRoleResponse\":\xc8\xc1\x18\x11\xd2\xc1\x18.\n" +
 	"\vmember.role\x12\x06member\x1a\x04role\x1a\x04tags\x1a\vwhole_fleet\xe0\xc1\x18\x01\x12\x8a\x01\n" +
 	"\fRemoveMember\x12).fleetban.operator.v1.RemoveMemberRequest\x1a*.fleetban.operator.v1.RemoveMemberResponse\"#\xc8\xc1\x18\x11\xd2\xc1\x18\x17\n" +
-	"\rmember.remove\x12\x06member\xe0\xc1\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
+	"\rmember.remove\x12\x06member\xe0\xc1\x18\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.proto"
 
 var file_fleetban_operator_v1_people_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_fleetban_operator_v1_people_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
@@ -4339,71 +4356,73 @@ var file_fleetban_operator_v1_people_proto_goTypes = []any{
 	(*SetRoleResponse)(nil),              // 45: fleetban.operator.v1.SetRoleResponse
 	(*RemoveMemberRequest)(nil),          // 46: fleetban.operator.v1.RemoveMemberRequest
 	(*RemoveMemberResponse)(nil),         // 47: fleetban.operator.v1.RemoveMemberResponse
+	(v1.Permission)(0),                   // 48: fleetban.options.v1.Permission
 }
 var file_fleetban_operator_v1_people_proto_depIdxs = []int32{
 	7,  // 0: fleetban.operator.v1.SignInResponse.tokens:type_name -> fleetban.operator.v1.Tokens
 	8,  // 1: fleetban.operator.v1.SignInResponse.person:type_name -> fleetban.operator.v1.Person
 	3,  // 2: fleetban.operator.v1.SignInResponse.second_factor:type_name -> fleetban.operator.v1.SecondFactor
 	0,  // 3: fleetban.operator.v1.Person.role:type_name -> fleetban.operator.v1.Role
-	7,  // 4: fleetban.operator.v1.RefreshResponse.tokens:type_name -> fleetban.operator.v1.Tokens
-	8,  // 5: fleetban.operator.v1.RefreshResponse.person:type_name -> fleetban.operator.v1.Person
-	15, // 6: fleetban.operator.v1.ListSessionsResponse.sessions:type_name -> fleetban.operator.v1.Session
-	8,  // 7: fleetban.operator.v1.GetMeResponse.person:type_name -> fleetban.operator.v1.Person
-	30, // 8: fleetban.operator.v1.ChangeEmailRequest.proof:type_name -> fleetban.operator.v1.Proof
-	31, // 9: fleetban.operator.v1.Proof.passkey:type_name -> fleetban.operator.v1.PasskeyProof
-	30, // 10: fleetban.operator.v1.ProveRequest.proof:type_name -> fleetban.operator.v1.Proof
-	38, // 11: fleetban.operator.v1.ListMembersResponse.members:type_name -> fleetban.operator.v1.Member
-	0,  // 12: fleetban.operator.v1.Member.role:type_name -> fleetban.operator.v1.Role
-	0,  // 13: fleetban.operator.v1.InviteRequest.role:type_name -> fleetban.operator.v1.Role
-	42, // 14: fleetban.operator.v1.AcceptInvitationRequest.second_factor:type_name -> fleetban.operator.v1.SecondFactorAnswer
-	0,  // 15: fleetban.operator.v1.AcceptInvitationResponse.role:type_name -> fleetban.operator.v1.Role
-	3,  // 16: fleetban.operator.v1.AcceptInvitationResponse.second_factor:type_name -> fleetban.operator.v1.SecondFactor
-	0,  // 17: fleetban.operator.v1.SetRoleRequest.role:type_name -> fleetban.operator.v1.Role
-	1,  // 18: fleetban.operator.v1.SessionService.SignIn:input_type -> fleetban.operator.v1.SignInRequest
-	4,  // 19: fleetban.operator.v1.SessionService.CompleteSignIn:input_type -> fleetban.operator.v1.CompleteSignInRequest
-	5,  // 20: fleetban.operator.v1.SessionService.BeginPasskeySignIn:input_type -> fleetban.operator.v1.BeginPasskeySignInRequest
-	9,  // 21: fleetban.operator.v1.SessionService.Refresh:input_type -> fleetban.operator.v1.RefreshRequest
-	11, // 22: fleetban.operator.v1.SessionService.SignOut:input_type -> fleetban.operator.v1.SignOutRequest
-	13, // 23: fleetban.operator.v1.SessionService.ListSessions:input_type -> fleetban.operator.v1.ListSessionsRequest
-	16, // 24: fleetban.operator.v1.SessionService.RevokeSession:input_type -> fleetban.operator.v1.RevokeSessionRequest
-	32, // 25: fleetban.operator.v1.SessionService.GetProofOptions:input_type -> fleetban.operator.v1.GetProofOptionsRequest
-	34, // 26: fleetban.operator.v1.SessionService.Prove:input_type -> fleetban.operator.v1.ProveRequest
-	18, // 27: fleetban.operator.v1.SessionService.GetMe:input_type -> fleetban.operator.v1.GetMeRequest
-	20, // 28: fleetban.operator.v1.AccountService.ChangePassword:input_type -> fleetban.operator.v1.ChangePasswordRequest
-	22, // 29: fleetban.operator.v1.AccountService.RequestPasswordReset:input_type -> fleetban.operator.v1.RequestPasswordResetRequest
-	24, // 30: fleetban.operator.v1.AccountService.ResetPassword:input_type -> fleetban.operator.v1.ResetPasswordRequest
-	26, // 31: fleetban.operator.v1.AccountService.ChangeEmail:input_type -> fleetban.operator.v1.ChangeEmailRequest
-	28, // 32: fleetban.operator.v1.AccountService.ConfirmEmail:input_type -> fleetban.operator.v1.ConfirmEmailRequest
-	36, // 33: fleetban.operator.v1.MemberService.ListMembers:input_type -> fleetban.operator.v1.ListMembersRequest
-	39, // 34: fleetban.operator.v1.MemberService.Invite:input_type -> fleetban.operator.v1.InviteRequest
-	41, // 35: fleetban.operator.v1.MemberService.AcceptInvitation:input_type -> fleetban.operator.v1.AcceptInvitationRequest
-	44, // 36: fleetban.operator.v1.MemberService.SetRole:input_type -> fleetban.operator.v1.SetRoleRequest
-	46, // 37: fleetban.operator.v1.MemberService.RemoveMember:input_type -> fleetban.operator.v1.RemoveMemberRequest
-	2,  // 38: fleetban.operator.v1.SessionService.SignIn:output_type -> fleetban.operator.v1.SignInResponse
-	2,  // 39: fleetban.operator.v1.SessionService.CompleteSignIn:output_type -> fleetban.operator.v1.SignInResponse
-	6,  // 40: fleetban.operator.v1.SessionService.BeginPasskeySignIn:output_type -> fleetban.operator.v1.BeginPasskeySignInResponse
-	10, // 41: fleetban.operator.v1.SessionService.Refresh:output_type -> fleetban.operator.v1.RefreshResponse
-	12, // 42: fleetban.operator.v1.SessionService.SignOut:output_type -> fleetban.operator.v1.SignOutResponse
-	14, // 43: fleetban.operator.v1.SessionService.ListSessions:output_type -> fleetban.operator.v1.ListSessionsResponse
-	17, // 44: fleetban.operator.v1.SessionService.RevokeSession:output_type -> fleetban.operator.v1.RevokeSessionResponse
-	33, // 45: fleetban.operator.v1.SessionService.GetProofOptions:output_type -> fleetban.operator.v1.GetProofOptionsResponse
-	35, // 46: fleetban.operator.v1.SessionService.Prove:output_type -> fleetban.operator.v1.ProveResponse
-	19, // 47: fleetban.operator.v1.SessionService.GetMe:output_type -> fleetban.operator.v1.GetMeResponse
-	21, // 48: fleetban.operator.v1.AccountService.ChangePassword:output_type -> fleetban.operator.v1.ChangePasswordResponse
-	23, // 49: fleetban.operator.v1.AccountService.RequestPasswordReset:output_type -> fleetban.operator.v1.RequestPasswordResetResponse
-	25, // 50: fleetban.operator.v1.AccountService.ResetPassword:output_type -> fleetban.operator.v1.ResetPasswordResponse
-	27, // 51: fleetban.operator.v1.AccountService.ChangeEmail:output_type -> fleetban.operator.v1.ChangeEmailResponse
-	29, // 52: fleetban.operator.v1.AccountService.ConfirmEmail:output_type -> fleetban.operator.v1.ConfirmEmailResponse
-	37, // 53: fleetban.operator.v1.MemberService.ListMembers:output_type -> fleetban.operator.v1.ListMembersResponse
-	40, // 54: fleetban.operator.v1.MemberService.Invite:output_type -> fleetban.operator.v1.InviteResponse
-	43, // 55: fleetban.operator.v1.MemberService.AcceptInvitation:output_type -> fleetban.operator.v1.AcceptInvitationResponse
-	45, // 56: fleetban.operator.v1.MemberService.SetRole:output_type -> fleetban.operator.v1.SetRoleResponse
-	47, // 57: fleetban.operator.v1.MemberService.RemoveMember:output_type -> fleetban.operator.v1.RemoveMemberResponse
-	38, // [38:58] is the sub-list for method output_type
-	18, // [18:38] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	48, // 4: fleetban.operator.v1.Person.permissions:type_name -> fleetban.options.v1.Permission
+	7,  // 5: fleetban.operator.v1.RefreshResponse.tokens:type_name -> fleetban.operator.v1.Tokens
+	8,  // 6: fleetban.operator.v1.RefreshResponse.person:type_name -> fleetban.operator.v1.Person
+	15, // 7: fleetban.operator.v1.ListSessionsResponse.sessions:type_name -> fleetban.operator.v1.Session
+	8,  // 8: fleetban.operator.v1.GetMeResponse.person:type_name -> fleetban.operator.v1.Person
+	30, // 9: fleetban.operator.v1.ChangeEmailRequest.proof:type_name -> fleetban.operator.v1.Proof
+	31, // 10: fleetban.operator.v1.Proof.passkey:type_name -> fleetban.operator.v1.PasskeyProof
+	30, // 11: fleetban.operator.v1.ProveRequest.proof:type_name -> fleetban.operator.v1.Proof
+	38, // 12: fleetban.operator.v1.ListMembersResponse.members:type_name -> fleetban.operator.v1.Member
+	0,  // 13: fleetban.operator.v1.Member.role:type_name -> fleetban.operator.v1.Role
+	0,  // 14: fleetban.operator.v1.InviteRequest.role:type_name -> fleetban.operator.v1.Role
+	42, // 15: fleetban.operator.v1.AcceptInvitationRequest.second_factor:type_name -> fleetban.operator.v1.SecondFactorAnswer
+	0,  // 16: fleetban.operator.v1.AcceptInvitationResponse.role:type_name -> fleetban.operator.v1.Role
+	3,  // 17: fleetban.operator.v1.AcceptInvitationResponse.second_factor:type_name -> fleetban.operator.v1.SecondFactor
+	0,  // 18: fleetban.operator.v1.SetRoleRequest.role:type_name -> fleetban.operator.v1.Role
+	1,  // 19: fleetban.operator.v1.SessionService.SignIn:input_type -> fleetban.operator.v1.SignInRequest
+	4,  // 20: fleetban.operator.v1.SessionService.CompleteSignIn:input_type -> fleetban.operator.v1.CompleteSignInRequest
+	5,  // 21: fleetban.operator.v1.SessionService.BeginPasskeySignIn:input_type -> fleetban.operator.v1.BeginPasskeySignInRequest
+	9,  // 22: fleetban.operator.v1.SessionService.Refresh:input_type -> fleetban.operator.v1.RefreshRequest
+	11, // 23: fleetban.operator.v1.SessionService.SignOut:input_type -> fleetban.operator.v1.SignOutRequest
+	13, // 24: fleetban.operator.v1.SessionService.ListSessions:input_type -> fleetban.operator.v1.ListSessionsRequest
+	16, // 25: fleetban.operator.v1.SessionService.RevokeSession:input_type -> fleetban.operator.v1.RevokeSessionRequest
+	32, // 26: fleetban.operator.v1.SessionService.GetProofOptions:input_type -> fleetban.operator.v1.GetProofOptionsRequest
+	34, // 27: fleetban.operator.v1.SessionService.Prove:input_type -> fleetban.operator.v1.ProveRequest
+	18, // 28: fleetban.operator.v1.SessionService.GetMe:input_type -> fleetban.operator.v1.GetMeRequest
+	20, // 29: fleetban.operator.v1.AccountService.ChangePassword:input_type -> fleetban.operator.v1.ChangePasswordRequest
+	22, // 30: fleetban.operator.v1.AccountService.RequestPasswordReset:input_type -> fleetban.operator.v1.RequestPasswordResetRequest
+	24, // 31: fleetban.operator.v1.AccountService.ResetPassword:input_type -> fleetban.operator.v1.ResetPasswordRequest
+	26, // 32: fleetban.operator.v1.AccountService.ChangeEmail:input_type -> fleetban.operator.v1.ChangeEmailRequest
+	28, // 33: fleetban.operator.v1.AccountService.ConfirmEmail:input_type -> fleetban.operator.v1.ConfirmEmailRequest
+	36, // 34: fleetban.operator.v1.MemberService.ListMembers:input_type -> fleetban.operator.v1.ListMembersRequest
+	39, // 35: fleetban.operator.v1.MemberService.Invite:input_type -> fleetban.operator.v1.InviteRequest
+	41, // 36: fleetban.operator.v1.MemberService.AcceptInvitation:input_type -> fleetban.operator.v1.AcceptInvitationRequest
+	44, // 37: fleetban.operator.v1.MemberService.SetRole:input_type -> fleetban.operator.v1.SetRoleRequest
+	46, // 38: fleetban.operator.v1.MemberService.RemoveMember:input_type -> fleetban.operator.v1.RemoveMemberRequest
+	2,  // 39: fleetban.operator.v1.SessionService.SignIn:output_type -> fleetban.operator.v1.SignInResponse
+	2,  // 40: fleetban.operator.v1.SessionService.CompleteSignIn:output_type -> fleetban.operator.v1.SignInResponse
+	6,  // 41: fleetban.operator.v1.SessionService.BeginPasskeySignIn:output_type -> fleetban.operator.v1.BeginPasskeySignInResponse
+	10, // 42: fleetban.operator.v1.SessionService.Refresh:output_type -> fleetban.operator.v1.RefreshResponse
+	12, // 43: fleetban.operator.v1.SessionService.SignOut:output_type -> fleetban.operator.v1.SignOutResponse
+	14, // 44: fleetban.operator.v1.SessionService.ListSessions:output_type -> fleetban.operator.v1.ListSessionsResponse
+	17, // 45: fleetban.operator.v1.SessionService.RevokeSession:output_type -> fleetban.operator.v1.RevokeSessionResponse
+	33, // 46: fleetban.operator.v1.SessionService.GetProofOptions:output_type -> fleetban.operator.v1.GetProofOptionsResponse
+	35, // 47: fleetban.operator.v1.SessionService.Prove:output_type -> fleetban.operator.v1.ProveResponse
+	19, // 48: fleetban.operator.v1.SessionService.GetMe:output_type -> fleetban.operator.v1.GetMeResponse
+	21, // 49: fleetban.operator.v1.AccountService.ChangePassword:output_type -> fleetban.operator.v1.ChangePasswordResponse
+	23, // 50: fleetban.operator.v1.AccountService.RequestPasswordReset:output_type -> fleetban.operator.v1.RequestPasswordResetResponse
+	25, // 51: fleetban.operator.v1.AccountService.ResetPassword:output_type -> fleetban.operator.v1.ResetPasswordResponse
+	27, // 52: fleetban.operator.v1.AccountService.ChangeEmail:output_type -> fleetban.operator.v1.ChangeEmailResponse
+	29, // 53: fleetban.operator.v1.AccountService.ConfirmEmail:output_type -> fleetban.operator.v1.ConfirmEmailResponse
+	37, // 54: fleetban.operator.v1.MemberService.ListMembers:output_type -> fleetban.operator.v1.ListMembersResponse
+	40, // 55: fleetban.operator.v1.MemberService.Invite:output_type -> fleetban.operator.v1.InviteResponse
+	43, // 56: fleetban.operator.v1.MemberService.AcceptInvitation:output_type -> fleetban.operator.v1.AcceptInvitationResponse
+	45, // 57: fleetban.operator.v1.MemberService.SetRole:output_type -> fleetban.operator.v1.SetRoleResponse
+	47, // 58: fleetban.operator.v1.MemberService.RemoveMember:output_type -> fleetban.operator.v1.RemoveMemberResponse
+	39, // [39:59] is the sub-list for method output_type
+	19, // [19:39] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_fleetban_operator_v1_people_proto_init() }

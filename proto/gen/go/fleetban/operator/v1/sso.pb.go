@@ -108,6 +108,152 @@ func (b0 SsoRole_builder) Build() *SsoRole {
 	return m0
 }
 
+type GetSsoSignInRequest struct {
+	state                     protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId"`
+	unknownFields             protoimpl.UnknownFields
+	sizeCache                 protoimpl.SizeCache
+}
+
+func (x *GetSsoSignInRequest) Reset() {
+	*x = GetSsoSignInRequest{}
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSsoSignInRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSsoSignInRequest) ProtoMessage() {}
+
+func (x *GetSsoSignInRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *GetSsoSignInRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.xxx_hidden_OrganisationId
+	}
+	return ""
+}
+
+func (x *GetSsoSignInRequest) SetOrganisationId(v string) {
+	x.xxx_hidden_OrganisationId = v
+}
+
+type GetSsoSignInRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// Empty: the only one. Where there are several, the answer is that there is no provider.
+	OrganisationId string
+}
+
+func (b0 GetSsoSignInRequest_builder) Build() *GetSsoSignInRequest {
+	m0 := &GetSsoSignInRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_OrganisationId = b.OrganisationId
+	return m0
+}
+
+type GetSsoSignInResponse struct {
+	state                protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Provider  string                 `protobuf:"bytes,1,opt,name=provider"`
+	xxx_hidden_StartPath string                 `protobuf:"bytes,2,opt,name=start_path,json=startPath"`
+	xxx_hidden_Required  bool                   `protobuf:"varint,3,opt,name=required"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *GetSsoSignInResponse) Reset() {
+	*x = GetSsoSignInResponse{}
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSsoSignInResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSsoSignInResponse) ProtoMessage() {}
+
+func (x *GetSsoSignInResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *GetSsoSignInResponse) GetProvider() string {
+	if x != nil {
+		return x.xxx_hidden_Provider
+	}
+	return ""
+}
+
+func (x *GetSsoSignInResponse) GetStartPath() string {
+	if x != nil {
+		return x.xxx_hidden_StartPath
+	}
+	return ""
+}
+
+func (x *GetSsoSignInResponse) GetRequired() bool {
+	if x != nil {
+		return x.xxx_hidden_Required
+	}
+	return false
+}
+
+func (x *GetSsoSignInResponse) SetProvider(v string) {
+	x.xxx_hidden_Provider = v
+}
+
+func (x *GetSsoSignInResponse) SetStartPath(v string) {
+	x.xxx_hidden_StartPath = v
+}
+
+func (x *GetSsoSignInResponse) SetRequired(v bool) {
+	x.xxx_hidden_Required = v
+}
+
+type GetSsoSignInResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	// What to call the provider: its issuer's host. Empty: there is none.
+	Provider string
+	// Where the browser goes: a path of the control plane.
+	StartPath string
+	// Nobody but one owner gets in otherwise.
+	Required bool
+}
+
+func (b0 GetSsoSignInResponse_builder) Build() *GetSsoSignInResponse {
+	m0 := &GetSsoSignInResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Provider = b.Provider
+	x.xxx_hidden_StartPath = b.StartPath
+	x.xxx_hidden_Required = b.Required
+	return m0
+}
+
 type GetSsoRequest struct {
 	state         protoimpl.MessageState `protogen:"opaque.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -116,7 +262,7 @@ type GetSsoRequest struct {
 
 func (x *GetSsoRequest) Reset() {
 	*x = GetSsoRequest{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[1]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -128,7 +274,7 @@ func (x *GetSsoRequest) String() string {
 func (*GetSsoRequest) ProtoMessage() {}
 
 func (x *GetSsoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[1]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -169,7 +315,7 @@ type GetSsoResponse struct {
 
 func (x *GetSsoResponse) Reset() {
 	*x = GetSsoResponse{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[2]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -181,7 +327,7 @@ func (x *GetSsoResponse) String() string {
 func (*GetSsoResponse) ProtoMessage() {}
 
 func (x *GetSsoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[2]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +501,7 @@ type SetSsoRequest struct {
 
 func (x *SetSsoRequest) Reset() {
 	*x = SetSsoRequest{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[3]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -367,7 +513,7 @@ func (x *SetSsoRequest) String() string {
 func (*SetSsoRequest) ProtoMessage() {}
 
 func (x *SetSsoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[3]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +660,7 @@ type SetSsoResponse struct {
 
 func (x *SetSsoResponse) Reset() {
 	*x = SetSsoResponse{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[4]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +672,7 @@ func (x *SetSsoResponse) String() string {
 func (*SetSsoResponse) ProtoMessage() {}
 
 func (x *SetSsoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[4]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +729,7 @@ type DeleteSsoRequest struct {
 
 func (x *DeleteSsoRequest) Reset() {
 	*x = DeleteSsoRequest{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[5]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +741,7 @@ func (x *DeleteSsoRequest) String() string {
 func (*DeleteSsoRequest) ProtoMessage() {}
 
 func (x *DeleteSsoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[5]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +772,7 @@ type DeleteSsoResponse struct {
 
 func (x *DeleteSsoResponse) Reset() {
 	*x = DeleteSsoResponse{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[6]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +784,7 @@ func (x *DeleteSsoResponse) String() string {
 func (*DeleteSsoResponse) ProtoMessage() {}
 
 func (x *DeleteSsoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[6]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +815,7 @@ type TestSsoRequest struct {
 
 func (x *TestSsoRequest) Reset() {
 	*x = TestSsoRequest{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[7]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +827,7 @@ func (x *TestSsoRequest) String() string {
 func (*TestSsoRequest) ProtoMessage() {}
 
 func (x *TestSsoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[7]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +861,7 @@ type TestSsoResponse struct {
 
 func (x *TestSsoResponse) Reset() {
 	*x = TestSsoResponse{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[8]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +873,7 @@ func (x *TestSsoResponse) String() string {
 func (*TestSsoResponse) ProtoMessage() {}
 
 func (x *TestSsoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[8]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +946,7 @@ type CompleteSsoRequest struct {
 
 func (x *CompleteSsoRequest) Reset() {
 	*x = CompleteSsoRequest{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[9]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +958,7 @@ func (x *CompleteSsoRequest) String() string {
 func (*CompleteSsoRequest) ProtoMessage() {}
 
 func (x *CompleteSsoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[9]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1017,7 @@ type CompleteSsoResponse struct {
 
 func (x *CompleteSsoResponse) Reset() {
 	*x = CompleteSsoResponse{}
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[10]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1029,7 @@ func (x *CompleteSsoResponse) String() string {
 func (*CompleteSsoResponse) ProtoMessage() {}
 
 func (x *CompleteSsoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[10]
+	mi := &file_fleetban_operator_v1_sso_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1109,14 @@ const file_fleetban_operator_v1_sso_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x05group\x12:\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1a.fleetban.operator.v1.RoleB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\x12\x1c\n" +
-	"\x04tags\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\x10R\x04tags\"\x0f\n" +
+	"\x04tags\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\x10R\x04tags\"W\n" +
+	"\x13GetSsoSignInRequest\x12@\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x122\x10^[0-9A-Z]{0,26}$R\x0eorganisationId\"m\n" +
+	"\x14GetSsoSignInResponse\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x1d\n" +
+	"\n" +
+	"start_path\x18\x02 \x01(\tR\tstartPath\x12\x1a\n" +
+	"\brequired\x18\x03 \x01(\bR\brequired\"\x0f\n" +
 	"\rGetSsoRequest\"\xd2\x02\n" +
 	"\x0eGetSsoResponse\x12\x1e\n" +
 	"\n" +
@@ -1011,9 +1164,10 @@ const file_fleetban_operator_v1_sso_proto_rawDesc = "" +
 	"\bverifier\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\ar\x05\x10+\x18\x80\x01R\bverifier\"\x81\x01\n" +
 	"\x13CompleteSsoResponse\x124\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x1c.fleetban.operator.v1.TokensR\x06tokens\x124\n" +
-	"\x06person\x18\x02 \x01(\v2\x1c.fleetban.operator.v1.PersonR\x06person2\xf1\x04\n" +
+	"\x06person\x18\x02 \x01(\v2\x1c.fleetban.operator.v1.PersonR\x06person2\xde\x05\n" +
 	"\n" +
-	"SsoService\x12Y\n" +
+	"SsoService\x12k\n" +
+	"\fGetSsoSignIn\x12).fleetban.operator.v1.GetSsoSignInRequest\x1a*.fleetban.operator.v1.GetSsoSignInResponse\"\x04\xc8\xc1\x18\x01\x12Y\n" +
 	"\x06GetSso\x12#.fleetban.operator.v1.GetSsoRequest\x1a$.fleetban.operator.v1.GetSsoResponse\"\x04\xc8\xc1\x18\x11\x12\xaa\x01\n" +
 	"\x06SetSso\x12#.fleetban.operator.v1.SetSsoRequest\x1a$.fleetban.operator.v1.SetSsoResponse\"U\xc8\xc1\x18\x11\xd2\xc1\x18I\n" +
 	"\asso.set\x12\x06issuer\x1a\tclient_id\x1a\adomains\x1a\vgroup_claim\x1a\brequired\x1a\vbreak_glass\xe0\xc1\x18\x01\x12v\n" +
@@ -1026,41 +1180,45 @@ const file_fleetban_operator_v1_sso_proto_rawDesc = "" +
 	"\vCompleteSso\x12(.fleetban.operator.v1.CompleteSsoRequest\x1a).fleetban.operator.v1.CompleteSsoResponse\"\x13\xc8\xc1\x18\x01\xd2\xc1\x18\v\n" +
 	"\asign-in(\x01BPZIgithub.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1;operatorv1\x92\x03\x02\b\x02b\beditionsp\xe9\az\x1bbuf/validate/validate.protoz!fleetban/options/v1/options.proto"
 
-var file_fleetban_operator_v1_sso_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_fleetban_operator_v1_sso_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_fleetban_operator_v1_sso_proto_goTypes = []any{
-	(*SsoRole)(nil),             // 0: fleetban.operator.v1.SsoRole
-	(*GetSsoRequest)(nil),       // 1: fleetban.operator.v1.GetSsoRequest
-	(*GetSsoResponse)(nil),      // 2: fleetban.operator.v1.GetSsoResponse
-	(*SetSsoRequest)(nil),       // 3: fleetban.operator.v1.SetSsoRequest
-	(*SetSsoResponse)(nil),      // 4: fleetban.operator.v1.SetSsoResponse
-	(*DeleteSsoRequest)(nil),    // 5: fleetban.operator.v1.DeleteSsoRequest
-	(*DeleteSsoResponse)(nil),   // 6: fleetban.operator.v1.DeleteSsoResponse
-	(*TestSsoRequest)(nil),      // 7: fleetban.operator.v1.TestSsoRequest
-	(*TestSsoResponse)(nil),     // 8: fleetban.operator.v1.TestSsoResponse
-	(*CompleteSsoRequest)(nil),  // 9: fleetban.operator.v1.CompleteSsoRequest
-	(*CompleteSsoResponse)(nil), // 10: fleetban.operator.v1.CompleteSsoResponse
-	(Role)(0),                   // 11: fleetban.operator.v1.Role
-	(*Tokens)(nil),              // 12: fleetban.operator.v1.Tokens
-	(*Person)(nil),              // 13: fleetban.operator.v1.Person
+	(*SsoRole)(nil),              // 0: fleetban.operator.v1.SsoRole
+	(*GetSsoSignInRequest)(nil),  // 1: fleetban.operator.v1.GetSsoSignInRequest
+	(*GetSsoSignInResponse)(nil), // 2: fleetban.operator.v1.GetSsoSignInResponse
+	(*GetSsoRequest)(nil),        // 3: fleetban.operator.v1.GetSsoRequest
+	(*GetSsoResponse)(nil),       // 4: fleetban.operator.v1.GetSsoResponse
+	(*SetSsoRequest)(nil),        // 5: fleetban.operator.v1.SetSsoRequest
+	(*SetSsoResponse)(nil),       // 6: fleetban.operator.v1.SetSsoResponse
+	(*DeleteSsoRequest)(nil),     // 7: fleetban.operator.v1.DeleteSsoRequest
+	(*DeleteSsoResponse)(nil),    // 8: fleetban.operator.v1.DeleteSsoResponse
+	(*TestSsoRequest)(nil),       // 9: fleetban.operator.v1.TestSsoRequest
+	(*TestSsoResponse)(nil),      // 10: fleetban.operator.v1.TestSsoResponse
+	(*CompleteSsoRequest)(nil),   // 11: fleetban.operator.v1.CompleteSsoRequest
+	(*CompleteSsoResponse)(nil),  // 12: fleetban.operator.v1.CompleteSsoResponse
+	(Role)(0),                    // 13: fleetban.operator.v1.Role
+	(*Tokens)(nil),               // 14: fleetban.operator.v1.Tokens
+	(*Person)(nil),               // 15: fleetban.operator.v1.Person
 }
 var file_fleetban_operator_v1_sso_proto_depIdxs = []int32{
-	11, // 0: fleetban.operator.v1.SsoRole.role:type_name -> fleetban.operator.v1.Role
+	13, // 0: fleetban.operator.v1.SsoRole.role:type_name -> fleetban.operator.v1.Role
 	0,  // 1: fleetban.operator.v1.GetSsoResponse.roles:type_name -> fleetban.operator.v1.SsoRole
 	0,  // 2: fleetban.operator.v1.SetSsoRequest.roles:type_name -> fleetban.operator.v1.SsoRole
-	12, // 3: fleetban.operator.v1.CompleteSsoResponse.tokens:type_name -> fleetban.operator.v1.Tokens
-	13, // 4: fleetban.operator.v1.CompleteSsoResponse.person:type_name -> fleetban.operator.v1.Person
-	1,  // 5: fleetban.operator.v1.SsoService.GetSso:input_type -> fleetban.operator.v1.GetSsoRequest
-	3,  // 6: fleetban.operator.v1.SsoService.SetSso:input_type -> fleetban.operator.v1.SetSsoRequest
-	5,  // 7: fleetban.operator.v1.SsoService.DeleteSso:input_type -> fleetban.operator.v1.DeleteSsoRequest
-	7,  // 8: fleetban.operator.v1.SsoService.TestSso:input_type -> fleetban.operator.v1.TestSsoRequest
-	9,  // 9: fleetban.operator.v1.SsoService.CompleteSso:input_type -> fleetban.operator.v1.CompleteSsoRequest
-	2,  // 10: fleetban.operator.v1.SsoService.GetSso:output_type -> fleetban.operator.v1.GetSsoResponse
-	4,  // 11: fleetban.operator.v1.SsoService.SetSso:output_type -> fleetban.operator.v1.SetSsoResponse
-	6,  // 12: fleetban.operator.v1.SsoService.DeleteSso:output_type -> fleetban.operator.v1.DeleteSsoResponse
-	8,  // 13: fleetban.operator.v1.SsoService.TestSso:output_type -> fleetban.operator.v1.TestSsoResponse
-	10, // 14: fleetban.operator.v1.SsoService.CompleteSso:output_type -> fleetban.operator.v1.CompleteSsoResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
+	14, // 3: fleetban.operator.v1.CompleteSsoResponse.tokens:type_name -> fleetban.operator.v1.Tokens
+	15, // 4: fleetban.operator.v1.CompleteSsoResponse.person:type_name -> fleetban.operator.v1.Person
+	1,  // 5: fleetban.operator.v1.SsoService.GetSsoSignIn:input_type -> fleetban.operator.v1.GetSsoSignInRequest
+	3,  // 6: fleetban.operator.v1.SsoService.GetSso:input_type -> fleetban.operator.v1.GetSsoRequest
+	5,  // 7: fleetban.operator.v1.SsoService.SetSso:input_type -> fleetban.operator.v1.SetSsoRequest
+	7,  // 8: fleetban.operator.v1.SsoService.DeleteSso:input_type -> fleetban.operator.v1.DeleteSsoRequest
+	9,  // 9: fleetban.operator.v1.SsoService.TestSso:input_type -> fleetban.operator.v1.TestSsoRequest
+	11, // 10: fleetban.operator.v1.SsoService.CompleteSso:input_type -> fleetban.operator.v1.CompleteSsoRequest
+	2,  // 11: fleetban.operator.v1.SsoService.GetSsoSignIn:output_type -> fleetban.operator.v1.GetSsoSignInResponse
+	4,  // 12: fleetban.operator.v1.SsoService.GetSso:output_type -> fleetban.operator.v1.GetSsoResponse
+	6,  // 13: fleetban.operator.v1.SsoService.SetSso:output_type -> fleetban.operator.v1.SetSsoResponse
+	8,  // 14: fleetban.operator.v1.SsoService.DeleteSso:output_type -> fleetban.operator.v1.DeleteSsoResponse
+	10, // 15: fleetban.operator.v1.SsoService.TestSso:output_type -> fleetban.operator.v1.TestSsoResponse
+	12, // 16: fleetban.operator.v1.SsoService.CompleteSso:output_type -> fleetban.operator.v1.CompleteSsoResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -1078,7 +1236,7 @@ func file_fleetban_operator_v1_sso_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleetban_operator_v1_sso_proto_rawDesc), len(file_fleetban_operator_v1_sso_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file fleetban/operator/v1/sso.proto.
  */
 export const file_fleetban_operator_v1_sso: GenFile = /*@__PURE__*/
-  fileDesc("Ch5mbGVldGJhbi9vcGVyYXRvci92MS9zc28ucHJvdG8SFGZsZWV0YmFuLm9wZXJhdG9yLnYxIlAKB1Nzb1JvbGUSDQoFZ3JvdXAYASABKAkSKAoEcm9sZRgCIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSDAoEdGFncxgDIAMoCSIPCg1HZXRTc29SZXF1ZXN0IusBCg5HZXRTc29SZXNwb25zZRISCgpjb25maWd1cmVkGAEgASgIEg4KBmlzc3VlchgCIAEoCRIRCgljbGllbnRfaWQYAyABKAkSDwoHZG9tYWlucxgEIAMoCRITCgtncm91cF9jbGFpbRgFIAEoCRIsCgVyb2xlcxgGIAMoCzIdLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlNzb1JvbGUSEAoIcmVxdWlyZWQYByABKAgSEwoLYnJlYWtfZ2xhc3MYCCABKAkSFAoMcmVkaXJlY3RfdXJsGAkgASgJEhEKCXN0YXJ0X3VybBgKIAEoCSLJAQoNU2V0U3NvUmVxdWVzdBIOCgZpc3N1ZXIYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEhoKDWNsaWVudF9zZWNyZXQYAyABKAlCA4ABARIPCgdkb21haW5zGAQgAygJEhMKC2dyb3VwX2NsYWltGAUgASgJEiwKBXJvbGVzGAYgAygLMh0uZmxlZXRiYW4ub3BlcmF0b3IudjEuU3NvUm9sZRIQCghyZXF1aXJlZBgHIAEoCBITCgticmVha19nbGFzcxgIIAEoCSI5Cg5TZXRTc29SZXNwb25zZRIUCgxyZWRpcmVjdF91cmwYASABKAkSEQoJc3RhcnRfdXJsGAIgASgJIhIKEERlbGV0ZVNzb1JlcXVlc3QiEwoRRGVsZXRlU3NvUmVzcG9uc2UiEAoOVGVzdFNzb1JlcXVlc3QiWgoPVGVzdFNzb1Jlc3BvbnNlEh4KFmF1dGhvcml6YXRpb25fZW5kcG9pbnQYASABKAkSFgoOdG9rZW5fZW5kcG9pbnQYAiABKAkSDwoHcHJvYmxlbRgDIAEoCSI+ChJDb21wbGV0ZVNzb1JlcXVlc3QSEQoEY29kZRgBIAEoCUIDgAEBEhUKCHZlcmlmaWVyGAIgASgJQgOAAQEicQoTQ29tcGxldGVTc29SZXNwb25zZRIsCgZ0b2tlbnMYASABKAsyHC5mbGVldGJhbi5vcGVyYXRvci52MS5Ub2tlbnMSLAoGcGVyc29uGAIgASgLMhwuZmxlZXRiYW4ub3BlcmF0b3IudjEuUGVyc29uMtADCgpTc29TZXJ2aWNlElMKBkdldFNzbxIjLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkdldFNzb1JlcXVlc3QaJC5mbGVldGJhbi5vcGVyYXRvci52MS5HZXRTc29SZXNwb25zZRJTCgZTZXRTc28SIy5mbGVldGJhbi5vcGVyYXRvci52MS5TZXRTc29SZXF1ZXN0GiQuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2V0U3NvUmVzcG9uc2USXAoJRGVsZXRlU3NvEiYuZmxlZXRiYW4ub3BlcmF0b3IudjEuRGVsZXRlU3NvUmVxdWVzdBonLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkRlbGV0ZVNzb1Jlc3BvbnNlElYKB1Rlc3RTc28SJC5mbGVldGJhbi5vcGVyYXRvci52MS5UZXN0U3NvUmVxdWVzdBolLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlRlc3RTc29SZXNwb25zZRJiCgtDb21wbGV0ZVNzbxIoLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkNvbXBsZXRlU3NvUmVxdWVzdBopLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkNvbXBsZXRlU3NvUmVzcG9uc2VCUFpJZ2l0aHViLmNvbS9mbGVldGJhbi9mbGVldGJhbi9wcm90by9nZW4vZ28vZmxlZXRiYW4vb3BlcmF0b3IvdjE7b3BlcmF0b3J2MZIDAggCYghlZGl0aW9uc3DpBw", [file_fleetban_operator_v1_people]);
+  fileDesc("Ch5mbGVldGJhbi9vcGVyYXRvci92MS9zc28ucHJvdG8SFGZsZWV0YmFuLm9wZXJhdG9yLnYxIlAKB1Nzb1JvbGUSDQoFZ3JvdXAYASABKAkSKAoEcm9sZRgCIAEoDjIaLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlJvbGUSDAoEdGFncxgDIAMoCSIuChNHZXRTc29TaWduSW5SZXF1ZXN0EhcKD29yZ2FuaXNhdGlvbl9pZBgBIAEoCSJOChRHZXRTc29TaWduSW5SZXNwb25zZRIQCghwcm92aWRlchgBIAEoCRISCgpzdGFydF9wYXRoGAIgASgJEhAKCHJlcXVpcmVkGAMgASgIIg8KDUdldFNzb1JlcXVlc3Qi6wEKDkdldFNzb1Jlc3BvbnNlEhIKCmNvbmZpZ3VyZWQYASABKAgSDgoGaXNzdWVyGAIgASgJEhEKCWNsaWVudF9pZBgDIAEoCRIPCgdkb21haW5zGAQgAygJEhMKC2dyb3VwX2NsYWltGAUgASgJEiwKBXJvbGVzGAYgAygLMh0uZmxlZXRiYW4ub3BlcmF0b3IudjEuU3NvUm9sZRIQCghyZXF1aXJlZBgHIAEoCBITCgticmVha19nbGFzcxgIIAEoCRIUCgxyZWRpcmVjdF91cmwYCSABKAkSEQoJc3RhcnRfdXJsGAogASgJIskBCg1TZXRTc29SZXF1ZXN0Eg4KBmlzc3VlchgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSGgoNY2xpZW50X3NlY3JldBgDIAEoCUIDgAEBEg8KB2RvbWFpbnMYBCADKAkSEwoLZ3JvdXBfY2xhaW0YBSABKAkSLAoFcm9sZXMYBiADKAsyHS5mbGVldGJhbi5vcGVyYXRvci52MS5Tc29Sb2xlEhAKCHJlcXVpcmVkGAcgASgIEhMKC2JyZWFrX2dsYXNzGAggASgJIjkKDlNldFNzb1Jlc3BvbnNlEhQKDHJlZGlyZWN0X3VybBgBIAEoCRIRCglzdGFydF91cmwYAiABKAkiEgoQRGVsZXRlU3NvUmVxdWVzdCITChFEZWxldGVTc29SZXNwb25zZSIQCg5UZXN0U3NvUmVxdWVzdCJaCg9UZXN0U3NvUmVzcG9uc2USHgoWYXV0aG9yaXphdGlvbl9lbmRwb2ludBgBIAEoCRIWCg50b2tlbl9lbmRwb2ludBgCIAEoCRIPCgdwcm9ibGVtGAMgASgJIj4KEkNvbXBsZXRlU3NvUmVxdWVzdBIRCgRjb2RlGAEgASgJQgOAAQESFQoIdmVyaWZpZXIYAiABKAlCA4ABASJxChNDb21wbGV0ZVNzb1Jlc3BvbnNlEiwKBnRva2VucxgBIAEoCzIcLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlRva2VucxIsCgZwZXJzb24YAiABKAsyHC5mbGVldGJhbi5vcGVyYXRvci52MS5QZXJzb24ytwQKClNzb1NlcnZpY2USZQoMR2V0U3NvU2lnbkluEikuZmxlZXRiYW4ub3BlcmF0b3IudjEuR2V0U3NvU2lnbkluUmVxdWVzdBoqLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkdldFNzb1NpZ25JblJlc3BvbnNlElMKBkdldFNzbxIjLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkdldFNzb1JlcXVlc3QaJC5mbGVldGJhbi5vcGVyYXRvci52MS5HZXRTc29SZXNwb25zZRJTCgZTZXRTc28SIy5mbGVldGJhbi5vcGVyYXRvci52MS5TZXRTc29SZXF1ZXN0GiQuZmxlZXRiYW4ub3BlcmF0b3IudjEuU2V0U3NvUmVzcG9uc2USXAoJRGVsZXRlU3NvEiYuZmxlZXRiYW4ub3BlcmF0b3IudjEuRGVsZXRlU3NvUmVxdWVzdBonLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkRlbGV0ZVNzb1Jlc3BvbnNlElYKB1Rlc3RTc28SJC5mbGVldGJhbi5vcGVyYXRvci52MS5UZXN0U3NvUmVxdWVzdBolLmZsZWV0YmFuLm9wZXJhdG9yLnYxLlRlc3RTc29SZXNwb25zZRJiCgtDb21wbGV0ZVNzbxIoLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkNvbXBsZXRlU3NvUmVxdWVzdBopLmZsZWV0YmFuLm9wZXJhdG9yLnYxLkNvbXBsZXRlU3NvUmVzcG9uc2VCUFpJZ2l0aHViLmNvbS9mbGVldGJhbi9mbGVldGJhbi9wcm90by9nZW4vZ28vZmxlZXRiYW4vb3BlcmF0b3IvdjE7b3BlcmF0b3J2MZIDAggCYghlZGl0aW9uc3DpBw", [file_fleetban_operator_v1_people]);
 
 /**
  * SsoRole is what a group of the provider is here.
@@ -49,6 +49,58 @@ export const SsoRoleSchema: GenMessage<SsoRole> = /*@__PURE__*/
   messageDesc(file_fleetban_operator_v1_sso, 0);
 
 /**
+ * @generated from message fleetban.operator.v1.GetSsoSignInRequest
+ */
+export type GetSsoSignInRequest = Message<"fleetban.operator.v1.GetSsoSignInRequest"> & {
+  /**
+   * Empty: the only one. Where there are several, the answer is that there is no provider.
+   *
+   * @generated from field: string organisation_id = 1;
+   */
+  organisationId: string;
+};
+
+/**
+ * Describes the message fleetban.operator.v1.GetSsoSignInRequest.
+ * Use `create(GetSsoSignInRequestSchema)` to create a new message.
+ */
+export const GetSsoSignInRequestSchema: GenMessage<GetSsoSignInRequest> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_sso, 1);
+
+/**
+ * @generated from message fleetban.operator.v1.GetSsoSignInResponse
+ */
+export type GetSsoSignInResponse = Message<"fleetban.operator.v1.GetSsoSignInResponse"> & {
+  /**
+   * What to call the provider: its issuer's host. Empty: there is none.
+   *
+   * @generated from field: string provider = 1;
+   */
+  provider: string;
+
+  /**
+   * Where the browser goes: a path of the control plane.
+   *
+   * @generated from field: string start_path = 2;
+   */
+  startPath: string;
+
+  /**
+   * Nobody but one owner gets in otherwise.
+   *
+   * @generated from field: bool required = 3;
+   */
+  required: boolean;
+};
+
+/**
+ * Describes the message fleetban.operator.v1.GetSsoSignInResponse.
+ * Use `create(GetSsoSignInResponseSchema)` to create a new message.
+ */
+export const GetSsoSignInResponseSchema: GenMessage<GetSsoSignInResponse> = /*@__PURE__*/
+  messageDesc(file_fleetban_operator_v1_sso, 2);
+
+/**
  * @generated from message fleetban.operator.v1.GetSsoRequest
  */
 export type GetSsoRequest = Message<"fleetban.operator.v1.GetSsoRequest"> & {
@@ -59,7 +111,7 @@ export type GetSsoRequest = Message<"fleetban.operator.v1.GetSsoRequest"> & {
  * Use `create(GetSsoRequestSchema)` to create a new message.
  */
 export const GetSsoRequestSchema: GenMessage<GetSsoRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 1);
+  messageDesc(file_fleetban_operator_v1_sso, 3);
 
 /**
  * @generated from message fleetban.operator.v1.GetSsoResponse
@@ -127,7 +179,7 @@ export type GetSsoResponse = Message<"fleetban.operator.v1.GetSsoResponse"> & {
  * Use `create(GetSsoResponseSchema)` to create a new message.
  */
 export const GetSsoResponseSchema: GenMessage<GetSsoResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 2);
+  messageDesc(file_fleetban_operator_v1_sso, 4);
 
 /**
  * @generated from message fleetban.operator.v1.SetSsoRequest
@@ -194,7 +246,7 @@ export type SetSsoRequest = Message<"fleetban.operator.v1.SetSsoRequest"> & {
  * Use `create(SetSsoRequestSchema)` to create a new message.
  */
 export const SetSsoRequestSchema: GenMessage<SetSsoRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 3);
+  messageDesc(file_fleetban_operator_v1_sso, 5);
 
 /**
  * @generated from message fleetban.operator.v1.SetSsoResponse
@@ -216,7 +268,7 @@ export type SetSsoResponse = Message<"fleetban.operator.v1.SetSsoResponse"> & {
  * Use `create(SetSsoResponseSchema)` to create a new message.
  */
 export const SetSsoResponseSchema: GenMessage<SetSsoResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 4);
+  messageDesc(file_fleetban_operator_v1_sso, 6);
 
 /**
  * @generated from message fleetban.operator.v1.DeleteSsoRequest
@@ -229,7 +281,7 @@ export type DeleteSsoRequest = Message<"fleetban.operator.v1.DeleteSsoRequest"> 
  * Use `create(DeleteSsoRequestSchema)` to create a new message.
  */
 export const DeleteSsoRequestSchema: GenMessage<DeleteSsoRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 5);
+  messageDesc(file_fleetban_operator_v1_sso, 7);
 
 /**
  * @generated from message fleetban.operator.v1.DeleteSsoResponse
@@ -242,7 +294,7 @@ export type DeleteSsoResponse = Message<"fleetban.operator.v1.DeleteSsoResponse"
  * Use `create(DeleteSsoResponseSchema)` to create a new message.
  */
 export const DeleteSsoResponseSchema: GenMessage<DeleteSsoResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 6);
+  messageDesc(file_fleetban_operator_v1_sso, 8);
 
 /**
  * @generated from message fleetban.operator.v1.TestSsoRequest
@@ -255,7 +307,7 @@ export type TestSsoRequest = Message<"fleetban.operator.v1.TestSsoRequest"> & {
  * Use `create(TestSsoRequestSchema)` to create a new message.
  */
 export const TestSsoRequestSchema: GenMessage<TestSsoRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 7);
+  messageDesc(file_fleetban_operator_v1_sso, 9);
 
 /**
  * @generated from message fleetban.operator.v1.TestSsoResponse
@@ -284,7 +336,7 @@ export type TestSsoResponse = Message<"fleetban.operator.v1.TestSsoResponse"> & 
  * Use `create(TestSsoResponseSchema)` to create a new message.
  */
 export const TestSsoResponseSchema: GenMessage<TestSsoResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 8);
+  messageDesc(file_fleetban_operator_v1_sso, 10);
 
 /**
  * @generated from message fleetban.operator.v1.CompleteSsoRequest
@@ -306,7 +358,7 @@ export type CompleteSsoRequest = Message<"fleetban.operator.v1.CompleteSsoReques
  * Use `create(CompleteSsoRequestSchema)` to create a new message.
  */
 export const CompleteSsoRequestSchema: GenMessage<CompleteSsoRequest> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 9);
+  messageDesc(file_fleetban_operator_v1_sso, 11);
 
 /**
  * @generated from message fleetban.operator.v1.CompleteSsoResponse
@@ -328,7 +380,7 @@ export type CompleteSsoResponse = Message<"fleetban.operator.v1.CompleteSsoRespo
  * Use `create(CompleteSsoResponseSchema)` to create a new message.
  */
 export const CompleteSsoResponseSchema: GenMessage<CompleteSsoResponse> = /*@__PURE__*/
-  messageDesc(file_fleetban_operator_v1_sso, 10);
+  messageDesc(file_fleetban_operator_v1_sso, 12);
 
 /**
  * SsoService is signing in with the organisation's own OpenID Connect provider. A browser goes to
@@ -337,6 +389,16 @@ export const CompleteSsoResponseSchema: GenMessage<CompleteSsoResponse> = /*@__P
  * @generated from service fleetban.operator.v1.SsoService
  */
 export const SsoService: GenService<{
+  /**
+   * GetSsoSignIn says where a browser may sign in, before anybody has.
+   *
+   * @generated from rpc fleetban.operator.v1.SsoService.GetSsoSignIn
+   */
+  getSsoSignIn: {
+    methodKind: "unary";
+    input: typeof GetSsoSignInRequestSchema;
+    output: typeof GetSsoSignInResponseSchema;
+  },
   /**
    * @generated from rpc fleetban.operator.v1.SsoService.GetSso
    */

@@ -33,6 +33,8 @@ const (
 // reflection-formatted method names, remove the leading slash and convert the remaining slash to a
 // period.
 const (
+	// SsoServiceGetSsoSignInProcedure is the fully-qualified name of the SsoService's GetSsoSignIn RPC.
+	SsoServiceGetSsoSignInProcedure = "/fleetban.operator.v1.SsoService/GetSsoSignIn"
 	// SsoServiceGetSsoProcedure is the fully-qualified name of the SsoService's GetSso RPC.
 	SsoServiceGetSsoProcedure = "/fleetban.operator.v1.SsoService/GetSso"
 	// SsoServiceSetSsoProcedure is the fully-qualified name of the SsoService's SetSso RPC.
@@ -47,6 +49,8 @@ const (
 
 // SsoServiceClient is a client for the fleetban.operator.v1.SsoService service.
 type SsoServiceClient interface {
+	// GetSsoSignIn says where a browser may sign in, before anybody has.
+	GetSsoSignIn(context.Context, *connect.Request[v1.GetSsoSignInRequest]) (*connect.Response[v1.GetSsoSignInResponse], error)
 	GetSso(context.Context, *connect.Request[v1.GetSsoRequest]) (*connect.Response[v1.GetSsoResponse], error)
 	// SetSso is for owners: who is vouched for may become anything that the roles name. The provider is asked first.
 	SetSso(context.Context, *connect.Request[v1.SetSsoRequest]) (*connect.Response[v1.SetSsoResponse], error)
@@ -70,6 +74,12 @@ func NewSsoServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 	baseURL = strings.TrimRight(baseURL, "/")
 	ssoServiceMethods := v1.File_fleetban_operator_v1_sso_proto.Services().ByName("SsoService").Methods()
 	return &ssoServiceClient{
+		getSsoSignIn: connect.NewClient[v1.GetSsoSignInRequest, v1.GetSsoSignInResponse](
+			httpClient,
+			baseURL+SsoServiceGetSsoSignInProcedure,
+			connect.WithSchema(ssoServiceMethods.ByName("GetSsoSignIn")),
+			connect.WithClientOptions(opts...),
+		),
 		getSso: connect.NewClient[v1.GetSsoRequest, v1.GetSsoResponse](
 			httpClient,
 			baseURL+SsoServiceGetSsoProcedure,
@@ -105,11 +115,17 @@ func NewSsoServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 
 // ssoServiceClient implements SsoServiceClient.
 type ssoServiceClient struct {
-	getSso      *connect.Client[v1.GetSsoRequest, v1.GetSsoResponse]
-	setSso      *connect.Client[v1.SetSsoRequest, v1.SetSsoResponse]
-	deleteSso   *connect.Client[v1.DeleteSsoRequest, v1.DeleteSsoResponse]
-	testSso     *connect.Client[v1.TestSsoRequest, v1.TestSsoResponse]
-	completeSso *connect.Client[v1.CompleteSsoRequest, v1.CompleteSsoResponse]
+	getSsoSignIn *connect.Client[v1.GetSsoSignInRequest, v1.GetSsoSignInResponse]
+	getSso       *connect.Client[v1.GetSsoRequest, v1.GetSsoResponse]
+	setSso       *connect.Client[v1.SetSsoRequest, v1.SetSsoResponse]
+	deleteSso    *connect.Client[v1.DeleteSsoRequest, v1.DeleteSsoResponse]
+	testSso      *connect.Client[v1.TestSsoRequest, v1.TestSsoResponse]
+	completeSso  *connect.Client[v1.CompleteSsoRequest, v1.CompleteSsoResponse]
+}
+
+// GetSsoSignIn calls fleetban.operator.v1.SsoService.GetSsoSignIn.
+func (c *ssoServiceClient) GetSsoSignIn(ctx context.Context, req *connect.Request[v1.GetSsoSignInRequest]) (*connect.Response[v1.GetSsoSignInResponse], error) {
+	return c.getSsoSignIn.CallUnary(ctx, req)
 }
 
 // GetSso calls fleetban.operator.v1.SsoService.GetSso.
@@ -139,6 +155,8 @@ func (c *ssoServiceClient) CompleteSso(ctx context.Context, req *connect.Request
 
 // SsoServiceHandler is an implementation of the fleetban.operator.v1.SsoService service.
 type SsoServiceHandler interface {
+	// GetSsoSignIn says where a browser may sign in, before anybody has.
+	GetSsoSignIn(context.Context, *connect.Request[v1.GetSsoSignInRequest]) (*connect.Response[v1.GetSsoSignInResponse], error)
 	GetSso(context.Context, *connect.Request[v1.GetSsoRequest]) (*connect.Response[v1.GetSsoResponse], error)
 	// SetSso is for owners: who is vouched for may become anything that the roles name. The provider is asked first.
 	SetSso(context.Context, *connect.Request[v1.SetSsoRequest]) (*connect.Response[v1.SetSsoResponse], error)
@@ -158,6 +176,12 @@ type SsoServiceHandler interface {
 // and JSON codecs. They also support gzip compression.
 func NewSsoServiceHandler(svc SsoServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
 	ssoServiceMethods := v1.File_fleetban_operator_v1_sso_proto.Services().ByName("SsoService").Methods()
+	ssoServiceGetSsoSignInHandler := connect.NewUnaryHandler(
+		SsoServiceGetSsoSignInProcedure,
+		svc.GetSsoSignIn,
+		connect.WithSchema(ssoServiceMethods.ByName("GetSsoSignIn")),
+		connect.WithHandlerOptions(opts...),
+	)
 	ssoServiceGetSsoHandler := connect.NewUnaryHandler(
 		SsoServiceGetSsoProcedure,
 		svc.GetSso,
@@ -190,6 +214,8 @@ func NewSsoServiceHandler(svc SsoServiceHandler, opts ...connect.HandlerOption) 
 	)
 	return "/fleetban.operator.v1.SsoService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
+		case SsoServiceGetSsoSignInProcedure:
+			ssoServiceGetSsoSignInHandler.ServeHTTP(w, r)
 		case SsoServiceGetSsoProcedure:
 			ssoServiceGetSsoHandler.ServeHTTP(w, r)
 		case SsoServiceSetSsoProcedure:
@@ -208,6 +234,10 @@ func NewSsoServiceHandler(svc SsoServiceHandler, opts ...connect.HandlerOption) 
 
 // UnimplementedSsoServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedSsoServiceHandler struct{}
+
+func (UnimplementedSsoServiceHandler) GetSsoSignIn(context.Context, *connect.Request[v1.GetSsoSignInRequest]) (*connect.Response[v1.GetSsoSignInResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SsoService.GetSsoSignIn is not implemented"))
+}
 
 func (UnimplementedSsoServiceHandler) GetSso(context.Context, *connect.Request[v1.GetSsoRequest]) (*connect.Response[v1.GetSsoResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("fleetban.operator.v1.SsoService.GetSso is not implemented"))
