@@ -63,12 +63,17 @@ func (k *Keys) GrantPublicKey() ed25519.PublicKey {
 	return k.grant.Public().(ed25519.PublicKey) //nolint:forcetypeassert // documented by crypto/ed25519
 }
 
-// TLSKey is the key of the certificate that replicas make where none is given: the same for all, so that what hosts pin
-// holds whichever replica they reach.
-func (k *Keys) TLSKey() *ecdsa.PrivateKey {
+// TLSKey is the key of the certificates that replicas make where none is given, and have made where an authority makes them:
+// the same for all and at each renewal, so that what hosts pin holds whichever replica they reach.
+func (k *Keys) TLSKey() *ecdsa.PrivateKey { return k.p256("fleetban tls key v1 ") }
+
+// ACMEAccountKey is who the fleet is to the authority that makes its certificates.
+func (k *Keys) ACMEAccountKey() *ecdsa.PrivateKey { return k.p256("fleetban acme account key v1 ") }
+
+func (k *Keys) p256(info string) *ecdsa.PrivateKey {
 	for n := 0; ; n++ {
 		// Not every 32 bytes are a scalar of P-256; about one in 2^32 isn't.
-		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), k.derive("fleetban tls key v1 "+strconv.Itoa(n), 32))
+		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), k.derive(info+strconv.Itoa(n), 32))
 		if err == nil {
 			return key
 		}

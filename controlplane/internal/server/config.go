@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/acmecert"
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/mail"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
@@ -48,6 +49,12 @@ type Config struct {
 	Listen           string        `name:"listen" env:"FLEETBAN_LISTEN" default:":8443" placeholder:"ADDR" help:"Address for agents, people and the installer."`
 	TLSCert          string        `name:"tls-cert" env:"FLEETBAN_TLS_CERT" placeholder:"FILE" help:"Certificate with its chain, PEM; read again when it changes. Without it one is made, which hosts pin."`
 	TLSKey           string        `name:"tls-key" env:"FLEETBAN_TLS_KEY" placeholder:"FILE" help:"Its private key, PEM."`
+	ACMEDomains      []string      `name:"acme-domain" env:"FLEETBAN_ACME_DOMAIN" placeholder:"NAME" help:"Have the certificate made for these names by an authority that speaks ACME, and renewed, by one replica for all. The names must lead to the replicas, port 443. Needs --acme-accept-terms."`
+	ACMEEmail        string        `name:"acme-email" env:"FLEETBAN_ACME_EMAIL" placeholder:"E-MAIL" help:"Address that the authority is told."`
+	ACMEAcceptTerms  bool          `name:"acme-accept-terms" env:"FLEETBAN_ACME_ACCEPT_TERMS" help:"The authority's terms of service are accepted. Read them first: https://letsencrypt.org/repository/"`
+	ACMEDirectory    string        `name:"acme-directory" env:"FLEETBAN_ACME_DIRECTORY" placeholder:"URL" help:"Directory of the authority. Without it: Let's Encrypt."`
+	ACMECAFile       string        `name:"acme-ca-file" env:"FLEETBAN_ACME_CA_FILE" placeholder:"FILE" help:"Authorities, PEM, of the directory's own certificate, instead of the system's: for an authority of your own."`
+	ACMEHTTPListen   string        `name:"acme-http-listen" env:"FLEETBAN_ACME_HTTP_LISTEN" placeholder:"ADDR" help:"Prove the names by plain HTTP at this address, which is port 80 to the authority, and send all others there to HTTPS. Without it they are proven in the TLS handshake (TLS-ALPN-01), which a proxy that ends TLS doesn't pass on."`
 	TLSOff           bool          `name:"tls-off" env:"FLEETBAN_TLS_OFF" help:"Speak HTTP/1.1 and h2c without TLS: behind a proxy that ends TLS, or in a lab."`
 	Pin              string        `name:"pin" env:"FLEETBAN_PUBLIC_PIN" placeholder:"sha256//…" help:"The key that hosts shall pin, where a proxy ends TLS with a certificate that is not publicly trusted."`
 	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client, and whose X-Forwarded-Proto says whether it came by HTTPS."`
@@ -96,6 +103,9 @@ func (c *Config) Complete() error {
 	}
 	if c.TLSOff && c.TLSCert != "" {
 		return &ConfigError{"tls-off", "FLEETBAN_TLS_OFF", "it contradicts --tls-cert", "leave one of them out"}
+	}
+	if err := c.completeACME(port); err != nil {
+		return err
 	}
 	for _, class := range c.AcceptDurability {
 		if !slices.Contains(durabilityClasses, class) {
@@ -146,6 +156,49 @@ func (c *Config) Complete() error {
 	}
 	return c.complete()
 }
+
+// completeACME checks what is said of certificates by ACME. port is that of Listen.
+func (c *Config) completeACME(port string) error {
+	if len(c.ACMEDomains) == 0 {
+		if c.ACMEEmail != "" || c.ACMEAcceptTerms || c.ACMEDirectory != "" || c.ACMECAFile != "" || c.ACMEHTTPListen != "" {
+			return &ConfigError{"acme-domain", "FLEETBAN_ACME_DOMAIN", "there is none, and ACME is configured", "name what the certificate is for, or leave the other --acme-… out"}
+		}
+		return nil
+	}
+	if c.TLSOff || c.TLSCert != "" {
+		return &ConfigError{"acme-domain", "FLEETBAN_ACME_DOMAIN", "it contradicts --tls-cert and --tls-off", "leave one of them out"}
+	}
+	if !c.ACMEAcceptTerms {
+		return &ConfigError{"acme-accept-terms", "FLEETBAN_ACME_ACCEPT_TERMS", "the authority's terms of service are not accepted", "read them, then add --acme-accept-terms"}
+	}
+	for _, name := range c.ACMEDomains {
+		if err := acmecert.ParseDomain(name); err != nil {
+			return &ConfigError{"acme-domain", "FLEETBAN_ACME_DOMAIN", err.Error(), "write fleet.example.com"}
+		}
+	}
+	if len(c.ACMEDomains) > maxDomains {
+		return &ConfigError{"acme-domain", "FLEETBAN_ACME_DOMAIN", "there are too many", fmt.Sprintf("%d fit into one certificate", maxDomains)}
+	}
+	if u, err := url.Parse(c.ACMEDirectory); c.ACMEDirectory != "" && (err != nil || u.Scheme != "https" || u.Host == "") {
+		return &ConfigError{"acme-directory", "FLEETBAN_ACME_DIRECTORY", fmt.Sprintf("%q is no URL of a directory", c.ACMEDirectory), "write https://ca.example.com/directory"}
+	}
+	if _, _, err := net.SplitHostPort(c.ACMEHTTPListen); c.ACMEHTTPListen != "" && err != nil {
+		return &ConfigError{"acme-http-listen", "FLEETBAN_ACME_HTTP_LISTEN", fmt.Sprintf("%q is no address", c.ACMEHTTPListen), "write HOST:PORT or :80"}
+	}
+	if c.PublicURL == "" {
+		c.PublicURL = "https://" + c.ACMEDomains[0]
+		if port != "443" {
+			c.PublicURL += ":" + port
+		}
+	}
+	if u, err := url.Parse(c.PublicURL); err == nil && !slices.Contains(c.ACMEDomains, strings.ToLower(u.Hostname())) {
+		return &ConfigError{"acme-domain", "FLEETBAN_ACME_DOMAIN", "the host of --public-url is not among the names", "add " + u.Hostname()}
+	}
+	return nil
+}
+
+// maxDomains is how many names a certificate may have.
+const maxDomains = 32
 
 // mail is how letters are sent.
 func (c *Config) mail() mail.Config {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/acmecert"
 	"github.com/fleetban/fleetban/controlplane/internal/link"
 )
 
@@ -21,6 +22,7 @@ const handshakeWithin = 15 * time.Second
 //
 //	TCP ─▶ ClientHello ─┬─ an agent's ─▶ admission ─┬─▶ handshake ─▶ link
 //	                    │                           └─▶ "come again in N s"
+//	                    ├─ an authority's that looks whether a name leads here ─▶ handshake, which is the proof
 //	                    └─ any other ────────────────▶ handshake ─▶ Accept ─▶ net/http
 type door struct {
 	net.Listener
@@ -31,6 +33,8 @@ type door struct {
 	first     *tls.Config // until it is known who comes; has the keys of sessions that are resumed
 	others    *tls.Config
 	agents    *tls.Config
+	// challenge answers authorities that make certificates by ACME; nil where none is asked. To be set before begin.
+	challenge func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
 	accepted chan net.Conn
 	gone     chan struct{} // closed with the listener
@@ -52,6 +56,11 @@ func newDoor(l net.Listener, config *tls.Config, links func(net.Conn, *link.Wire
 	// What agents are sent is a message at a time, or many: records as large as they may be are the fewest. And they keep no session
 	// that could be resumed.
 	d.agents.DynamicRecordSizingDisabled, d.agents.SessionTicketsDisabled = true, true
+	return d
+}
+
+// begin opens it.
+func (d *door) begin() *door {
 	d.done.Go(d.open)
 	return d
 }
@@ -90,6 +99,9 @@ type comer struct {
 
 // choose is called when a ClientHello has come. It lets agents in, or sends them away.
 func (d *door) choose(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if d.challenge != nil && slices.Equal(hello.SupportedProtos, []string{acmecert.ALPN}) {
+		return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{acmecert.ALPN}, GetCertificate: d.challenge, SessionTicketsDisabled: true}, nil
+	}
 	c, ok := hello.Conn.(*comer)
 	if !ok || !slices.Contains(hello.SupportedProtos, link.Protocol) || !slices.Contains(hello.SupportedProtos, "h2") {
 		return d.others, nil
@@ -119,6 +131,8 @@ func (d *door) greet(conn net.Conn) {
 		}
 		_ = conn.Close()
 		d.logger.Debug("TLS handshake failed", slog.String("peer", conn.RemoteAddr().String()), slog.Any("error", err))
+	case secure.ConnectionState().NegotiatedProtocol == acmecert.ALPN:
+		_ = secure.Close()
 	case leave != nil:
 		c.Welcomed = leave
 		// A new goroutine, for handshakes leave large stacks behind.

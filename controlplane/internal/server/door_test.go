@@ -31,7 +31,7 @@ func TestDoor(t *testing.T) {
 	d := newDoor(l, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}, func(c net.Conn, w *link.Wire) {
 		w.Welcomed()
 		agents <- c
-	}, slog.New(slog.DiscardHandler))
+	}, slog.New(slog.DiscardHandler)).begin()
 	web := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil {
 			t.Error("a request over TLS isn't known to be")
@@ -207,7 +207,7 @@ func TestDoorBehindProxy(t *testing.T) {
 		w.Welcomed()
 		agents <- c.RemoteAddr().String()
 		_ = c.Close()
-	}, slog.New(slog.DiscardHandler))
+	}, slog.New(slog.DiscardHandler)).begin()
 	t.Cleanup(func() {
 		_ = d.Close()
 		d.done.Wait()

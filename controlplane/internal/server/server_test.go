@@ -694,10 +694,27 @@ func TestConfigErrors(t *testing.T) {
 		"--trusted-proxy (FLEETBAN_TRUSTED_PROXIES)":       {Listen: ":1", TrustedProxies: []string{"10.0.0.1/33"}},
 		"--proxy-protocol (FLEETBAN_PROXY_PROTOCOL)":       {Listen: ":1", ProxyProtocol: []string{"balancer"}},
 		"--data-dir (FLEETBAN_DATA_DIR)":                   {Listen: ":1"},
+		"--acme-accept-terms (FLEETBAN_ACME_ACCEPT_TERMS)": {Listen: ":1", ACMEDomains: []string{"fleet.example.com"}},
+		"--acme-directory (FLEETBAN_ACME_DIRECTORY)":       {Listen: ":1", ACMEDomains: []string{"fleet.example.com"}, ACMEAcceptTerms: true, ACMEDirectory: "http://ca.example"},
+		"--acme-http-listen (FLEETBAN_ACME_HTTP_LISTEN)":   {Listen: ":1", ACMEDomains: []string{"fleet.example.com"}, ACMEAcceptTerms: true, ACMEHTTPListen: "80"},
 	} {
 		var config *server.ConfigError
 		if err := c.Complete(); !errors.As(err, &config) || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
+		}
+	}
+	for name, c := range map[string]server.Config{
+		"no name":             {ACMEAcceptTerms: true},
+		"an address":          {ACMEAcceptTerms: true, ACMEDomains: []string{"192.0.2.1"}},
+		"a wildcard":          {ACMEAcceptTerms: true, ACMEDomains: []string{"*.example.com"}},
+		"a certificate given": {ACMEAcceptTerms: true, ACMEDomains: []string{"fleet.example.com"}, TLSCert: "x", TLSKey: "y"},
+		"no TLS":              {ACMEAcceptTerms: true, ACMEDomains: []string{"fleet.example.com"}, TLSOff: true},
+		"another public name": {ACMEAcceptTerms: true, ACMEDomains: []string{"fleet.example.com"}, Backend: server.Backend{PublicURL: "https://other.example.com"}},
+	} {
+		var config *server.ConfigError
+		c.Listen = ":1"
+		if err := c.Complete(); !errors.As(err, &config) || config.Flag != "acme-domain" {
+			t.Errorf("ACME, %s: %v", name, err)
 		}
 	}
 	c := server.Config{Listen: "[::1]:8443", Backend: server.Backend{DataDir: "x"}}
