@@ -25,7 +25,7 @@ type Sink interface {
 	Begin(ctx context.Context, w *fleetbanv1.Welcome, serverMS int64, peers []netip.Addr) error
 	// Apply applies one update and returns when it is in force. An error means that the sink is away.
 	Apply(ctx context.Context, u Update, serverMS int64) (Applied, error)
-	// Settings takes in new settings of the organisation.
+	// Settings takes in new settings of the organisation; nil: the server's clock was set, and that is all.
 	Settings(ctx context.Context, s *fleetbanv1.Settings, serverMS int64) error
 	// Exceptions is what is held and not enforced.
 	Exceptions(ctx context.Context) (Exceptions, error)

@@ -14,6 +14,8 @@ type clock struct {
 	samples [8]time.Duration
 	n       int
 	set     bool
+	// at is what the server last called its clock: another name means that it was set.
+	at uint32
 }
 
 func newClock() *clock { return &clock{base: time.Now()} }
@@ -29,6 +31,18 @@ func (c *clock) now() time.Time {
 }
 
 func (c *clock) nowMS() int64 { return c.now().UnixMilli() }
+
+// beat takes in a heartbeat's time. The server's clock goes back where it is set, or where another server's takes its place: without
+// the word for that, a time that is earlier than expected looks like a message that was long on its way. It reports whether that was
+// said.
+func (c *clock) beat(serverMS int64, at uint32) (set bool) {
+	c.mu.Lock()
+	fresh := at != c.at
+	c.at = at
+	c.mu.Unlock()
+	c.sample(serverMS, fresh)
+	return fresh
+}
 
 // sample takes in the server's time as a message just said it. fresh drops what was known before: a new connection may
 // lead to another server, and the host may have slept.

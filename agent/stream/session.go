@@ -305,7 +305,9 @@ func (s *session) take(m *fleetbanv1.ConnectResponse) error {
 	case fleetbanv1.ConnectResponse_EventAck_case:
 		s.eventsStored(m.GetEventAck())
 	case fleetbanv1.ConnectResponse_Heartbeat_case:
-		s.c.clock.sample(m.GetHeartbeat().GetServerUnixMs(), false)
+		if s.c.clock.beat(m.GetHeartbeat().GetServerUnixMs(), m.GetHeartbeat().GetClock()) && !s.deaf {
+			s.deaf = s.cfg.Sink.Settings(s.ctx, nil, s.c.clock.nowMS()) != nil
+		}
 		s.c.setStoreAway(m.GetHeartbeat().GetStoreAway(), true)
 	case fleetbanv1.ConnectResponse_Drain_case:
 		s.drainAfter(time.Duration(m.GetDrain().GetReconnectAfterMs()) * time.Millisecond)

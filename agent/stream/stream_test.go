@@ -181,6 +181,7 @@ type sink struct {
 	mu         sync.Mutex
 	versions   map[string]uint64
 	away       bool
+	clock      int64 // as Settings said last
 	refused    int
 	exceptions stream.Exceptions
 	executed   []string
@@ -246,7 +247,12 @@ func (s *sink) Apply(_ context.Context, u stream.Update, _ int64) (stream.Applie
 	return stream.Applied{Outcome: stream.Done, Cursor: cursor(set, s.versions[set])}, nil
 }
 
-func (s *sink) Settings(context.Context, *fleetbanv1.Settings, int64) error { return nil }
+func (s *sink) Settings(_ context.Context, _ *fleetbanv1.Settings, serverMS int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clock = serverMS
+	return nil
+}
 
 func (s *sink) Exceptions(context.Context) (stream.Exceptions, error) {
 	s.mu.Lock()
@@ -620,6 +626,37 @@ func TestHeartbeatsAndASilentPeer(t *testing.T) {
 
 // TestFrozenConnection stops all traffic without closing anything, as a dead middlebox does, while the agent has more to
 // send than buffers hold.
+// A server's clock that is set back is followed at once, where the server says that it was; a heartbeat that is merely late changes
+// nothing.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	p, sink := newPeer(t), newSink()
+	client := start(t, p, p.server.URL, sink, newSource(0))
+	c := p.next().welcome(fleetbanv1.Welcome_builder{})
+	begun := time.Now()
+	beat := func(ahead time.Duration, clock uint32) {
+		t.Helper()
+		c.send(fleetbanv1.ConnectResponse_builder{Heartbeat: fleetbanv1.ServerHeartbeat_builder{ServerUnixMs: time.Now().Add(ahead).UnixMilli(), Clock: clock}.Build()}.Build())
+	}
+	near := func(what string, ahead time.Duration) {
+		t.Helper()
+		eventually(t, what, func() bool { off := time.Until(client.ServerNow()) - ahead; return off.Abs() < 30*time.Second })
+	}
+	const jump = 10 * time.Minute
+	beat(jump, 1)
+	near("the clock that was set ahead", jump)
+	beat(0, 1) // as if it had been on its way for so long
+	beat(jump, 1)
+	near("a late one changes nothing", jump)
+	beat(-jump, 2)
+	near("the clock that was set back", -jump)
+	eventually(t, "the sink knows", func() bool {
+		sink.mu.Lock()
+		defer sink.mu.Unlock()
+		return sink.clock != 0 && time.UnixMilli(sink.clock).Before(begun)
+	})
+}
+
 func TestFrozenConnection(t *testing.T) {
 	t.Parallel()
 	p := newPeer(t)

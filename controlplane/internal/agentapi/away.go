@@ -10,11 +10,13 @@ import (
 // can't write to its disk answers nobody.
 const storeEvery, storeWithin = time.Second, 2 * time.Second
 
-// watchStore keeps the hosts told whether what they send is stored. Two failures in a row count: a restart is over in less.
+// watchStore keeps the hosts told whether what they send is stored, and at once of a clock that was set. Two failures in a row
+// count: a restart is over in less.
 func (s *Service) watchStore() {
 	tick := time.NewTicker(storeEvery)
 	defer tick.Stop()
 	failed := 0
+	_, steps := s.Told()
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -26,6 +28,10 @@ func (s *Service) watchStore() {
 		cancel()
 		if s.ctx.Err() != nil {
 			return
+		}
+		if _, now := s.Told(); now != steps {
+			steps = now
+			s.beatAll()
 		}
 		failed++
 		if err == nil {
@@ -43,10 +49,15 @@ func (s *Service) watchStore() {
 		} else {
 			s.Logger.Info("Redis is back: hosts are told")
 		}
-		s.mu.Lock()
-		for st := range s.streams {
-			st.note(func(m *mailbox) { m.heartbeat = true })
-		}
-		s.mu.Unlock()
+		s.beatAll()
+	}
+}
+
+// beatAll sends every host a heartbeat.
+func (s *Service) beatAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.streams {
+		st.note(func(m *mailbox) { m.heartbeat = true })
 	}
 }

@@ -1,12 +1,14 @@
 package agentapi_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -58,6 +60,29 @@ func TestRedisAwayIsTold(t *testing.T) {
 	wantReason(t, err, connect.CodeUnavailable, fleetbanv1.Reason_REASON_STORE_UNAVAILABLE)
 	f.server.Start()
 	told("that Redis is back", false)
+}
+
+// Hosts are told at once that the clock was set, and to what, even back.
+func TestClockSetIsTold(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	var steps atomic.Uint32
+	one := f.replica("one", func(o *agentapi.Options) {
+		o.Told = func() (time.Time, uint32) {
+			n := steps.Load()
+			return time.UnixMilli(1_800_000_000_000).Add(-time.Hour * time.Duration(n)), n
+		}
+	})
+	streams := []*session{one.enrol("a", nil).connect(one), one.enrol("b", nil).connect(one)}
+	steps.Store(1)
+	for _, s := range streams {
+		if at := s.welcome.GetServerUnixMs(); at != 1_800_000_000_000 {
+			t.Errorf("the Welcome says it is %d", at)
+		}
+		s.next("the clock", func(m *fleetbanv1.ConnectResponse) bool {
+			return m.GetHeartbeat().GetClock() == 1 && m.GetHeartbeat().GetServerUnixMs() == 1_800_000_000_000-3_600_000
+		})
+	}
 }
 
 // Redis loses everything: the streams stand, hosts and organisation are put back, and what the hosts hold is offered back.

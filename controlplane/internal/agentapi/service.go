@@ -68,6 +68,8 @@ type Options struct {
 	Orgs    *orgs.Orgs
 	// Now is the server's clock; optional, default time.Now.
 	Now func() time.Time
+	// Told is the server's clock as hosts are told it, which may be set back, and how often it was set; optional, default Now.
+	Told func() (at time.Time, steps uint32)
 	// Heartbeat is how often each side speaks when it has nothing to say, at most 25 s; optional, default 20 s.
 	Heartbeat time.Duration
 	// Audit records who enrolled, changed keys, was quarantined. Nil, in tests, records nothing.
@@ -127,6 +129,9 @@ func (h *handlerStub) Connect(ctx context.Context, s *connect.BidiStream[fleetba
 func New(o Options) *Service {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Told == nil {
+		o.Told = func() (time.Time, uint32) { return o.Now(), 0 }
 	}
 	if o.Heartbeat <= 0 || o.Heartbeat > 25*time.Second {
 		o.Heartbeat = 20 * time.Second

@@ -157,8 +157,9 @@ func (st *stream) attach(ctx context.Context, hello *fleetbanv1.Hello) (*fleetba
 	for i, set := range st.sets {
 		infos[i] = fleetbanv1.SetInfo_builder{Set: set, Kind: sets.KindOf(set)}.Build()
 	}
+	at, _ := s.Told()
 	return fleetbanv1.Welcome_builder{
-		ServerUnixMs: s.Now().UnixMilli(), Replica: s.Replica, HostId: st.grant.HostID, HostName: st.name,
+		ServerUnixMs: at.UnixMilli(), Replica: s.Replica, HostId: st.grant.HostID, HostName: st.name,
 		OrganisationName: settings.name, Epoch: states.Epoch, Sets: infos, HeartbeatMs: uint32(s.Heartbeat.Milliseconds()), //nolint:gosec // at most 25,000
 		Settings: settings.wire, EventsThrough: through,
 	}.Build(), nil

@@ -149,7 +149,8 @@ func (w *writer) mail(ctx context.Context) (again bool, err error) {
 		}
 	}
 	if box.heartbeat {
-		beat := fleetbanv1.ServerHeartbeat_builder{ServerUnixMs: w.service.Now().UnixMilli(), StoreAway: w.service.storeAway.Load()}.Build()
+		at, steps := w.service.Told()
+		beat := fleetbanv1.ServerHeartbeat_builder{ServerUnixMs: at.UnixMilli(), Clock: steps, StoreAway: w.service.storeAway.Load()}.Build()
 		if err := w.send(fleetbanv1.ConnectResponse_builder{Heartbeat: beat}.Build()); err != nil {
 			return again, err
 		}

@@ -8,11 +8,17 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
-// clock is Redis' clock as this replica knows it: the local one and how far it is off. It never goes back.
+// step is by how much Redis' clock must differ from what was expected to count as set: less may be what an answer took.
+const step = time.Second
+
+// clock is Redis' clock as this replica knows it: the local one and how far it is off.
 type clock struct {
-	mu     sync.Mutex
-	offset time.Duration
-	last   time.Time
+	mu      sync.Mutex
+	offset  time.Duration
+	sampled bool
+	last    time.Time
+	// steps counts how often Redis' clock was set, or another server's took its place.
+	steps uint32
 }
 
 // sample asks Redis and returns how far it is ahead of the local clock.
@@ -28,7 +34,10 @@ func (c *clock) sample(ctx context.Context, st *store.Store) (time.Duration, err
 	defer c.mu.Unlock()
 	// What the way there and back took can't be told apart from an offset.
 	if trip < time.Second {
-		c.offset = offset
+		if c.sampled && (offset-c.offset).Abs() > step {
+			c.steps++
+		}
+		c.offset, c.sampled = offset, true
 	}
 	return offset, nil
 }
@@ -40,7 +49,15 @@ func (c *clock) ahead() time.Duration {
 	return c.offset
 }
 
-// now is Redis' time.
+// told is Redis' time for hosts, which goes back where Redis' does, and how often that was set: they go on by it at once. What is
+// decided here, of what may not come true twice, goes by now.
+func (c *clock) told() (at time.Time, steps uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Round(0).Add(c.offset), c.steps
+}
+
+// now is Redis' time. It never goes back.
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()

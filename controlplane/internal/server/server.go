@@ -245,7 +245,7 @@ func (s *Server) build(ctx context.Context) error {
 	h := hosts.New(st, s.sets, s.logger)
 	s.agents = agentapi.New(agentapi.Options{
 		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
-		Now: clk.now, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
+		Now: clk.now, Told: clk.told, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
 	})
 	s.jobs = &jobs{lease: leases.New(st, jobsLease, c.Replica, leaseLife), sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, logger: s.logger, now: clk.now, metrics: s.figures}
 	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: func() bool { return s.gate.Closed() && s.notBegun() == "" }, logger: s.logger}
