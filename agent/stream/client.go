@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"sync"
@@ -23,6 +24,10 @@ type Client struct {
 	orders  orders
 	// rebuilding is a set that the control plane has asked for and not yet given back whole.
 	rebuilding string
+	// sessions of TLS that the next stream resumes, and since when the control plane is known to be behind something that makes no
+	// links; zero where it isn't.
+	sessions tls.ClientSessionCache
+	unlinked time.Time
 	// lastInert is what the sink last said.
 	lastInert fleetbanv1.Inert
 }
@@ -38,7 +43,7 @@ func New(cfg Config) *Client {
 	if cfg.Patience == 0 {
 		cfg.Patience = 15 * time.Second
 	}
-	return &Client{cfg: cfg, clock: newClock(), status: Status{Since: time.Now(), Problem: "not tried yet"}}
+	return &Client{cfg: cfg, clock: newClock(), sessions: tls.NewLRUClientSessionCache(1), status: Status{Since: time.Now(), Problem: "not tried yet"}}
 }
 
 // Run keeps the stream until ctx ends.
@@ -243,6 +248,19 @@ func (c *Client) session() *session {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.current
+}
+
+// mayLink reports whether it is worth a handshake to find out what is at the other end.
+func (c *Client) mayLink() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.unlinked) >= unlinkedFor
+}
+
+func (c *Client) noLink() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unlinked = time.Now()
 }
 
 func (c *Client) setRoundTrip(d time.Duration) {

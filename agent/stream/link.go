@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -151,6 +152,7 @@ func (l *link) closeRequest() {
 		return
 	}
 	defer l.mu.Unlock()
+	_ = l.conn.SetWriteDeadline(time.Now().Add(time.Second))
 	_ = l.write(appendFrame(nil, frameData, flagEndStream, 1, 0))
 	l.fail(net.ErrClosed)
 }

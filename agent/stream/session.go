@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,18 +36,64 @@ const (
 )
 
 // pipe is the stream below a session.
-type pipe struct {
-	*connect.BidiStreamForClient[envelope.Envelope, envelope.Envelope]
+type pipe interface {
+	// send sends a message; one goroutine at a time. Its error says little: receive tells why a stream ended.
+	send(m *fleetbanv1.ConnectRequest) error
+	receive() (*fleetbanv1.ConnectResponse, error)
+	// requestID is what the replica's log calls the stream, once something was received.
+	requestID() string
+	closeRequest()
+	closeResponse()
 }
 
-func (p pipe) send(m *fleetbanv1.ConnectRequest) error { return p.Send(&envelope.Envelope{Message: m}) }
+// overHTTP is a stream that net/http and connect carry.
+type overHTTP struct {
+	stream *connect.BidiStreamForClient[envelope.Envelope, envelope.Envelope]
+}
 
-func (p pipe) receive() (*fleetbanv1.ConnectResponse, error) {
-	e, err := p.Receive()
+func (p overHTTP) send(m *fleetbanv1.ConnectRequest) error {
+	return p.stream.Send(&envelope.Envelope{Message: m})
+}
+
+func (p overHTTP) receive() (*fleetbanv1.ConnectResponse, error) {
+	e, err := p.stream.Receive()
 	if err != nil {
 		return nil, err
 	}
 	return e.Message.(*fleetbanv1.ConnectResponse), nil //nolint:forcetypeassert // made by newResponse
+}
+
+func (p overHTTP) requestID() string { return p.stream.ResponseHeader().Get("X-Request-Id") }
+
+func (p overHTTP) closeRequest() { _ = p.stream.CloseRequest() }
+
+func (p overHTTP) closeResponse() { _ = p.stream.CloseResponse() }
+
+// open begins the stream.
+func (s *session) open(header http.Header, hello *fleetbanv1.ConnectRequest) (pipe, error) {
+	if direct(s.cfg) && s.c.mayLink() {
+		conn, err := s.conn.link(s.ctx, s.cfg, s.c.sessions)
+		if err != nil {
+			return nil, connect.NewError(connect.CodeUnavailable, err)
+		}
+		if conn != nil {
+			l, err := newLink(conn, s.cfg.URL, header, hello)
+			if err != nil && l == nil {
+				return nil, err
+			}
+			return l, nil
+		}
+		s.c.noLink()
+	}
+	client := connect.NewClient[envelope.Envelope, envelope.Envelope](s.conn.client, s.cfg.URL.String()+fleetbanv1connect.AgentServiceConnectProcedure,
+		envelope.Responses(newResponse), connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage), connect.WithSendMaxBytes(maxMessage))
+	p := overHTTP{client.CallBidiStream(s.ctx)}
+	for name, values := range header {
+		p.stream.RequestHeader()[name] = values
+	}
+	// Its error says only that the stream ended; receive says why.
+	_ = p.send(hello)
+	return p, nil
 }
 
 func newResponse() proto.Message { return new(fleetbanv1.ConnectResponse) }
@@ -166,20 +213,17 @@ func (s *session) live() error {
 	if err != nil {
 		return err
 	}
-	client := connect.NewClient[envelope.Envelope, envelope.Envelope](s.conn.client, s.cfg.URL.String()+fleetbanv1connect.AgentServiceConnectProcedure,
-		envelope.Responses(newResponse), connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage), connect.WithSendMaxBytes(maxMessage))
-	s.stream = pipe{client.CallBidiStream(s.ctx)}
-	s.stream.RequestHeader().Set("Authorization", "Bearer "+assertion)
-	s.stream.RequestHeader().Set(GrantHeader, grant)
+	asked := time.Now()
+	header := http.Header{"Authorization": {"Bearer " + assertion}, GrantHeader: {grant}}
+	if s.stream, err = s.open(header, fleetbanv1.ConnectRequest_builder{Hello: hello}.Build()); err != nil {
+		return err
+	}
 	// Cancelling alone doesn't end a Receive; closing the connection below it and both halves does.
 	defer func() {
-		_ = s.stream.CloseRequest()
+		s.stream.closeRequest()
 		s.conn.close()
-		_ = s.stream.CloseResponse()
+		s.stream.closeResponse()
 	}()
-	asked := time.Now()
-	// Its error says only that the stream ended; Receive says why.
-	_ = s.stream.send(fleetbanv1.ConnectRequest_builder{Hello: hello}.Build())
 	for s.welcome == nil {
 		m, err := s.stream.receive()
 		if err != nil {
@@ -188,7 +232,7 @@ func (s *session) live() error {
 		s.welcome = m.GetWelcome() // anything else before it is skipped
 	}
 	patience.Stop()
-	if id := s.stream.ResponseHeader().Get("X-Request-Id"); len(id) <= 64 {
+	if id := s.stream.requestID(); len(id) <= 64 {
 		s.requestID = id
 	}
 	s.c.setRoundTrip(time.Since(asked))
@@ -230,7 +274,7 @@ func (s *session) live() error {
 			s.cancel(sent)
 		}
 	}
-	_ = s.stream.CloseRequest()
+	s.stream.closeRequest()
 	s.conn.close()
 	return <-received
 }

@@ -15,8 +15,12 @@ import (
 )
 
 // linkProtocol is offered beside HTTP/2, and never agreed on: it says that this connection is for one stream and ends here. A
-// control plane that ends TLS itself serves such a connection with less than HTTP/2 needs for everybody, and in its turn.
+// control plane that ends TLS itself serves such a connection with less than HTTP/2 needs for everybody, and in its turn. One that
+// doesn't know linkAgreed is known by it still.
 const linkProtocol = "fleetban-agent"
+
+// unlinkedFor is how long it is remembered that what ends TLS at the other end makes no links, a balancer or an older control plane.
+const unlinkedFor = 10 * time.Minute
 
 // busyFor is how long the control plane asked to stay away, when it refused this host for having too many at once: it sends an alert
 // of TLS, before anything costly is done, whose number is 200 and the seconds. Spread a little, so that those of one second don't
@@ -43,6 +47,7 @@ func busyFor(err error) time.Duration {
 type connection struct {
 	transport *http.Transport
 	client    *http.Client
+	dialing   func(ctx context.Context, network, address string) (net.Conn, error) // kept until close
 
 	mu     sync.Mutex
 	conns  []net.Conn
@@ -55,6 +60,13 @@ func dial(cfg *Config) *connection {
 	if dialing == nil {
 		dialing = (&net.Dialer{Timeout: cfg.Patience, KeepAlive: 30 * time.Second}).DialContext
 	}
+	c.dialing = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dialing(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return c.keep(conn)
+	}
 	protocols := new(http.Protocols)
 	c.transport = &http.Transport{
 		Proxy:                  cfg.Proxy,
@@ -63,27 +75,67 @@ func dial(cfg *Config) *connection {
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true,
 		// What a server may send before we read: enough for a page of a snapshot, little enough for a small host.
-		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: 512 << 10, MaxReceiveBufferPerConnection: 1 << 20},
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialing(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return c.keep(conn)
-		},
+		HTTP2:       &http.HTTP2Config{MaxReceiveBufferPerStream: 512 << 10, MaxReceiveBufferPerConnection: 1 << 20},
+		DialContext: c.dialing,
 	}
 	if cfg.URL.Scheme == "http" {
 		protocols.SetUnencryptedHTTP2(true)
 	} else {
 		protocols.SetHTTP2(true)
-		c.transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-		if cfg.TLS != nil {
-			c.transport.TLSClientConfig = cfg.TLS.Clone()
-		}
-		c.transport.TLSClientConfig.NextProtos = []string{"h2", linkProtocol}
+		c.transport.TLSClientConfig = tlsConfig(cfg, "h2", linkProtocol)
 	}
 	c.client = &http.Client{Transport: c.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return c
+}
+
+func tlsConfig(cfg *Config, protocols ...string) *tls.Config {
+	out := &tls.Config{MinVersion: tls.VersionTLS12}
+	if cfg.TLS != nil {
+		out = cfg.TLS.Clone()
+	}
+	out.NextProtos = protocols
+	return out
+}
+
+// direct reports whether the control plane's own TLS may be at the other end: there is no proxy on the way that this side knows of.
+func direct(cfg *Config) bool {
+	if cfg.URL.Scheme != "https" {
+		return false
+	}
+	if cfg.Proxy == nil {
+		return true
+	}
+	proxy, err := cfg.Proxy(&http.Request{Method: http.MethodPost, URL: cfg.URL})
+	return proxy == nil && err == nil
+}
+
+// link connects, and returns the connection if the control plane at its end agrees on a link; nil if something else is there.
+func (c *connection) link(ctx context.Context, cfg *Config, sessions tls.ClientSessionCache) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.Patience)
+	defer cancel()
+	port := cfg.URL.Port()
+	if port == "" {
+		port = "443"
+	}
+	conn, err := c.dialing(ctx, "tcp", net.JoinHostPort(cfg.URL.Hostname(), port))
+	if err != nil {
+		return nil, err
+	}
+	config := tlsConfig(cfg, linkAgreed, "h2", linkProtocol)
+	if config.ServerName == "" {
+		config.ServerName = cfg.URL.Hostname()
+	}
+	if config.ClientSessionCache == nil {
+		config.ClientSessionCache = sessions
+	}
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	if secure.ConnectionState().NegotiatedProtocol == linkAgreed {
+		return secure, nil
+	}
+	return nil, secure.Close()
 }
 
 func (c *connection) keep(conn net.Conn) (net.Conn, error) {

@@ -18,8 +18,13 @@ package link
 import "time"
 
 // Protocol is what an agent adds to the protocols that it offers in its TLS handshake (ALPN) to say that its connection is for one
-// stream and ends at the agent, not at a proxy that would carry other requests on it. What is agreed on is "h2".
+// stream and ends at the agent, not at a proxy that would carry other requests on it. What is agreed on is Agreed where the
+// agent offers that too, else "h2".
 const Protocol = "fleetban-agent"
+
+// Agreed is so much of HTTP/2 as this package needs, spoken by agents whose end of the connection is as little as this one: each header
+// is one frame of literals that no table shortens, and a client may send MaxMessage and 64 KiB ahead from the first byte.
+const Agreed = "fleetban-link"
 
 // MaxMessage bounds a message of the peer, bytes.
 const MaxMessage = 1 << 20

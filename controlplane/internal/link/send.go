@@ -1,8 +1,8 @@
 package link
 
 import (
-	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"io"
 	"net"
 	"net/http"
@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -208,12 +207,12 @@ func (s *Stream) flush() error {
 	return s.err
 }
 
-// fields is a HEADERS frame. Its fields leave the peer's table alone, so that this side needs none.
+// fields is a HEADERS frame. Its fields are literals that no table has and none is to keep (RFC 7541 section 6.2.3), their text as it
+// is: this side needs no table for them, and an agent's link reads nothing else.
 func (s *Stream) fields(first bool, header http.Header, flags byte) []byte {
-	var block bytes.Buffer
-	encoder := hpack.NewEncoder(&block)
+	b := appendFrame(make([]byte, 0, 256), frameHeaders, flags, theOne, 0)
 	put := func(name, value string) {
-		_ = encoder.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: true})
+		b = appendText(appendText(append(b, literal), name), value)
 	}
 	if first {
 		put(":status", "200")
@@ -225,10 +224,27 @@ func (s *Stream) fields(first bool, header http.Header, flags byte) []byte {
 	}
 	for name, values := range header {
 		for _, v := range values {
-			put(strings.ToLower(name), v)
+			// A header is one frame. What wouldn't fit is of no use to an agent: details of an error.
+			if len(b)+len(name)+len(v)+16 <= headerLength+maxPayload {
+				put(strings.ToLower(name), v)
+			}
 		}
 	}
-	return append(appendFrame(nil, frameHeaders, flags, theOne, block.Len()), block.Bytes()...)
+	n := len(b) - headerLength
+	b[0], b[1], b[2] = byte(n>>16), byte(n>>8), byte(n)
+	return b
+}
+
+// literal begins such a field.
+const literal = 0x10
+
+// appendText is HPACK's string as it is: its length in seven bits and as many further bytes as it needs.
+func appendText(b []byte, s string) []byte {
+	n := len(s)
+	if n < 127 {
+		return append(append(b, byte(n)), s...)
+	}
+	return append(binary.AppendUvarint(append(b, 127), uint64(n-127)), s...)
 }
 
 // trailerOf is how gRPC says an error. Its details are a google.rpc.Status: code, message, and Anys of a URL and bytes.
