@@ -52,10 +52,9 @@ func newDoor(l net.Listener, config *tls.Config, links func(net.Conn, *link.Wire
 	}
 	d.first.GetConfigForClient = d.choose
 	d.others.NextProtos = []string{"h2", "http/1.1"}
-	d.agents.NextProtos = []string{"h2"}
-	// What agents are sent is a message at a time, or many: records as large as they may be are the fewest. And they keep no session
-	// that could be resumed.
-	d.agents.DynamicRecordSizingDisabled, d.agents.SessionTicketsDisabled = true, true
+	d.agents.NextProtos = []string{link.Agreed, "h2"}
+	// What agents are sent is a message at a time, or many: records as large as they may be are the fewest.
+	d.agents.DynamicRecordSizingDisabled = true
 	return d
 }
 

@@ -59,6 +59,11 @@ func TestDoor(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("an agent's connection didn't come to the links")
 	}
+	agent = dial(link.Agreed, "h2", link.Protocol)
+	if got := agent.ConnectionState().NegotiatedProtocol; got != link.Agreed {
+		t.Errorf("an agent that makes links was agreed with on %q", got)
+	}
+	_ = (<-agents).Close()
 	for offered, want := range map[string]string{"http/1.1": "HTTP/1.1", "h2": "HTTP/2.0"} {
 		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: new(http.Protocols)} //nolint:gosec // of this test
 		transport.Protocols.SetHTTP1(offered != "h2")
