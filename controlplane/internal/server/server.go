@@ -439,6 +439,8 @@ func (s *Server) Run(ctx context.Context) error {
 	secure, listener := s.tlsConfig != nil, s.listener
 	if secure {
 		d := newDoor(s.listener, s.tlsConfig, s.agents.ServeLink, s.logger)
+		setTickets(d.first, s.base.keys, time.Now())
+		background.Go(func() { rotateTickets(work, d.first, s.base.keys) })
 		if s.acme != nil {
 			d.challenge = s.acme.Challenge
 		}
