@@ -1,24 +1,26 @@
-import { Role } from "@/gen/fleetban/operator/v1/people_pb";
+import { Permission } from "@/gen/fleetban/options/v1/options_pb";
 import { useSession } from "./session";
 
-// What a role may do, so that a page doesn't offer what the API would refuse. The API decides; the table of
-// controlplane/internal/people/roles.go is the source, and a browser test holds the two together.
+// What the session may do, as the control plane says it: a page doesn't offer what would be refused. It is refused there
+// whatever a page offers.
 
-export type Act = "ban" | "allow" | "policy" | "hosts" | "audit" | "members" | "settings" | "approvalPolicy";
+const needs = {
+  ban: Permission.BANS_WRITE,
+  allow: Permission.ALLOWLIST_WRITE,
+  policy: Permission.POLICY_WRITE,
+  hosts: Permission.HOSTS_WRITE,
+  audit: Permission.AUDIT_READ,
+  membersRead: Permission.MEMBERS_READ,
+  members: Permission.MEMBERS_WRITE,
+  tokens: Permission.TOKENS_WRITE,
+  approve: Permission.APPROVE,
+  approvalPolicy: Permission.APPROVAL_POLICY_WRITE,
+} as const;
 
-const allowed: Record<Act, Role[]> = {
-  ban: [Role.OWNER, Role.ADMIN, Role.OPERATOR],
-  allow: [Role.OWNER, Role.ADMIN, Role.OPERATOR],
-  policy: [Role.OWNER, Role.ADMIN, Role.OPERATOR],
-  hosts: [Role.OWNER, Role.ADMIN],
-  audit: [Role.OWNER, Role.ADMIN],
-  members: [Role.OWNER, Role.ADMIN],
-  settings: [Role.OWNER, Role.ADMIN],
-  approvalPolicy: [Role.OWNER],
-};
+export type Act = keyof typeof needs;
 
 export function useMay(): (act: Act) => boolean {
   const session = useSession();
-  const role = session.state === "in" ? session.person.role : Role.UNSPECIFIED;
-  return (act) => allowed[act].includes(role);
+  const held = session.state === "in" ? session.person.permissions : [];
+  return (act) => held.includes(needs[act]);
 }

@@ -8,19 +8,21 @@ import { IconButton } from "./button";
  * Dialog asks for something before it is done. Focus stays within, Escape closes it, and then returns whence it came. The
  * shade isn't Radix' own, which keeps the page still with an inline style that the content security policy refuses.
  */
-export function Dialog({ open, onOpenChange, title, lead, children, wide }: {
+export function Dialog({ open, onOpenChange, title, lead, children, wide, over }: {
   open: boolean;
   onOpenChange: (open: boolean) => void;
   title: ReactNode;
   lead?: ReactNode;
   children: ReactNode;
   wide?: boolean;
+  /** It may stand before another dialog. */
+  over?: boolean;
 }) {
   const { t } = useFirst();
   return (
     <Radix.Root open={open} onOpenChange={onOpenChange}>
       <Radix.Portal>
-        <div className="fixed inset-0 z-40 bg-shade" aria-hidden />
+        <div className={`fixed inset-0 bg-shade ${over ? "z-50" : "z-40"}`} aria-hidden />
         <Radix.Content
           aria-describedby={undefined}
           className={`fixed top-[8vh] left-1/2 z-50 flex max-h-[84vh] w-[calc(100vw-1.5rem)] -translate-x-1/2 flex-col overflow-hidden rounded-xl border border-line bg-raised shadow-2xl ${wide ? "max-w-2xl" : "max-w-lg"}`}

@@ -45,7 +45,7 @@ export function ProveDialog({ done }: { done: (proved: boolean) => void }) {
     if (kind) void attempt(() => Promise.resolve({ case: kind, value }));
   };
   return (
-    <Dialog open onOpenChange={(open) => !open && done(false)} title={t.prove.title} lead={t.prove.lead}>
+    <Dialog open over onOpenChange={(open) => !open && done(false)} title={t.prove.title} lead={t.prove.lead}>
       <form onSubmit={submit} className="flex flex-col gap-3" aria-busy={options.isPending}>
         {kind && (
           <TextField

@@ -46,6 +46,7 @@ export function Shell() {
     return (
       <Suspense fallback={<div aria-busy className="min-h-dvh" />}>
         <MustEnrol />
+        <Proofs />
       </Suspense>
     );
   return <Inside key={session.person.id + session.person.organisationId} />;
@@ -57,9 +58,7 @@ function Inside() {
   const [sheet, setSheet] = useState(false);
   const [nav, setNav] = useState(false);
   const navigate = useNavigate();
-  const [proof, setProof] = useState<{ done: (proved: boolean) => void }>();
   useEffect(() => watch(), []);
-  useEffect(() => onProof(() => new Promise((done) => setProof({ done }))), []);
   // Whoever presses ⌘K types at once: it must be there by then.
   useEffect(() => {
     const timer = setTimeout(() => void loadPalette(), 1_000);
@@ -139,17 +138,27 @@ function Inside() {
       </main>
       <Suspense>
         {palette && <Palette open onOpenChange={setPalette} />}
-        {proof && (
-          <ProveDialog
-            done={(proved) => {
-              setProof(undefined);
-              proof.done(proved);
-            }}
-          />
-        )}
         {sheet && <ShortcutSheet open onOpenChange={setSheet} />}
+        <Proofs />
       </Suspense>
     </div>
+  );
+}
+
+/** Proofs asks who they are where a call needs it; what asked may be a dialog itself. */
+function Proofs() {
+  const [asked, setAsked] = useState<{ done: (proved: boolean) => void }>();
+  useEffect(() => onProof(() => new Promise((done) => setAsked({ done }))), []);
+  if (!asked) return null;
+  return (
+    <Suspense>
+      <ProveDialog
+        done={(proved) => {
+          setAsked(undefined);
+          asked.done(proved);
+        }}
+      />
+    </Suspense>
   );
 }
 

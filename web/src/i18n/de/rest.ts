@@ -473,8 +473,6 @@ export const rest: Rest = {
     newCodes: "Neue Codes",
     codesLead: "Jeder gilt einmal. Sie werden nur jetzt gezeigt.",
     kept: "Ich habe sie verwahrt",
-    proveTitle: "Bist du es?",
-    proveLead: "Das wird gefragt, weil deine Anmeldung schon etwas her ist.",
     go: "Weiter",
   },
   approvals: {

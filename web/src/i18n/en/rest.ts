@@ -476,8 +476,6 @@ export const rest = {
     newCodes: "New codes",
     codesLead: "Each is good once. They are shown only now.",
     kept: "I kept them",
-    proveTitle: "Is it you?",
-    proveLead: "This asks for it, since you signed in some time ago.",
     go: "Go on",
   },
   approvals: {

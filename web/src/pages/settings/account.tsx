@@ -1,4 +1,4 @@
-import { Code, ConnectError, createClient } from "@connectrpc/connect";
+import { createClient } from "@connectrpc/connect";
 import { useQuery } from "@connectrpc/connect-query";
 import { type FormEvent, type ReactNode, useState } from "react";
 import { encode } from "uqr";
@@ -67,13 +67,7 @@ function Password() {
   );
 }
 
-/**
- * What changes a factor needs a session that was proved lately: where it wasn't, the password is asked for and the same is
- * tried again with it.
- */
-type Proof = { by: { case: "password" | "totpCode" | "recoveryCode"; value: string } };
-type Proved = (work: (proof: Proof | undefined) => Promise<void>) => void;
-
+/** Factors are what proves more than a password. */
 export function Factors({ kept }: { kept?: (() => void) | undefined }) {
   const { t } = useText();
   const number = useNumber();
@@ -81,19 +75,18 @@ export function Factors({ kept }: { kept?: (() => void) | undefined }) {
   const { refetch } = answer;
   const [totp, setTotp] = useState<BeginTotpResponse>();
   const [codes, setCodes] = useState<string[]>([]);
-  const [asking, setAsking] = useState<Parameters<Proved>[0]>();
   const [error, setError] = useState<unknown>();
-  const proved: Proved = (work) => {
+  const run = (work: () => Promise<void>) => {
     setError(undefined);
-    work(undefined).catch((err: unknown) => {
-      if (ConnectError.from(err).code === Code.PermissionDenied || ConnectError.from(err).code === Code.FailedPrecondition) setAsking(() => work);
-      else if (!(err instanceof DOMException && err.name === "NotAllowedError")) setError(err);
+    work().catch((err: unknown) => {
+      // Closing the browser's own question is an answer, not a fault.
+      if (!(err instanceof DOMException && err.name === "NotAllowedError")) setError(err);
     });
   };
   const f = answer.data;
   const addPasskey = () =>
-    proved(async (proof) => {
-      const begun = await factors.beginPasskey({ proof });
+    run(async () => {
+      const begun = await factors.beginPasskey({});
       const made = await factors.finishPasskey({ challenge: begun.challenge, passkeyResponseJson: await makePasskey(begun.passkeyOptionsJson), name: navigator.platform.slice(0, 60) || "passkey" });
       setCodes(made.recoveryCodes);
       void refetch();
@@ -111,11 +104,11 @@ export function Factors({ kept }: { kept?: (() => void) | undefined }) {
             hint={t.account.totpHint}
             action={
               f.totp ? (
-                <Button small onClick={() => proved(async (proof) => void (await factors.disableTotp({ proof }).then(() => refetch())))}>
+                <Button small onClick={() => run(async () => void (await factors.disableTotp({}).then(() => refetch())))}>
                   {t.account.disable}
                 </Button>
               ) : (
-                <Button small onClick={() => proved(async (proof) => setTotp(await factors.beginTotp({ proof })))}>
+                <Button small onClick={() => run(async () => setTotp(await factors.beginTotp({})))}>
                   {t.account.enable}
                 </Button>
               )
@@ -139,7 +132,7 @@ export function Factors({ kept }: { kept?: (() => void) | undefined }) {
                 <span>
                   {visible(k.name, 80)} · {t.settings.used} <Time ms={k.usedUnixMs} />
                 </span>
-                <Button small onClick={() => proved(async (proof) => void (await factors.deletePasskey({ id: k.id, proof }).then(() => refetch())))}>
+                <Button small onClick={() => run(async () => void (await factors.deletePasskey({ id: k.id }).then(() => refetch())))}>
                   {t.members.remove}
                 </Button>
               </div>
@@ -151,7 +144,7 @@ export function Factors({ kept }: { kept?: (() => void) | undefined }) {
             hint={t.account.recoveryHint}
             action={
               (f.totp || f.passkeys.length > 0) && (
-                <Button small onClick={() => proved(async (proof) => setCodes((await factors.makeRecoveryCodes({ proof })).recoveryCodes))}>
+                <Button small onClick={() => run(async () => setCodes((await factors.makeRecoveryCodes({})).recoveryCodes))}>
                   {t.account.newCodes}
                 </Button>
               )
@@ -185,7 +178,6 @@ export function Factors({ kept }: { kept?: (() => void) | undefined }) {
           </Button>
         </DialogActions>
       </Dialog>
-      {asking && <Prove work={asking} by={f?.totp ? "totpCode" : (f?.passkeys.length ?? 0) > 0 ? "recoveryCode" : "password"} close={() => setAsking(undefined)} />}
     </Panel>
   );
 }
@@ -204,43 +196,6 @@ function Row({ name, state, hint, action, children }: { name: string; state: Rea
       </div>
       {children}
     </li>
-  );
-}
-
-function Prove({ work, by, close }: { work: Parameters<Proved>[0]; by: Proof["by"]["case"]; close: () => void }) {
-  const { t } = useText();
-  const labels = { password: t.account.present, totpCode: t.signIn.code, recoveryCode: t.signIn.recoveryCode };
-  const [busy, setBusy] = useState(false);
-  const [error, setError] = useState<unknown>();
-  const submit = (e: FormEvent<HTMLFormElement>) => {
-    e.preventDefault();
-    setBusy(true);
-    work({ by: { case: by, value: String(new FormData(e.currentTarget).get("proof")) } })
-      .then(close)
-      .catch(setError)
-      .finally(() => setBusy(false));
-  };
-  return (
-    <Dialog open onOpenChange={(open) => !open && close()} title={t.account.proveTitle} lead={t.account.proveLead}>
-      <form onSubmit={submit} className="flex flex-col gap-3">
-        <TextField
-          label={labels[by]}
-          name="proof"
-          type={by === "password" ? "password" : "text"}
-          autoComplete={by === "password" ? "current-password" : "one-time-code"}
-          required
-          maxLength={1024}
-          autoFocus
-        />
-        <ProblemNote error={error} />
-        <DialogActions>
-          <Button onClick={close}>{t.common.cancel}</Button>
-          <Button type="submit" kind="primary" busy={busy}>
-            {t.account.go}
-          </Button>
-        </DialogActions>
-      </form>
-    </Dialog>
   );
 }
 

@@ -2,6 +2,7 @@ import { getRouteApi, useNavigate } from "@tanstack/react-router";
 import { Tabs } from "radix-ui";
 import type { ReactNode } from "react";
 import { useMay } from "@/api/may";
+import { useSession } from "@/api/session";
 import { Page } from "@/components/panel";
 import { useText } from "@/i18n";
 import { Account } from "./account";
@@ -18,6 +19,7 @@ const route = getRouteApi("/inside/settings");
 export function Settings() {
   const { t } = useText();
   const may = useMay();
+  const session = useSession();
   const { tab } = route.useSearch();
   const navigate = useNavigate({ from: "/settings" });
   const tabs: [string, string, ReactNode][] = [
@@ -27,8 +29,9 @@ export function Settings() {
     ["members", t.settings.members, <Members key="members" />],
   ];
   if (may("hosts")) tabs.push(["join-tokens", t.settings.joinTokens, <JoinTokens key="join" />]);
-  if (may("settings")) tabs.push(["organisation", t.settings.organisation, <Organisation key="organisation" />]);
-  tabs.push(["approvals", t.settings.approvals, <ApprovalPolicy key="approvals" />]);
+  tabs.push(["organisation", t.settings.organisation, <Organisation key="organisation" />]);
+  // What is about the whole organisation isn't for who sees a part of it.
+  if (session.state === "in" && session.person.tags.length === 0) tabs.push(["approvals", t.settings.approvals, <ApprovalPolicy key="approvals" />]);
   const current = tabs.some(([id]) => id === tab) ? (tab ?? "account") : "account";
   return (
     <Page title={t.pages.settings}>

@@ -28,7 +28,7 @@ export function Tokens() {
   return (
     <>
       <Own />
-      {may("settings") && <Organisations />}
+      {may("tokens") && <Organisations />}
     </>
   );
 }
