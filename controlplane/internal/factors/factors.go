@@ -28,7 +28,6 @@ import (
 
 	"github.com/go-redis/redis_rate/v10"
 	"github.com/go-webauthn/webauthn/webauthn"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -167,13 +166,14 @@ func (f *Factors) RemoveAll(ctx context.Context, person string) error {
 	return nil
 }
 
-// Required reports whether an organisation asks its members for a second factor.
+// Required reports whether an organisation asks its members for a second factor. Whatever stands there says that it does:
+// who writes to Redis can't say that it doesn't but by taking it away.
 func (f *Factors) Required(ctx context.Context, org string) (bool, error) {
-	text, err := f.store.Client().Get(ctx, policyKey(org)).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
+	n, err := f.store.Client().Exists(ctx, policyKey(org)).Result()
+	if err != nil {
 		return false, fmt.Errorf("read whether a second factor is asked for: %w", store.Classify(err))
 	}
-	return text == "required", nil
+	return n > 0, nil
 }
 
 // SetRequired says whether it does.

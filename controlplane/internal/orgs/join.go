@@ -112,13 +112,20 @@ func (o *Orgs) CreateJoinToken(ctx context.Context, org string, n NewJoinToken) 
 	}
 	secret := newSecret(joinTokenPrefix)
 	id, hash := secret[:joinTokenIDAt], hashSecret(secret)
-	reply, err := joinCreateScript.Run(ctx, o.store, []string{joinKey(org, id), store.Key(org, "joins")},
-		id, hash, n.Life.Milliseconds(), n.Uses, encode(n.Tags), n.Note, n.Actor, MaxJoinTokens, keptAfterExpiry.Milliseconds(),
-		n.Ephemeral.Milliseconds(), n.Host).Int64Slice()
+	now, err := o.store.Time(ctx, org)
 	if err != nil {
 		return JoinToken{}, fmt.Errorf("create join token: %w", err)
 	}
-	if len(reply) != 2 {
+	kept := joinRecord{
+		hash: hash, created: now.UnixMilli(), expires: now.Add(n.Life).UnixMilli(), uses: int64(n.Uses), ephemeral: n.Ephemeral.Milliseconds(), host: n.Host, tags: string(encode(n.Tags)),
+	}
+	made, err := joinCreateScript.Run(ctx, o.store, []string{joinKey(org, id), store.Key(org, "joins")},
+		id, hash, n.Life.Milliseconds(), n.Uses, encode(n.Tags), n.Note, n.Actor, MaxJoinTokens, keptAfterExpiry.Milliseconds(),
+		n.Ephemeral.Milliseconds(), n.Host, kept.created, o.sealJoin(org, id, kept)).Int()
+	if err != nil {
+		return JoinToken{}, fmt.Errorf("create join token: %w", err)
+	}
+	if made != 1 {
 		return JoinToken{}, fmt.Errorf("%w number of join tokens: %d stand; revoke some", ErrInvalid, MaxJoinTokens)
 	}
 	// The way from the secret to the organisation comes last: a token that can be used is one that is listed.
@@ -126,7 +133,7 @@ func (o *Orgs) CreateJoinToken(ctx context.Context, org string, n NewJoinToken) 
 		return JoinToken{}, fmt.Errorf("store join token: %w", store.Classify(err))
 	}
 	return JoinToken{
-		ID: id, Created: reply[0], Expires: reply[1], Uses: n.Uses, UsesLeft: n.Uses, Tags: n.Tags, Note: n.Note, Actor: n.Actor, Secret: secret,
+		ID: id, Created: kept.created, Expires: kept.expires, Uses: n.Uses, UsesLeft: n.Uses, Tags: n.Tags, Note: n.Note, Actor: n.Actor, Secret: secret,
 		Ephemeral: n.Ephemeral, Host: n.Host,
 	}, nil
 }
@@ -162,9 +169,13 @@ func (o *Orgs) UseJoinToken(ctx context.Context, secret string, publicKey []byte
 		return Join{}, fmt.Errorf("use join token: %w", err)
 	}
 	join := Join{Org: org, ID: id}
-	switch reply[0] {
-	case "unknown":
+	if reply[0] == "unknown" {
 		return Join{}, ErrUnknownToken
+	}
+	if len(reply) != 8 {
+		return Join{}, fmt.Errorf("use join token: unexpected reply of %d words", len(reply))
+	}
+	switch reply[0] {
 	case "expired":
 		return join, ErrTokenExpired
 	case "used":
@@ -172,13 +183,72 @@ func (o *Orgs) UseJoinToken(ctx context.Context, secret string, publicKey []byte
 	case "again":
 		join.Again = true
 	}
+	// A forged one is found out now: that its uses are taken, or its time is over, is no harm.
+	if err := o.checkJoin(ctx, org, id, joinRecord{
+		hash: hash, created: number(reply[4]), expires: number(reply[5]), uses: number(reply[6]), ephemeral: number(reply[2]), host: reply[3], tags: reply[1],
+	}, reply[7]); err != nil {
+		return Join{}, fmt.Errorf("%w: %w", ErrUnknownToken, err)
+	}
 	if err := json.Unmarshal([]byte(reply[1]), &join.Tags); err != nil {
 		return Join{}, fmt.Errorf("stored join token %s is damaged: %w", id, err)
 	}
-	if len(reply) > 3 {
-		join.Ephemeral, join.Host = time.Duration(number(reply[2]))*time.Millisecond, reply[3]
-	}
+	join.Ephemeral, join.Host = time.Duration(number(reply[2]))*time.Millisecond, reply[3]
 	return join, nil
+}
+
+// kindJoin is what seals of join tokens are bound to.
+const kindJoin = "join-token"
+
+// joinRecord is what is signed of a join token: whoever writes to Redis makes none, nor gives one more uses, time or tags.
+// How many uses are left is not: it changes with each.
+type joinRecord struct {
+	hash                              string
+	created, expires, uses, ephemeral int64 // milliseconds but uses
+	host, tags                        string
+}
+
+func recordOf(f map[string]string) joinRecord {
+	return joinRecord{
+		hash: f["hash"], created: number(f["created"]), expires: number(f["expires"]), uses: number(f["uses"]),
+		ephemeral: number(f["ephemeral"]), host: f["host"], tags: f["tags"],
+	}
+}
+
+func (r joinRecord) text() string {
+	return fmt.Sprintf("%s %d %d %d %d %q %s", r.hash, r.created, r.expires, r.uses, r.ephemeral, r.host, r.tags)
+}
+
+func (o *Orgs) sealJoin(org, id string, r joinRecord) string {
+	return strings.TrimPrefix(o.seal.Seal(kindJoin, org, id, r.text()), r.text())
+}
+
+// checkJoin is seal.ErrForged where the fleet didn't make it so.
+func (o *Orgs) checkJoin(ctx context.Context, org, id string, r joinRecord, sealed string) error {
+	_, err := o.seal.Open(ctx, kindJoin, org, id, r.text()+sealed)
+	return err
+}
+
+// SignJoins seals an organisation's join tokens that aren't sealed, and says which: a person shall know them all.
+func (o *Orgs) SignJoins(ctx context.Context, org string) (signed []string, err error) {
+	client := o.store.Client()
+	ids, err := client.ZRange(ctx, store.Key(org, "joins"), 0, -1).Result()
+	if err != nil {
+		return nil, fmt.Errorf("list join tokens: %w", store.Classify(err))
+	}
+	for _, id := range ids {
+		f, err := client.HGetAll(ctx, joinKey(org, id)).Result()
+		if err != nil {
+			return signed, fmt.Errorf("read join token: %w", store.Classify(err))
+		}
+		if f["hash"] == "" || f["seal"] != "" {
+			continue
+		}
+		if err := client.HSet(ctx, joinKey(org, id), "seal", o.sealJoin(org, id, recordOf(f))).Err(); err != nil {
+			return signed, fmt.Errorf("sign join token %s: %w", id, store.Classify(err))
+		}
+		signed = append(signed, id)
+	}
+	return signed, nil
 }
 
 // ListJoinTokens lists the join tokens that have not expired, oldest first; used-up ones too.
@@ -206,6 +276,9 @@ func (o *Orgs) ListJoinTokens(ctx context.Context, org string) ([]JoinToken, err
 		f := c.Val()
 		if len(f) == 0 || number(f["expires"]) <= now.UnixMilli() {
 			continue
+		}
+		if err := o.checkJoin(ctx, org, ids[i], recordOf(f), f["seal"]); err != nil {
+			continue // it enrols nobody, and that is said in the log
 		}
 		t := JoinToken{
 			ID: ids[i], Created: number(f["created"]), Expires: number(f["expires"]), Note: f["note"], Actor: f["actor"],

@@ -104,7 +104,7 @@ func SetupLink(ctx context.Context, o SetupLinkOptions, logger *slog.Logger, out
 		if err := b.keys.Agree(ctx, b.store); err != nil {
 			return err
 		}
-		link, err := setup.New(setup.Options{Store: b.store, Orgs: b.orgs, People: b.people, Audit: b.audit, Logger: logger}).
+		link, err := setup.New(setup.Options{Store: b.store, Orgs: b.orgs, People: b.people, Audit: b.audit, Seal: b.seal, Logger: logger}).
 			Offer(ctx, o.PublicURL, o.Pin, true)
 		if errors.Is(err, setup.ErrDone) {
 			return fmt.Errorf("%w: its owner invites others (fleetban members invite), and fleetban-controlplane token create makes an administrator's token", err)

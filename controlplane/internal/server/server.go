@@ -10,6 +10,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -93,7 +94,9 @@ type Server struct {
 	metricsL  net.Listener
 	pin       string
 	// acme keeps the certificate where an authority makes it; else nil.
-	acme  *acmecert.Keeper
+	acme *acmecert.Keeper
+	// clientCAs make hosts' client certificates; nil where none is asked for.
+	clientCAs *authorities
 	plain plainHTTP
 
 	setup *setup.Setup
@@ -232,7 +235,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	clk := &clock{}
 	accounts := s.base.people
-	s.setup = setup.New(setup.Options{Store: st, Orgs: s.base.orgs, People: accounts, Audit: s.base.audit, Logger: s.logger})
+	s.setup = setup.New(setup.Options{Store: st, Orgs: s.base.orgs, People: accounts, Audit: s.base.audit, Seal: s.base.seal, Logger: s.logger})
 	s.gate = setup.NewGate(s.setup)
 	mode, err := modeOf(c.Mode)
 	if err != nil {
@@ -243,7 +246,15 @@ func (s *Server) build(ctx context.Context) error {
 		return k.Sign(org, set, r.Prefix, r.Kind, r.Since, r.Expires)
 	}})
 	h := hosts.New(st, s.sets, s.logger)
+	var clientCAs func() *x509.CertPool
+	if c.AgentClientCA != "" {
+		if s.clientCAs, err = loadAuthorities(c.AgentClientCA, s.logger); err != nil {
+			return err
+		}
+		clientCAs = s.clientCAs.get
+	}
 	s.agents = agentapi.New(agentapi.Options{
+		ClientCAs: clientCAs,
 		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
 		Now: clk.now, Told: clk.told, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
 	})
@@ -443,6 +454,9 @@ func (s *Server) Run(ctx context.Context) error {
 		background.Go(func() { rotateTickets(work, d.first, s.base.keys) })
 		if s.acme != nil {
 			d.challenge = s.acme.Challenge
+		}
+		if s.clientCAs != nil {
+			d.askHosts()
 		}
 		listener = d.begin()
 	}

@@ -16,7 +16,7 @@ type SignOptions struct {
 	Backend
 }
 
-// Sign signs the members and API tokens that a release kept unsigned, and lists them: whoever runs it should know each.
+// Sign signs the members, accounts, API tokens and join tokens that a release kept unsigned, and lists them: whoever runs it should know each.
 func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer) error {
 	b, err := o.open(ctx, logger, nil)
 	if err != nil {
@@ -46,6 +46,22 @@ func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer
 			_, _ = fmt.Fprintf(out, "organisation %s: signed API token %s, %q\n", org, t.ID, t.Name)
 			targets = append(targets, t.ID)
 		}
+		accounts, err := b.people.SignAccounts(ctx, org)
+		if err != nil {
+			return fmt.Errorf("sign the accounts of organisation %s: %w", org, err)
+		}
+		for _, email := range accounts {
+			_, _ = fmt.Fprintf(out, "organisation %s: signed the password of %s\n", org, email)
+			targets = append(targets, email)
+		}
+		joins, err := b.orgs.SignJoins(ctx, org)
+		if err != nil {
+			return fmt.Errorf("sign the join tokens of organisation %s: %w", org, err)
+		}
+		for _, id := range joins {
+			_, _ = fmt.Fprintf(out, "organisation %s: signed join token %s\n", org, id)
+			targets = append(targets, id)
+		}
 		if len(targets) == 0 {
 			continue
 		}
@@ -54,7 +70,7 @@ func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer
 			return fmt.Errorf("record: %w", err)
 		}
 	}
-	_, err = fmt.Fprintf(out, "%d signed. Whom you don't know among them: remove (fleetban members remove, fleetban tokens revoke).\n", signed)
+	_, err = fmt.Fprintf(out, "%d signed. Whom you don't know among them: remove (fleetban members remove, fleetban tokens revoke, fleetban join-token revoke).\n", signed)
 	return err //nolint:wrapcheck // of standard output
 }
 

@@ -13,7 +13,6 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +24,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -67,6 +67,8 @@ type Options struct {
 	Orgs   *orgs.Orgs
 	People *people.People
 	Audit  *audit.Log
+	// Seal makes what Redis keeps of the link: who writes there makes none.
+	Seal *seal.Sealer
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 
@@ -108,7 +110,7 @@ func (s *Setup) Offer(ctx context.Context, url, pin string, replace bool) (link 
 	if replace {
 		again = "1"
 	}
-	answer, url, pin, err := s.link(ctx, "offer", hashOf(secret), Life.Milliseconds(), again, url, pin)
+	answer, url, pin, err := s.link(ctx, "offer", s.mark(secret), Life.Milliseconds(), again, url, pin)
 	switch {
 	case err != nil:
 		return "", err
@@ -153,7 +155,7 @@ func (s *Setup) Use(ctx context.Context, r Request) (Made, error) {
 		return Made{}, errors.Join(err, whether(done, ErrDone))
 	}
 	attempt := ulid.Make().String()
-	switch answer, _, _, err := s.link(ctx, "claim", hashOf(secret), attempt, s.o.lease.Milliseconds()); {
+	switch answer, _, _, err := s.link(ctx, "claim", s.mark(secret), attempt, s.o.lease.Milliseconds()); {
 	case err != nil:
 		return Made{}, err
 	case answer == "busy":
@@ -231,10 +233,8 @@ func format(url, secret, pin string) string {
 	return link
 }
 
-func hashOf(secret string) string {
-	sum := sha256.Sum256([]byte(secret))
-	return hex.EncodeToString(sum[:])
-}
+// mark is what is kept of a secret: whoever has it can't be told from it, nor made.
+func (s *Setup) mark(secret string) string { return s.o.Seal.Mark("setup", "", "", secret) }
 
 func whether(is bool, err error) error {
 	if is {

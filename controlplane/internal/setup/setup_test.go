@@ -29,7 +29,7 @@ func start(t *testing.T, lease time.Duration) *Setup {
 	k := keys.New([keys.SecretLen]byte{7})
 	sealer := seal.New(k, seal.Options{Logger: slog.New(slog.DiscardHandler)})
 	return New(Options{
-		Store: st, Orgs: orgs.New(st, sealer), People: people.New(st, sealer), Audit: audit.New(audit.Options{Store: st, Signer: k}), lease: lease,
+		Store: st, Orgs: orgs.New(st, sealer), People: people.New(st, sealer), Audit: audit.New(audit.Options{Store: st, Signer: k}), Seal: sealer, lease: lease,
 	})
 }
 
@@ -58,7 +58,7 @@ func TestDiedHalfWay(t *testing.T) {
 	s := start(t, 300*time.Millisecond)
 	secret := offer(t, s)
 	// It took the link and made the owner, and then no more.
-	if answer, _, _, err := s.link(t.Context(), "claim", hashOf(secret), "dead", int64(300)); answer != "ok" || err != nil {
+	if answer, _, _, err := s.link(t.Context(), "claim", s.mark(secret), "dead", int64(300)); answer != "ok" || err != nil {
 		t.Fatal(answer, err)
 	}
 	if err := s.as(secret, "ada@example.com"); !errors.Is(err, ErrBusy) {

@@ -146,15 +146,15 @@ func Start(t testing.TB) *ControlPlane {
 	if err != nil {
 		t.Fatal(err)
 	}
+	accounts := operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, Factors: second, PublicURL: cp.URL, Logger: logger})
 	options := []connect.HandlerOption{
-		connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, approving, recorder, validation), connect.WithReadMaxBytes(1 << 20),
+		connect.WithInterceptors(&apierr.Interceptor{Now: time.Now, Logger: logger}, guard, operatorapi.NewProofs(accounts, operatorapi.Services()), approving, recorder, validation), connect.WithReadMaxBytes(1 << 20),
 	}
 	operators.Register(mux, options...)
 	approving.Register(mux, options...)
-	accounts := operatorapi.NewPeople(operatorapi.PeopleOptions{People: cp.People, Sessions: signedIn, Factors: second, PublicURL: cp.URL, Logger: logger})
 	accounts.Register(mux, options...)
 	(&operatorapi.SetupAPI{
-		Fleet:  setup.New(setup.Options{Store: cp.Store, Orgs: cp.Orgs, People: cp.People, Audit: cp.Audit, Logger: logger}),
+		Fleet:  setup.New(setup.Options{Store: cp.Store, Orgs: cp.Orgs, People: cp.People, Audit: cp.Audit, Seal: sealer, Logger: logger}),
 		People: accounts, Organisation: "default", Mode: fleetbanv1.Mode_MODE_ENFORCE,
 	}).Register(mux, options...)
 	operatorapi.NewTokens(operatorapi.TokenOptions{Orgs: cp.Orgs, People: cp.People, Ended: signedIn.TokenRevoked}).Register(mux, options...)
