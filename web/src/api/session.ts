@@ -47,6 +47,7 @@ const sessions = createClient(SessionService, plain);
 // What a script may know of the cookies: that there are some, and until when the access token is good. With it a tab
 // renews before it is refused, and the first page of a stranger asks nothing.
 const noteKey = "fleetban-session";
+const returnKey = "fleetban-return";
 /** Renewed this long before the access token ends, milliseconds. */
 const early = 45_000;
 
@@ -84,6 +85,26 @@ export function expire(): void {
     if (localStorage.getItem(noteKey) !== null) localStorage.setItem(noteKey, "0");
   } catch {
     // as above
+  }
+}
+
+/** leaving notes before the browser goes to an identity provider where it is to come back to. */
+export function leaving(): void {
+  try {
+    sessionStorage.setItem(returnKey, location.pathname + location.search);
+  } catch {
+    // Storage is forbidden: it comes back to the first page.
+  }
+}
+
+// The control plane sends a browser here that an identity provider vouched for. The cookies are there, and nothing is noted.
+if (location.hash === "#signed-in") {
+  try {
+    localStorage.setItem(noteKey, "0");
+    history.replaceState(null, "", sessionStorage.getItem(returnKey) ?? "/");
+    sessionStorage.removeItem(returnKey);
+  } catch {
+    history.replaceState(null, "", "/");
   }
 }
 

@@ -4,7 +4,8 @@ import { type FormEvent, type ReactNode, useEffect, useState } from "react";
 import { transport } from "@/api/session";
 import { BannedPrefix_Effect as Effect, BanService, type ExplainResponse } from "@/gen/fleetban/operator/v1/operator_pb";
 import { useNumber, useText } from "@/i18n";
-import { looksLikePrefix, prefixesOf } from "@/lib/prefix";
+import { looksLikePrefix } from "@/lib/prefix";
+import { words } from "@/lib/words";
 import { seconds } from "@/lib/time";
 import { visible } from "@/lib/visible";
 import { Badge } from "./badge";
@@ -42,7 +43,7 @@ export function BanDialog({ open, onOpenChange, prefix = "", done }: { open: boo
     }
   }, [open, prefix]);
 
-  const wanted = prefixesOf(text);
+  const wanted = words(text);
   const bad = wanted.find((p) => !looksLikePrefix(p));
   const time = seconds(duration);
 

@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
-import { looksLikePrefix, prefixesOf } from "./prefix";
+import { looksLikePrefix } from "./prefix";
+import { words } from "./words";
 
 test("addresses and prefixes", () => {
   for (const good of ["203.0.113.9", "203.0.113.0/24", "2001:db8::1", "2001:db8::/64", "::ffff:192.0.2.1"]) expect(looksLikePrefix(good), good).toBe(true);
@@ -8,5 +9,5 @@ test("addresses and prefixes", () => {
 });
 
 test("what is pasted is taken apart, once each", () => {
-  expect(prefixesOf("203.0.113.9, 203.0.113.10\n203.0.113.9;2001:db8::1 ")).toEqual(["203.0.113.9", "203.0.113.10", "2001:db8::1"]);
+  expect(words("203.0.113.9, 203.0.113.10\n203.0.113.9;2001:db8::1 ")).toEqual(["203.0.113.9", "203.0.113.10", "2001:db8::1"]);
 });

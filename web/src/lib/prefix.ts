@@ -20,7 +20,3 @@ function isV6(address: string): boolean {
   }
 }
 
-/** prefixesOf splits what was pasted: lines, commas, blanks. */
-export function prefixesOf(text: string): string[] {
-  return [...new Set(text.split(/[\s,;]+/).filter((part) => part !== ""))];
-}

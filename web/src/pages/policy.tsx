@@ -18,7 +18,7 @@ import { note } from "@/components/toast";
 import { type AllowedPrefix, AllowlistService, FleetService } from "@/gen/fleetban/operator/v1/operator_pb";
 import { Mode } from "@/gen/fleetban/v1/agent_pb";
 import { useText } from "@/i18n";
-import { prefixesOf } from "@/lib/prefix";
+import { words } from "@/lib/words";
 import { useNow } from "@/lib/time";
 import { visible } from "@/lib/visible";
 
@@ -204,7 +204,7 @@ function Allowlist() {
     setBusy(true);
     setError(undefined);
     allowlist
-      .allow({ prefixes: prefixesOf(String(form.get("prefixes"))), durationS: BigInt(String(form.get("for"))), reason: String(form.get("reason")) })
+      .allow({ prefixes: words(String(form.get("prefixes"))), durationS: BigInt(String(form.get("for"))), reason: String(form.get("reason")) })
       .then(() => {
         setAdding(false);
         return refetch();

@@ -1,14 +1,17 @@
 import { createClient } from "@connectrpc/connect";
+import { useQuery } from "@connectrpc/connect-query";
 import { Link } from "@tanstack/react-router";
 import { type FormEvent, useState } from "react";
-import { began, transport } from "@/api/session";
+import { began, leaving, transport } from "@/api/session";
 import { Button } from "@/components/button";
 import { TextField } from "@/components/field";
 import { Plain } from "@/components/plain";
 import { ProblemNote } from "@/components/problem";
 import { type SecondFactor, type SignInResponse, SessionService } from "@/gen/fleetban/operator/v1/people_pb";
+import { SsoService } from "@/gen/fleetban/operator/v1/sso_pb";
 import { useText } from "@/i18n";
 import { answerPasskey, passkeysWork } from "@/lib/passkey";
+import { visible } from "@/lib/visible";
 
 const client = createClient(SessionService, transport);
 
@@ -49,6 +52,10 @@ export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
       return client.completeSignIn({ challenge: begun.challenge, answer: { case: "passkeyResponseJson", value: await answerPasskey(begun.passkeyOptionsJson) } });
     });
 
+  const sso = useQuery(SsoService.method.getSsoSignIn, {}, { retry: false, staleTime: Number.POSITIVE_INFINITY }).data;
+  const [otherwise, setOtherwise] = useState(false);
+  const provider = sso?.provider ? sso : undefined;
+
   if (factor) return <Second factor={factor} busy={busy} error={error} answer={(work) => void attempt(async () => client.completeSignIn({ challenge: factor.challenge, answer: await work() }))} back={() => setFactor(undefined)} />;
   return (
     <Plain title={t.signIn.title}>
@@ -57,22 +64,40 @@ export function SignIn({ why }: { why: "none" | "ended" | "elsewhere" }) {
           {why === "elsewhere" ? t.signIn.elsewhere : t.signIn.ended}
         </p>
       )}
-      <form onSubmit={password} className="flex flex-col gap-3">
-        <TextField label={t.signIn.email} name="email" type="email" autoComplete="username" required maxLength={254} />
-        <TextField label={t.signIn.password} name="password" type="password" autoComplete="current-password" required maxLength={1024} />
-        <ProblemNote error={error} />
-        <Button type="submit" kind="primary" busy={busy}>
-          {t.signIn.go}
-        </Button>
-        {passkeysWork() && (
-          <Button onClick={passkey} disabled={busy}>
-            {t.signIn.passkey}
+      {provider && (
+        <div className="mb-4 flex flex-col gap-3">
+          <a
+            href={provider.startPath}
+            onClick={leaving}
+            className="inline-flex min-h-9 items-center justify-center rounded-md bg-accent px-3 font-medium break-all text-on-accent hover:opacity-90"
+          >
+            {t.signIn.provider(visible(provider.provider, 100))}
+          </a>
+          {provider.required && !otherwise && (
+            <button type="button" onClick={() => setOtherwise(true)} className="self-center text-soft hover:text-text hover:underline">
+              {t.signIn.breakGlass}
+            </button>
+          )}
+        </div>
+      )}
+      {(!provider?.required || otherwise) && (
+        <form onSubmit={password} className="flex flex-col gap-3">
+          <TextField label={t.signIn.email} name="email" type="email" autoComplete="username" required maxLength={254} />
+          <TextField label={t.signIn.password} name="password" type="password" autoComplete="current-password" required maxLength={1024} />
+          <ProblemNote error={error} />
+          <Button type="submit" kind={provider ? "plain" : "primary"} busy={busy}>
+            {t.signIn.go}
           </Button>
-        )}
-        <Link to="/reset" className="self-center text-soft hover:text-text hover:underline">
-          {t.reset.forgot}
-        </Link>
-      </form>
+          {passkeysWork() && (
+            <Button onClick={passkey} disabled={busy}>
+              {t.signIn.passkey}
+            </Button>
+          )}
+          <Link to="/reset" className="self-center text-soft hover:text-text hover:underline">
+            {t.reset.forgot}
+          </Link>
+        </form>
+      )}
     </Plain>
   );
 }

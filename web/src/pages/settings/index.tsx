@@ -10,6 +10,7 @@ import { ApprovalPolicy } from "./approvals";
 import { JoinTokens } from "./join-tokens";
 import { Members } from "./members";
 import { Organisation } from "./organisation";
+import { Sso } from "./sso";
 import { Sessions } from "./sessions";
 import { Tokens } from "./tokens";
 
@@ -30,6 +31,7 @@ export function Settings() {
   ];
   if (may("hosts")) tabs.push(["join-tokens", t.settings.joinTokens, <JoinTokens key="join" />]);
   tabs.push(["organisation", t.settings.organisation, <Organisation key="organisation" />]);
+  if (may("members")) tabs.push(["sso", t.settings.sso, <Sso key="sso" />]);
   // What is about the whole organisation isn't for who sees a part of it.
   if (session.state === "in" && session.person.tags.length === 0) tabs.push(["approvals", t.settings.approvals, <ApprovalPolicy key="approvals" />]);
   const current = tabs.some(([id]) => id === tab) ? (tab ?? "account") : "account";
