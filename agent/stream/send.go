@@ -1,9 +1,9 @@
 package stream
 
 import (
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"time"
 
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -74,48 +74,66 @@ func (w *sender) due() (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	if s.healthDue.Load() {
-		if left := healthGap - time.Since(w.lastHealth); left > 0 {
-			return least(pause, left), nil
-		}
-		s.healthDue.Store(false)
-		h := s.cfg.Health()
-		if is := standing(h); is == w.standing {
-			// Every ban changes the counts of every host. They must not delay its acknowledgements, nor come from all at once.
-			if w.drift.IsZero() {
-				if w.pace *= 2; w.pace == 0 || time.Since(w.lastHealth) > 2*w.pace {
-					w.pace = driftLeast
-				}
-				w.pace = min(w.pace, driftMost)
-				w.drift = time.Now().Add(w.pace + time.Duration(rand.Int64N(int64(w.pace)))) //nolint:gosec // no secret
-			}
-			if left := time.Until(w.drift); left > 0 {
-				s.healthDue.Store(true)
-				return least(pause, left), nil
-			}
-		} else {
-			w.standing = is
-		}
-		w.lastHealth, w.drift = time.Now(), time.Time{}
-		return pause, s.stream.send(fleetbanv1.ConnectRequest_builder{Health: h}.Build())
+	wait, err := w.health()
+	return least(pause, wait), err
+}
+
+// health tells how the host is, where that has changed: at once what a person should know, and later what any ban changes.
+func (w *sender) health() (time.Duration, error) {
+	s := w.s
+	due := s.healthDue.Load()
+	if !due && w.drift.IsZero() {
+		return 0, nil
 	}
-	return pause, nil
+	if left := healthGap - time.Since(w.lastHealth); left > 0 {
+		return left, nil
+	}
+	left := time.Until(w.drift)
+	if !due && left > 0 {
+		return left, nil // what is known to have changed waits
+	}
+	s.healthDue.Store(false)
+	h := s.cfg.Health()
+	if is := standing(h); is != w.standing {
+		w.standing = is
+	} else if w.drift.IsZero() || left > 0 {
+		// Every ban changes the counts of every host. They must not delay its acknowledgements, nor come from all at once.
+		if w.drift.IsZero() {
+			if w.pace *= 2; w.pace == 0 || time.Since(w.lastHealth) > 2*w.pace {
+				w.pace = driftLeast
+			}
+			w.pace = min(w.pace, driftMost)
+			w.drift = time.Now().Add(w.pace + time.Duration(rand.Int64N(int64(w.pace)))) //nolint:gosec // no secret
+		}
+		return max(time.Until(w.drift), time.Millisecond), nil
+	}
+	w.lastHealth, w.drift = time.Now(), time.Time{}
+	return 0, s.stream.send(fleetbanv1.ConnectRequest_builder{Health: h}.Build())
 }
 
 // standing is a Health without what any ban changes.
 func standing(h *fleetbanv1.Health) string {
 	f, e := h.GetFail2Ban(), h.GetEnforcer()
-	out := fmt.Sprint(f.GetState(), f.GetProblem(), f.GetSource(), len(f.GetJails()), e.GetBackend(), e.GetInert(), e.GetProblem(), e.GetRepairs(),
-		e.GetOffUntilUnixMs(), h.GetSpool().GetProblem(), h.GetSpool().GetLost(), h.GetPolicyLevel())
-	for _, finding := range h.GetFindings() {
-		out += finding.GetCode() + finding.GetProblem()
+	b := make([]byte, 0, 64)
+	for _, n := range []int64{
+		int64(f.GetState()), int64(f.GetSource()), int64(len(f.GetJails())), int64(e.GetInert()), int64(e.GetRepairs()), e.GetOffUntilUnixMs(), //nolint:gosec // to be told apart
+		int64(h.GetSpool().GetLost()), //nolint:gosec // as above
+	} {
+		b = append(strconv.AppendInt(b, n, 10), ' ')
 	}
-	return out
+	for _, text := range []string{f.GetProblem(), e.GetBackend(), e.GetProblem(), h.GetSpool().GetProblem(), h.GetPolicyLevel()} {
+		b = append(append(b, text...), 0)
+	}
+	for _, finding := range h.GetFindings() {
+		b = append(append(append(append(b, finding.GetCode()...), 0), finding.GetProblem()...), 0)
+	}
+	return string(b)
 }
 
+// least is the lesser of two pauses, of which 0 is none.
 func least(a, b time.Duration) time.Duration {
-	if a == 0 {
-		return b
+	if a == 0 || b == 0 {
+		return max(a, b)
 	}
 	return min(a, b)
 }
