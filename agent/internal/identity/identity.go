@@ -97,7 +97,11 @@ func (id *Identity) TLS() (*tls.Config, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	return tlsConfig(id.URL, id.Pin, ca)
+	c, err := tlsConfig(id.URL, id.Pin, ca)
+	if c != nil {
+		c.GetClientCertificate = id.clientCertificate
+	}
+	return c, err
 }
 
 // ParseURL reads the address of a control plane.

@@ -30,6 +30,10 @@ const (
 	askWithin, lockWithin = 15 * time.Second, 30 * time.Second
 )
 
+// callProtocol is offered beside HTTP, and never agreed on: it says that a host calls, which the control plane may ask for a client
+// certificate.
+const callProtocol = "fleetban-agent-call"
+
 // A change of the key may be killed at any moment:
 //
 //	next key written ─▶ control plane swaps ─▶ identity.json with the new grant and key ─▶ next key renamed
@@ -116,6 +120,9 @@ func (id *Identity) askRotation(ctx context.Context, next ed25519.PrivateKey) (s
 	tlsConf, err := id.TLS()
 	if err != nil {
 		return "", err
+	}
+	if tlsConf != nil {
+		tlsConf.NextProtos = []string{"h2", "http/1.1", callProtocol}
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: tlsConf, TLSHandshakeTimeout: askWithin, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()

@@ -38,6 +38,9 @@ func (s *Service) AuthenticateHost(ctx context.Context, header http.Header) (con
 	if err != nil {
 		return ctx, assertionError(err)
 	}
+	if err := s.certified(ctx, grant.HostID); err != nil {
+		return ctx, err
+	}
 	life := assertion.Expires.Sub(s.Now()) + 2*hostauth.ClockLeeway
 	if err := s.Hosts.UseAssertion(ctx, grant.OrganisationID, grant.HostID, assertion.ID, life); err != nil {
 		if errors.Is(err, hosts.ErrReplayed) {

@@ -178,7 +178,7 @@ func (s *Service) ServeLink(conn net.Conn, wire *link.Wire) {
 	}
 	id := requestid.Of(l.Header)
 	c := &linkConn{Stream: l, service: s, response: http.Header{requestid.Header: {id}}, trailer: http.Header{}}
-	ctx = auth.WithAnswer(requestid.With(ctx, id), c.response)
+	ctx = withCertificates(auth.WithAnswer(requestid.With(ctx, id), c.response), stateOf(conn))
 	if l.Path != fleetbanv1connect.AgentServiceConnectProcedure {
 		l.Finish(c.response, connect.NewError(connect.CodeUnimplemented, errors.New("this connection is for an agent's stream")))
 		return

@@ -19,6 +19,7 @@ package agentapi
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -72,6 +73,8 @@ type Options struct {
 	Told func() (at time.Time, steps uint32)
 	// Heartbeat is how often each side speaks when it has nothing to say, at most 25 s; optional, default 20 s.
 	Heartbeat time.Duration
+	// ClientCAs are the authorities of hosts' client certificates; nil where hosts need none.
+	ClientCAs func() *x509.CertPool
 	// Audit records who enrolled, changed keys, was quarantined. Nil, in tests, records nothing.
 	Audit *audit.Log
 	// Logger and Metrics are optional.
@@ -179,6 +182,7 @@ func (s *Service) Handler(interceptors ...connect.Interceptor) (string, http.Han
 	stream := connect.NewBidiStreamHandler(fleetbanv1connect.AgentServiceConnectProcedure, overHTTP,
 		connect.WithSchema(methods.ByName("Connect")), connect.WithHandlerOptions(options...), connect.WithCodec(frameCodec{}))
 	return "/" + fleetbanv1connect.AgentServiceName + "/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = certifiedHTTP(r)
 		switch r.URL.Path {
 		case fleetbanv1connect.AgentServiceEnrollProcedure:
 			enroll.ServeHTTP(w, r)

@@ -26,6 +26,10 @@ const Protocol = "fleetban-agent"
 // is one frame of literals that no table shortens, and a client may send MaxMessage and 64 KiB ahead from the first byte.
 const Agreed = "fleetban-link"
 
+// Call is what an agent adds to the protocols that it offers for a call that is no stream: that it is a host's, which may be asked for a
+// client certificate. It is never agreed on.
+const Call = "fleetban-agent-call"
+
 // MaxMessage bounds a message of the peer, bytes.
 const MaxMessage = 1 << 20
 

@@ -55,6 +55,7 @@ type Config struct {
 	ACMEDirectory    string        `name:"acme-directory" env:"FLEETBAN_ACME_DIRECTORY" placeholder:"URL" help:"Directory of the authority. Without it: Let's Encrypt."`
 	ACMECAFile       string        `name:"acme-ca-file" env:"FLEETBAN_ACME_CA_FILE" placeholder:"FILE" help:"Authorities, PEM, of the directory's own certificate, instead of the system's: for an authority of your own."`
 	ACMEHTTPListen   string        `name:"acme-http-listen" env:"FLEETBAN_ACME_HTTP_LISTEN" placeholder:"ADDR" help:"Prove the names by plain HTTP at this address, which is port 80 to the authority, and send all others there to HTTPS. Without it they are proven in the TLS handshake (TLS-ALPN-01), which a proxy that ends TLS doesn't pass on."`
+	AgentClientCA    string        `name:"agent-client-ca" env:"FLEETBAN_AGENT_CLIENT_CA" placeholder:"FILE" help:"Let hosts in with a client certificate only, which an authority in this file (PEM; read again when it changes) made for the host's id. They must reach the control plane's own TLS."`
 	TLSOff           bool          `name:"tls-off" env:"FLEETBAN_TLS_OFF" help:"Speak HTTP/1.1 and h2c without TLS: behind a proxy that ends TLS, or in a lab."`
 	Pin              string        `name:"pin" env:"FLEETBAN_PUBLIC_PIN" placeholder:"sha256//…" help:"The key that hosts shall pin, where a proxy ends TLS with a certificate that is not publicly trusted."`
 	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client, and whose X-Forwarded-Proto says whether it came by HTTPS."`
@@ -103,6 +104,9 @@ func (c *Config) Complete() error {
 	}
 	if c.TLSOff && c.TLSCert != "" {
 		return &ConfigError{"tls-off", "FLEETBAN_TLS_OFF", "it contradicts --tls-cert", "leave one of them out"}
+	}
+	if c.TLSOff && c.AgentClientCA != "" {
+		return &ConfigError{"agent-client-ca", "FLEETBAN_AGENT_CLIENT_CA", "it contradicts --tls-off: who ends TLS elsewhere can't pass certificates on", "leave one of them out"}
 	}
 	if err := c.completeACME(port); err != nil {
 		return err

@@ -33,6 +33,7 @@ type door struct {
 	first     *tls.Config // until it is known who comes; has the keys of sessions that are resumed
 	others    *tls.Config
 	agents    *tls.Config
+	calls     *tls.Config // of hosts, that are no streams; nil where they are asked for nothing
 	// challenge answers authorities that make certificates by ACME; nil where none is asked. To be set before begin.
 	challenge func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
@@ -56,6 +57,16 @@ func newDoor(l net.Listener, config *tls.Config, links func(net.Conn, *link.Wire
 	// What agents are sent is a message at a time, or many: records as large as they may be are the fewest.
 	d.agents.DynamicRecordSizingDisabled = true
 	return d
+}
+
+// askHosts has hosts show client certificates. Whether they are good is for who serves them to say, in words; and others, browsers
+// above all, aren't asked. To be called before begin.
+func (d *door) askHosts() {
+	d.calls = d.others.Clone()
+	for _, c := range []*tls.Config{d.agents, d.calls} {
+		// A session that is resumed would show what the host had, or hadn't, when it began.
+		c.ClientAuth, c.SessionTicketsDisabled = tls.RequestClientCert, true
+	}
 }
 
 // begin opens it.
@@ -100,6 +111,9 @@ type comer struct {
 func (d *door) choose(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if d.challenge != nil && slices.Equal(hello.SupportedProtos, []string{acmecert.ALPN}) {
 		return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{acmecert.ALPN}, GetCertificate: d.challenge, SessionTicketsDisabled: true}, nil
+	}
+	if d.calls != nil && slices.Contains(hello.SupportedProtos, link.Call) {
+		return d.calls, nil
 	}
 	c, ok := hello.Conn.(*comer)
 	if !ok || !slices.Contains(hello.SupportedProtos, link.Protocol) || !slices.Contains(hello.SupportedProtos, "h2") {
