@@ -44,7 +44,10 @@ type linked struct {
 
 // Receive implements duplex.
 func (l linked) Receive() (*fleetbanv1.ConnectRequest, error) {
-	m := new(fleetbanv1.ConnectRequest)
+	m, plain := l.raw.ahead()
+	if plain {
+		return m, nil
+	}
 	if err := l.received.Receive(m); err != nil {
 		return nil, err
 	}
@@ -61,6 +64,10 @@ type linkConn struct {
 	service  *Service
 	response http.Header
 	trailer  http.Header
+
+	// What ahead has decoded, and whether it could; for the Receive that follows.
+	decoded    *fleetbanv1.ConnectRequest
+	decodedErr error
 }
 
 var _ connect.StreamingHandlerConn = (*linkConn)(nil)
@@ -86,18 +93,32 @@ func (c *linkConn) ResponseHeader() http.Header { return c.response }
 // ResponseTrailer implements connect.StreamingHandlerConn.
 func (c *linkConn) ResponseTrailer() http.Header { return c.trailer }
 
-// Receive implements connect.StreamingHandlerConn.
-func (c *linkConn) Receive(message any) error {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return fmt.Errorf("can't decode into a %T", message)
-	}
-	err := c.Stream.Receive(func(b []byte) error {
+// ahead receives a message. A plain acknowledgement is all that is to be had; of any other the Receive that follows says what
+// became of it, through the interceptors, which check it.
+func (c *linkConn) ahead() (m *fleetbanv1.ConnectRequest, plain bool) {
+	c.decodedErr = c.Stream.Receive(func(b []byte) error {
+		if m, plain = plainAck(b); plain {
+			return nil
+		}
+		m = new(fleetbanv1.ConnectRequest)
 		if err := proto.Unmarshal(b, m); err != nil {
-			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("decode %T: %w", message, err))
+			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("decode %T: %w", m, err))
 		}
 		return nil
 	})
+	if m == nil {
+		m = new(fleetbanv1.ConnectRequest)
+	}
+	c.decoded = m
+	return m, plain
+}
+
+// Receive implements connect.StreamingHandlerConn.
+func (c *linkConn) Receive(message any) error {
+	if message != c.decoded {
+		return fmt.Errorf("can't receive a %T: it wasn't received ahead", message)
+	}
+	err := c.decodedErr
 	switch {
 	case err == nil, errors.Is(err, io.EOF):
 		return err
