@@ -132,13 +132,22 @@ func (s *SSO) Complete(ctx context.Context, org string, query url.Values, browse
 	}
 	var looked time.Time
 	if a.Fresh {
-		// max_age obliges a provider to say when it looked; one that ignores it proves nothing.
-		if looked = time.Unix(claims.looked, 0); looked.Before(time.Unix(a.Began, 0).Add(-leeway)) || looked.After(s.o.Now().Add(leeway)) {
-			return Signed{}, fmt.Errorf("%w: the identity provider didn't have you sign in anew, as it was asked to (prompt=login, max_age=0, auth_time)", ErrRefused)
+		if looked, err = a.looked(claims.looked, s.o.Now()); err != nil {
+			return Signed{}, err
 		}
 	}
 	account, err := s.person(ctx, org, p, claims)
 	return Signed{Account: account, Org: org, Program: a.Program, Looked: looked}, err
+}
+
+// looked is when the provider looked at the person again, as it was asked to: max_age obliges it to say so, and one that
+// doesn't proves nothing.
+func (a attempt) looked(authTime int64, now time.Time) (time.Time, error) {
+	at := time.Unix(authTime, 0)
+	if at.Before(time.Unix(a.Began, 0).Add(-leeway)) || at.After(now.Add(leeway)) {
+		return time.Time{}, fmt.Errorf("%w: the identity provider didn't have you sign in anew, as it was asked to (prompt=login, max_age=0, auth_time)", ErrRefused)
+	}
+	return at, nil
 }
 
 // claims are what is used of what a provider says of a person.
