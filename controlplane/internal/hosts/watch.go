@@ -24,7 +24,7 @@ const (
 	// receiptRecheck is how often receipts are read without a bell, and all of them anew: hosts also go offline silently.
 	receiptRecheck = 2 * time.Second
 	// receiptProgress is how often, at most, those that haven't answered are all asked after.
-	receiptProgress = 200 * time.Millisecond
+	receiptProgress = 500 * time.Millisecond
 	// receiptProbe is of how many of them Redis is asked in between: as long as one of these is missing, it isn't the end.
 	receiptProbe = 16
 )
@@ -32,7 +32,7 @@ const (
 // WatchReceipts sends receipts whenever they change, until every connected host has answered (the last one says so), ctx
 // ends, or send fails.
 //
-// All hosts are looked at when it begins and every two seconds; in between only those that hadn't answered, at most five times a
+// All hosts are looked at when it begins and every two seconds; in between only those that hadn't answered, at most twice a
 // second, or when the few that are probed more often have all answered. So ten thousand hosts that answer one after the
 // other cost as much as they are, and not as much again with each of them.
 func (h *Hosts) WatchReceipts(ctx context.Context, org string, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,

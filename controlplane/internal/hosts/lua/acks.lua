@@ -14,15 +14,19 @@ end
 local fences = redis.call('HMGET', key('fences'), unpack(ids))
 local stale, sets, put, drop = {}, {}, {}, {}
 
-local function add(to, name, ...)
+local function list_of(to, name)
   local list = to[name]
   if not list then
     list = {}
     to[name] = list
   end
-  for _, v in ipairs({...}) do
-    list[#list + 1] = v
-  end
+  return list
+end
+
+local function add(to, name, id, value)
+  local list = list_of(to, name)
+  list[#list + 1] = id
+  list[#list + 1] = value
 end
 
 for n, id in ipairs(ids) do
