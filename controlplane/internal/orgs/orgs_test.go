@@ -391,3 +391,62 @@ func TestStoreAway(t *testing.T) {
 		t.Fatalf("a token with Redis away: %v", err)
 	}
 }
+
+// Whoever writes to Redis makes no join token, and gives none more uses, time, tags or another host.
+func TestForgedJoinTokens(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	st := redistest.Start(t).Open()
+	o := orgs.New(st, sealer())
+	org, err := o.Create(ctx, "Acme", watch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := o.CreateJoinToken(ctx, org.ID, orgs.NewJoinToken{Uses: 100, Tags: map[string]string{"team": "web"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	field := store.Key(org.ID, "join", made.ID)
+	stood := st.Client().HGetAll(ctx, field).Val()
+	other, err := o.CreateJoinToken(ctx, org.ID, orgs.NewJoinToken{Uses: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, forged := range map[string]map[string]string{
+		"more uses": {"uses": "1000", "left": "1000"}, "more time": {"expires": "99999999999999"}, "other tags": {"tags": `{"team":"db"}`}, "no tags": {"tags": `{}`},
+		"a host": {"host": "01ARZ3NDEKTSV4RRFFQ69G5FAV"}, "ephemeral": {"ephemeral": "60000"}, "no seal": {"seal": ""}, "another's seal": {"seal": st.Client().HGet(ctx, store.Key(org.ID, "join", other.ID), "seal").Val()},
+	} {
+		if err := st.Client().HSet(ctx, field, forged).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if join, err := o.UseJoinToken(ctx, made.Secret, key(1)); !errors.Is(err, orgs.ErrUnknownToken) {
+			t.Errorf("%s: %+v, %v", name, join, err)
+		}
+		if list, err := o.ListJoinTokens(ctx, org.ID); err != nil || len(list) != 1 || list[0].ID != other.ID {
+			t.Errorf("%s: listed %v, %v", name, list, err)
+		}
+		if err := st.Client().HSet(ctx, field, stood).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A record of another token in the place of one whose secret somebody has.
+	if err := st.Client().HSet(ctx, store.Key(org.ID, "join", other.ID), "tags", stood["tags"], "seal", stood["seal"]).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if join, err := o.UseJoinToken(ctx, other.Secret, key(1)); !errors.Is(err, orgs.ErrUnknownToken) {
+		t.Errorf("moved: %+v, %v", join, err)
+	}
+	if join, err := o.UseJoinToken(ctx, made.Secret, key(2)); err != nil || join.Tags["team"] != "web" {
+		t.Errorf("as it was: %+v, %v", join, err)
+	}
+	// One of a release that didn't sign is good once who runs the control plane has signed it.
+	if err := st.Client().HDel(ctx, field, "seal").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if signed, err := o.SignJoins(ctx, org.ID); err != nil || len(signed) != 1 || signed[0] != made.ID {
+		t.Errorf("%v, %v", signed, err)
+	}
+	if _, err := o.UseJoinToken(ctx, made.Secret, key(3)); err != nil {
+		t.Error(err)
+	}
+}
