@@ -101,10 +101,10 @@ export function leaving(): void {
 if (location.hash === "#signed-in") {
   try {
     localStorage.setItem(noteKey, "0");
-    history.replaceState(null, "", sessionStorage.getItem(returnKey) ?? "/");
+    history.replaceState(null, "", sessionStorage.getItem(returnKey) ?? location.pathname);
     sessionStorage.removeItem(returnKey);
   } catch {
-    history.replaceState(null, "", "/");
+    history.replaceState(null, "", location.pathname);
   }
 }
 
