@@ -109,19 +109,14 @@ func kindOfNumber(set uint16) fleetbanv1.SetKind {
 	}
 }
 
-// liftMark is what a tombstone's failures are once it refused an offer of a set in an epoch: lift_mark in apply.lua.
-func liftMark(epoch uint64, set uint16) uint16 {
-	return uint16((epoch+uint64(set)*31)%65535 + 1) //nolint:gosec // at most 65535
-}
-
-// retractionOf is the tombstone that a snapshot names for a prefix that isn't in the set: one of all, or one of a host's jail that
-// refused what another host held of it from before a loss. Nothing else tells that host.
-func retractionOf(claims []rawClaim, set uint16, epoch uint64, now int64) (since, expires int64, ok bool) {
+// retractionOf is the tombstone that a snapshot names for a prefix that isn't in the set: one of all; in a rebuild one of a host's jail
+// too, for hosts hold the prefix from before and take nothing that is merely absent for lifted.
+func retractionOf(claims []rawClaim, set uint16, rebuilding bool, now int64) (since, expires int64, ok bool) {
 	for _, c := range claims {
 		if !c.tomb() || c.expires <= now || c.set != set && (c.set != 0 || kindOfNumber(set) != fleetbanv1.SetKind_SET_KIND_BAN) {
 			continue
 		}
-		if c.source == sourceTomb || c.failures == liftMark(epoch, set) {
+		if c.source == sourceTomb || rebuilding {
 			since, expires, ok = max(since, c.since), max(expires, c.expires), true
 		}
 	}

@@ -212,17 +212,17 @@ func (s *Sets) trySnapshot(ctx context.Context, org, set string) (*Snapshot, err
 	if err != nil {
 		return nil, err
 	}
+	rebuilding := before.RebuildUntil > before.Now
 	held := map[netip.Prefix]Record{}
 	keep := func(e rawEntry) {
 		if since, expires, ok := viewOf(e.claims, number, -1); ok {
 			held[e.prefix] = Record{Prefix: e.prefix, Kind: fleetbanv1.RecordKind_RECORD_KIND_PRESENT, Since: since, Expires: expires}
 			return
 		}
-		if since, expires, ok := retractionOf(e.claims, number, before.Epoch, before.Now); ok {
+		if since, expires, ok := retractionOf(e.claims, number, rebuilding, before.Now); ok {
 			held[e.prefix] = Record{Prefix: e.prefix, Kind: fleetbanv1.RecordKind_RECORD_KIND_RETRACTED, Since: since, Expires: expires}
 		}
 	}
-	rebuilding := before.RebuildUntil > before.Now
 	switch {
 	case before.Set(set).Cursor.Version == 0:
 	case KindOf(set) != fleetbanv1.SetKind_SET_KIND_BAN && !rebuilding: // the index has no tombstones: hosts need them in a rebuild alone

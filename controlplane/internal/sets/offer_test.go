@@ -115,7 +115,8 @@ func TestRefusedOfferIsLifted(t *testing.T) {
 			},
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
+		// slow: a host offers before anybody knows, which is taken, and gets its snapshot when it is known.
+		run := func(t *testing.T, slow bool) {
 			t.Parallel()
 			f := newFixture(t)
 			must(f.Allow(ctx, org, sets.AllowInput{Prefixes: []netip.Prefix{pfx("198.51.100.0/24")}, Duration: time.Hour, Actor: "alice"}))(t)
@@ -129,6 +130,16 @@ func TestRefusedOfferIsLifted(t *testing.T) {
 			restore()
 			f.advance(time.Second)
 			early := must(f.Snapshot(ctx, org, c.set))(t) // as replicas keep one for those that come at about the same time
+			if slow {
+				must(f.Offer(ctx, org, c.set, hosts[0].above(0)))(t)
+				c.known(t, f)
+				hosts[0].merge(must(f.Snapshot(ctx, org, c.set))(t))
+				if h := &hosts[0]; h.holds(p) || !h.holds(stays) {
+					t.Errorf("it holds %v and %v, want the second alone", h.held[p], h.held[stays])
+				}
+				f.check(t)
+				return
+			}
 			c.known(t, f)
 
 			var told uint64
@@ -160,6 +171,40 @@ func TestRefusedOfferIsLifted(t *testing.T) {
 				t.Error("the rebuild is over, which lifts anything")
 			}
 			f.check(t)
-		})
+		}
+		t.Run(name, func(t *testing.T) { run(t, false) })
+		t.Run(name+" while its offer was taken", func(t *testing.T) { run(t, true) })
 	}
+}
+
+// Two servers that take themselves for the master each begin an epoch from the same state, while the fleet's clock stands still: what
+// hosts hold of the one must not pass for what the other has.
+func TestEpochsOfTwoMastersDiffer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	ctx := context.Background()
+	ban := func(p netip.Prefix) {
+		t.Helper()
+		must(f.Ban(ctx, org, sets.BanInput{Prefixes: []netip.Prefix{p}, Set: banset.All, Duration: time.Hour, Actor: "alice"}))(t)
+	}
+	ban(pfx("203.0.113.1/32"))
+	restore := f.redis.Backup()
+	restore()
+	ban(pfx("203.0.113.2/32"))
+	there := &host{}
+	there.follow(t, f)
+	restore() // the other server
+	ban(pfx("203.0.113.3/32"))
+	here := must(f.States(ctx, org))(t).Set(banset.All).Cursor
+	if there.cursor.Epoch == here.Epoch || there.cursor.Version != here.Version {
+		t.Fatalf("a host of the one is at %+v, the other server at %+v", there.cursor, here)
+	}
+	resume := must(f.Resume(ctx, org, there.cursor))(t)
+	if resume.Action != sets.ResumeOffer || resume.After != 0 {
+		t.Fatalf("a host of the one goes on with the other by %+v", resume)
+	}
+	if taken := must(f.Offer(ctx, org, banset.All, there.above(resume.After)))(t); taken.Recovered != 1 {
+		t.Errorf("%d of what it holds was taken, want what the other lacks", taken.Recovered)
+	}
+	f.check(t)
 }

@@ -329,7 +329,7 @@ end
 local OFFERS_MOST = 900000 -- ms that offers can keep a rebuild open
 
 -- What a tombstone's count of failures holds once it refused an offer: for which set hosts were told so last, and in which epoch. They
--- are told once then, however many of them offer what it refuses, and snapshots know which to name: liftMark in codec.go.
+-- are told once then, however many of them offer what it refuses; snapshots of a rebuild name it anyway.
 local function lift_mark(no) return (epoch + no * 31) % 65535 + 1 end
 
 -- Has hosts lift what a tombstone refused, unless something else keeps it in the set: they hold it from before a loss, and take nothing
@@ -403,7 +403,7 @@ function ops.offer()
       taken = taken + 1
     end
   end
-  local open = math.min(now + tonumber(ARGV[2]) / 2, epoch + OFFERS_MOST)
+  local open = math.min(now + tonumber(ARGV[2]) / 2, began + OFFERS_MOST)
   if taken > 0 and open > rebuild_until then
     rebuild_until = math.floor(open)
     later[#later + 1] = {'HSET', KEYS[1], 'rebuild_until', num(rebuild_until)}

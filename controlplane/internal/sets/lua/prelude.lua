@@ -41,13 +41,14 @@ local function num(n)
 end
 
 -- Clock: never back, whatever the machine's does.
-local meta = call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch', 'fresh', 'replid')
+local meta = call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 'policy', 'old_epoch', 'fresh', 'replid', 'began')
 local time = call('TIME')
 local now = tonumber(ARGV[1])
 if now == 0 then now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) end
 now = math.max(now, tonumber(meta[3] or '0'))
 local epoch = tonumber(meta[2] or '0')
 local old_epoch = tonumber(meta[6] or '0')
+local began = tonumber(meta[9] or meta[2] or '0') -- when the epoch did
 local rebuild_until = tonumber(meta[4] or '0')
 local policy = meta[5] or '0'
 
@@ -57,9 +58,13 @@ local policy = meta[5] or '0'
 -- (A server also takes a new one for its first replica. That costs an epoch, and nothing else.)
 --
 -- Every set notes the version it has now: what hosts hold above that under an older epoch was lost.
+--
+-- Two servers that both take themselves for the master begin an epoch after the same one, and at the same time where the clock stands
+-- still because it was set back. Their epochs differ by something of their ids, or what follows would pass for one history.
 local function begin_epoch(runid, replid)
   old_epoch = epoch
-  epoch = math.max(now, old_epoch + 1)
+  epoch = math.max(now, old_epoch + 1) + tonumber(cut(sha1hex(runid .. replid), 1, 4), 16)
+  began = now
   -- There is nothing to gather for an organisation that was just made.
   rebuild_until = meta[7] and 0 or now + tonumber(ARGV[2])
   if meta[7] then call('HDEL', KEYS[1], 'fresh') end
@@ -72,7 +77,7 @@ local function begin_epoch(runid, replid)
     end
     call('HSET', key('set:' .. name), 'rw', table.concat(rewinds, ','))
   end
-  call('HSET', KEYS[1], 'runid', runid, 'replid', replid, 'epoch', num(epoch), 'old_epoch', num(old_epoch), 'rebuild_until', num(rebuild_until), 'clock', num(now))
+  call('HSET', KEYS[1], 'runid', runid, 'replid', replid, 'epoch', num(epoch), 'old_epoch', num(old_epoch), 'began', num(began), 'rebuild_until', num(rebuild_until), 'clock', num(now))
   if old_epoch > 0 then
     call('XADD', key('events'), 'MAXLEN', '~', EVENTS_LEN, '*', 't', num(now), 'k', '16', 'r',
       'Redis was restarted or failed over: what hosts hold is compared with what it kept')
