@@ -3,6 +3,7 @@ import { ClaimSource, EnforcementState } from "@/gen/fleetban/operator/v1/operat
 import { Role } from "@/gen/fleetban/operator/v1/people_pb";
 import { CommandOutcome, EventSource, Finding_Severity, Inert, Refusal } from "@/gen/fleetban/v1/agent_pb";
 import type { Rest } from "../en/rest";
+import { Permission } from "@/gen/fleetban/options/v1/options_pb";
 import { plural } from "../plural";
 
 export const rest: Rest = {
@@ -412,6 +413,9 @@ export const rest: Rest = {
     none: "Gar nicht: ein Neustart von Redis verliert sie, bis Hosts sie zurückgeben",
   },
   members: {
+    restrict: (email) => `${email} beschränken`,
+    restrictLead: "Nur die Hosts mit diesen Tags sind zu sehen und zu steuern, nichts vom Rest. Es gilt sofort.",
+    restrictDone: (email, tags) => (tags ? `${email} ist auf ${tags} beschränkt.` : `${email} sieht die ganze Flotte.`),
     role: "Rolle",
     roleOf: (email) => `Rolle von ${email}`,
     roleSet: (email, role) => `${email} ist jetzt ${role}.`,
@@ -436,6 +440,11 @@ export const rest: Rest = {
     },
   },
   tokens: {
+    may: "Darf",
+    whose: "Wessen",
+    only: (tags) => `nur ${tags}`,
+    nobodys: (maker) => `der Organisation, gemacht von ${maker}`,
+    choose: "Gewählte Rechte",
     own: "Deine API-Tokens",
     ownHint: "Ein Programm damit handelt als du und darf nie mehr als du. Es endet mit deiner Mitgliedschaft.",
     organisation: "API-Tokens der Organisation",
@@ -572,5 +581,15 @@ export const rest: Rest = {
     removeTitle: "Den Anbieter entfernen?",
     removeLead: "Konten, die mit ihm kamen, bleiben Mitglieder und können sich nicht mehr anmelden. Ihre Sitzungen gehen weiter, bis sie enden.",
     removed: "Der Anbieter ist entfernt.",
+  },
+  permissions: {
+    [Permission.FLEET_READ]: "lesen",
+    [Permission.BANS_WRITE]: "sperren und entsperren",
+    [Permission.ALLOWLIST_WRITE]: "die Erlaubnisliste ändern",
+    [Permission.POLICY_WRITE]: "pausieren, Modus setzen",
+    [Permission.HOSTS_WRITE]: "Hosts hinzufügen und entfernen",
+    [Permission.AUDIT_READ]: "das Protokoll lesen",
+    [Permission.MEMBERS_READ]: "Mitglieder sehen",
+    [Permission.MEMBERS_WRITE]: "Mitglieder ändern",
   },
 };

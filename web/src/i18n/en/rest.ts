@@ -2,6 +2,7 @@ import { ApprovalState } from "@/gen/fleetban/operator/v1/approvals_pb";
 import { ClaimSource, EnforcementState } from "@/gen/fleetban/operator/v1/operator_pb";
 import { Role } from "@/gen/fleetban/operator/v1/people_pb";
 import { CommandOutcome, EventSource, Finding_Severity, Inert, Refusal } from "@/gen/fleetban/v1/agent_pb";
+import { Permission } from "@/gen/fleetban/options/v1/options_pb";
 import { plural } from "../plural";
 
 export const rest = {
@@ -415,6 +416,9 @@ export const rest = {
     none: "Not at all: a restart of Redis loses it, until hosts give it back",
   } as Record<string, string>,
   members: {
+    restrict: (email: string) => `Restrict ${email}`,
+    restrictLead: "They see and steer the hosts with these tags only, and nothing of the rest. It takes effect at once.",
+    restrictDone: (email: string, tags: string) => (tags ? `${email} is restricted to ${tags}.` : `${email} sees the whole fleet.`),
     role: "Role",
     roleOf: (email: string) => `Role of ${email}`,
     roleSet: (email: string, role: string) => `${email} is ${role} now.`,
@@ -439,6 +443,11 @@ export const rest = {
     } as Record<Role, string>,
   },
   tokens: {
+    may: "May",
+    whose: "Whose",
+    only: (tags: string) => `only ${tags}`,
+    nobodys: (maker: string) => `the organisation's, made by ${maker}`,
+    choose: "Chosen permissions",
     own: "Your API tokens",
     ownHint: "A program with one of them acts as you, and never may more than you. It ends with your membership.",
     organisation: "The organisation's API tokens",
@@ -576,6 +585,16 @@ export const rest = {
     removeLead: "Accounts that came with it stay members, and can't sign in any more. What sessions they have go on until they end.",
     removed: "The provider is removed.",
   },
+  permissions: {
+    [Permission.FLEET_READ]: "read",
+    [Permission.BANS_WRITE]: "ban and unban",
+    [Permission.ALLOWLIST_WRITE]: "change the allowlist",
+    [Permission.POLICY_WRITE]: "pause, and set the mode",
+    [Permission.HOSTS_WRITE]: "add and remove hosts",
+    [Permission.AUDIT_READ]: "read the audit log",
+    [Permission.MEMBERS_READ]: "see members",
+    [Permission.MEMBERS_WRITE]: "change members",
+  } as Partial<Record<Permission, string>>,
 };
 
 export type Rest = typeof rest;

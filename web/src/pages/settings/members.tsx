@@ -1,9 +1,10 @@
 import { createClient } from "@connectrpc/connect";
 import { useQuery } from "@connectrpc/connect-query";
+import { Pencil } from "lucide-react";
 import { type FormEvent, useMemo, useState } from "react";
 import { useMay } from "@/api/may";
 import { transport, useSession } from "@/api/session";
-import { Button } from "@/components/button";
+import { Button, IconButton } from "@/components/button";
 import { CopyLine } from "@/components/copy";
 import { Dialog, DialogActions } from "@/components/dialog";
 import { Waiting } from "@/components/empty";
@@ -16,6 +17,7 @@ import { note } from "@/components/toast";
 import { type InviteResponse, type Member, MemberService, Role } from "@/gen/fleetban/operator/v1/people_pb";
 import { useText } from "@/i18n";
 import { visible } from "@/lib/visible";
+import { words } from "@/lib/words";
 
 const client = createClient(MemberService, transport);
 const roles = [Role.OWNER, Role.ADMIN, Role.OPERATOR, Role.VIEWER] as const;
@@ -29,13 +31,24 @@ export function Members() {
   const answer = useQuery(MemberService.method.listMembers, {}, { refetchInterval: 5_000 });
   const { refetch } = answer;
   const [inviting, setInviting] = useState(false);
+  const [restricting, setRestricting] = useState<Member>();
   const [removing, setRemoving] = useState<Member>();
   const writes = may("members");
   const columns = useMemo<Columns<Member>>(() => {
     const change = (member: Member, role: Role) =>
       client
-        .setRole({ member: member.personId, role, tags: member.tags })
-        .then(() => note(t.members.roleSet(visible(member.email, 80), t.roles[role]), { undo: () => void client.setRole({ member: member.personId, role: member.role, tags: member.tags }).then(() => refetch()) }))
+        // Owners and admins have no restriction: who becomes one loses it.
+        .setRole({ member: member.personId, role, wholeFleet: member.tags.length > 0 && !narrow(role) })
+        .then(() =>
+          note(t.members.roleSet(visible(member.email, 80), t.roles[role]), {
+            undo: () => {
+              client
+                .setRole({ member: member.personId, role: member.role, tags: member.tags })
+                .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }))
+                .finally(() => void refetch());
+            },
+          }),
+        )
         .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }))
         .finally(() => void refetch());
     return [
@@ -58,7 +71,16 @@ export function Members() {
             t.roles[m.role]
           ),
       },
-      { id: "tags", header: t.members.restricted, cell: ({ row }) => <span className="text-soft">{row.original.tags.map((tag) => visible(tag, 121)).join(", ") || t.members.wholeFleet}</span> },
+      { id: "tags", header: t.members.restricted, cell: ({ row: { original: m } }) => (
+          <span className="flex items-center gap-2">
+            <span className="text-soft">{m.tags.map((tag) => visible(tag, 121)).join(", ") || t.members.wholeFleet}</span>
+            {writes && m.personId !== me?.id && narrow(m.role) && (
+              <IconButton label={t.members.restrict(visible(m.email, 80))} onClick={() => setRestricting(m)}>
+                <Pencil size={14} aria-hidden />
+              </IconButton>
+            )}
+          </span>
+        ) },
       { id: "since", header: t.bans.since, cell: ({ row }) => <Time ms={row.original.sinceUnixMs} /> },
       {
         id: "remove",
@@ -88,6 +110,7 @@ export function Members() {
           ))}
         </dl>
       </Panel>
+      {restricting && <RestrictDialog member={restricting} close={() => setRestricting(undefined)} done={() => void refetch()} />}
       <InviteDialog open={inviting} onOpenChange={setInviting} owner={me?.role === Role.OWNER} />
       <Dialog open={removing !== undefined} onOpenChange={(open) => !open && setRemoving(undefined)} title={t.members.removeTitle(visible(removing?.email ?? "", 120))} lead={t.members.removeLead}>
         <DialogActions>
@@ -110,6 +133,46 @@ export function Members() {
   );
 }
 
+/** narrow says whether a role can be restricted to tags. */
+function narrow(role: Role): boolean {
+  return role === Role.OPERATOR || role === Role.VIEWER;
+}
+
+function RestrictDialog({ member, close, done }: { member: Member; close: () => void; done: () => void }) {
+  const { t } = useText();
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<unknown>();
+  const submit = (e: FormEvent<HTMLFormElement>) => {
+    e.preventDefault();
+    const tags = words(String(new FormData(e.currentTarget).get("tags")));
+    setBusy(true);
+    setError(undefined);
+    client
+      .setRole({ member: member.personId, role: member.role, tags, wholeFleet: tags.length === 0 })
+      .then(() => {
+        note(t.members.restrictDone(visible(member.email, 80), tags.join(", ")));
+        done();
+        close();
+      })
+      .catch(setError)
+      .finally(() => setBusy(false));
+  };
+  return (
+    <Dialog open onOpenChange={(open) => !open && close()} title={t.members.restrict(visible(member.email, 120))} lead={t.members.restrictLead}>
+      <form onSubmit={submit} className="flex flex-col gap-3">
+        <TextField label={t.members.restricted} name="tags" placeholder="team=web, site=fra" defaultValue={member.tags.join(", ")} hint={t.members.restrictedHint} autoFocus />
+        <ProblemNote error={error} />
+        <DialogActions>
+          <Button onClick={close}>{t.common.cancel}</Button>
+          <Button type="submit" kind="primary" busy={busy}>
+            {t.approvals.save}
+          </Button>
+        </DialogActions>
+      </form>
+    </Dialog>
+  );
+}
+
 function InviteDialog({ open, onOpenChange, owner }: { open: boolean; onOpenChange: (open: boolean) => void; owner: boolean }) {
   const { t } = useText();
   const [made, setMade] = useState<InviteResponse>();
@@ -124,10 +187,7 @@ function InviteDialog({ open, onOpenChange, owner }: { open: boolean; onOpenChan
       .invite({
         email: String(form.get("email")),
         role: Number(form.get("role")),
-        tags: String(form.get("tags"))
-          .split(",")
-          .map((tag) => tag.trim())
-          .filter(Boolean),
+        tags: words(String(form.get("tags"))),
       })
       .then(setMade)
       .catch(setError)

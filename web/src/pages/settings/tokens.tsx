@@ -3,12 +3,12 @@ import { useQuery } from "@connectrpc/connect-query";
 import { KeyRound } from "lucide-react";
 import { type FormEvent, useMemo, useState } from "react";
 import { useMay } from "@/api/may";
-import { transport } from "@/api/session";
+import { transport, useSession } from "@/api/session";
 import { Button } from "@/components/button";
 import { CopyLine } from "@/components/copy";
 import { Dialog, DialogActions } from "@/components/dialog";
 import { Empty, Waiting } from "@/components/empty";
-import { SelectField, TextField } from "@/components/field";
+import { CheckField, SelectField, TextField } from "@/components/field";
 import { Panel } from "@/components/panel";
 import { ProblemNote } from "@/components/problem";
 import { type Columns, Table } from "@/components/table";
@@ -16,7 +16,9 @@ import { Time } from "@/components/time";
 import { note } from "@/components/toast";
 import { Role } from "@/gen/fleetban/operator/v1/people_pb";
 import { type ApiToken, OrganisationTokenService, TokenService } from "@/gen/fleetban/operator/v1/tokens_pb";
+import { Permission } from "@/gen/fleetban/options/v1/options_pb";
 import { useText } from "@/i18n";
+import { words } from "@/lib/words";
 import { visible } from "@/lib/visible";
 
 const own = createClient(TokenService, transport);
@@ -55,6 +57,7 @@ function Organisations() {
   return (
     <List
       title={t.tokens.organisation}
+      shared
       hint={t.tokens.organisationHint}
       tokens={answer.data?.tokens}
       error={answer.error}
@@ -67,12 +70,20 @@ function Organisations() {
 
 interface Wish {
   name: string;
+  /** As one of this role, or else what permissions name. */
   role: Role;
+  permissions: Permission[];
+  tags: string[];
   durationS: bigint;
 }
 
-function List({ title, hint, tokens, error, refetch, create, revoke }: {
+/** People's own alone: no token holds them. */
+const neverHeld = [Permission.SELF, Permission.TOKENS_WRITE, Permission.APPROVE, Permission.APPROVAL_POLICY_WRITE];
+
+function List({ title, hint, shared, tokens, error, refetch, create, revoke }: {
   title: string;
+  /** It has everybody's. */
+  shared?: boolean;
   hint: string;
   tokens: ApiToken[] | undefined;
   error: unknown;
@@ -85,6 +96,17 @@ function List({ title, hint, tokens, error, refetch, create, revoke }: {
   const columns = useMemo<Columns<ApiToken>>(
     () => [
       { id: "name", header: t.tokens.name, cell: ({ row }) => visible(row.original.name, 100) },
+      {
+        id: "may",
+        header: t.tokens.may,
+        cell: ({ row: { original: k } }) => (
+          <span className="block max-w-72 text-soft">
+            {k.permissions.map((p) => t.permissions[p] ?? String(p)).join(", ")}
+            {k.tags.length > 0 && <span> · {t.tokens.only(k.tags.map((tag) => visible(tag, 121)).join(", "))}</span>}
+          </span>
+        ),
+      },
+      ...(shared ? [{ id: "whose", header: t.tokens.whose, cell: ({ row }: { row: { original: ApiToken } }) => visible(row.original.personEmail, 120) || t.tokens.nobodys(visible(row.original.createdBy, 120)) }] : []),
       { id: "id", header: "ID", cell: ({ row }) => <code className="font-mono text-[13px]">{visible(row.original.id, 32)}</code> },
       { id: "created", header: t.tokens.created, cell: ({ row }) => <Time ms={row.original.createdUnixMs} /> },
       {
@@ -96,7 +118,7 @@ function List({ title, hint, tokens, error, refetch, create, revoke }: {
           </span>
         ),
       },
-      { id: "expires", header: t.bans.ends, cell: ({ row }) => <Time ms={row.original.expiresUnixMs} /> },
+      { id: "expires", header: t.bans.ends, cell: ({ row: { original: k } }) => (k.expiresUnixMs === 0n ? t.common.forEver : <Time ms={k.expiresUnixMs} />) },
       {
         id: "revoke",
         header: () => <span className="sr-only">{t.tokens.revoke}</span>,
@@ -107,7 +129,7 @@ function List({ title, hint, tokens, error, refetch, create, revoke }: {
         ),
       },
     ],
-    [t, revoke, refetch],
+    [t, shared, revoke, refetch],
   );
   return (
     <Panel title={title} flush actions={<Button small onClick={() => setMaking(true)}>{t.tokens.make}…</Button>}>
@@ -135,15 +157,24 @@ function Make({ open, onOpenChange, title, hint, create, done }: {
   done: () => void;
 }) {
   const { t } = useText();
+  const session = useSession();
   const [secret, setSecret] = useState("");
+  const [role, setRole] = useState(Role.VIEWER);
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<unknown>();
+  const held = session.state === "in" ? session.person.permissions.filter((p) => !neverHeld.includes(p)) : [];
   const submit = (e: FormEvent<HTMLFormElement>) => {
     e.preventDefault();
     const form = new FormData(e.currentTarget);
     setBusy(true);
     setError(undefined);
-    create({ name: String(form.get("name")), role: Number(form.get("role")), durationS: BigInt(String(form.get("for"))) })
+    create({
+      name: String(form.get("name")),
+      role,
+      permissions: role === Role.UNSPECIFIED ? form.getAll("permission").map(Number) : [],
+      tags: words(String(form.get("tags"))),
+      durationS: BigInt(String(form.get("for"))),
+    })
       .then((made) => {
         setSecret(made);
         done();
@@ -170,13 +201,23 @@ function Make({ open, onOpenChange, title, hint, create, done }: {
       ) : (
         <form onSubmit={submit} className="flex flex-col gap-3">
           <TextField label={t.tokens.name} name="name" required maxLength={60} autoFocus />
-          <SelectField label={t.members.role} name="role" defaultValue={Role.VIEWER}>
+          <SelectField label={t.members.role} name="role" value={role} onChange={(e) => setRole(Number(e.target.value))}>
             {[Role.VIEWER, Role.OPERATOR, Role.ADMIN].map((r) => (
               <option key={r} value={r}>
                 {t.roles[r]}
               </option>
             ))}
+            <option value={Role.UNSPECIFIED}>{t.tokens.choose}</option>
           </SelectField>
+          {role === Role.UNSPECIFIED && (
+            <fieldset className="flex flex-col gap-1">
+              <legend className="text-sm font-medium">{t.tokens.may}</legend>
+              {held.map((p) => (
+                <CheckField key={p} name="permission" value={p} label={t.permissions[p] ?? String(p)} defaultChecked={p === Permission.FLEET_READ} />
+              ))}
+            </fieldset>
+          )}
+          <TextField label={t.members.restricted} name="tags" placeholder="team=web" hint={t.members.restrictedHint} />
           <SelectField label={t.ban.duration} name="for" defaultValue="7776000">
             <option value="2592000">{t.tokens.days(30)}</option>
             <option value="7776000">{t.tokens.days(90)}</option>
