@@ -1,7 +1,8 @@
 // Package mail sends the few letters that people get: links to set a password, to confirm an address, to join; and notices.
 //
-// Letters are made and sent in the background: what asks for one answers at once, and alike whether one is sent or not. A
-// letter that can't be delivered within a few minutes is dropped and said so in the log; who waits for it asks again.
+// Letters wait in Redis, and are made and sent in the background by whichever replica comes first: what asks for one answers
+// at once, and alike whether one is sent or not. One that can't be delivered within a quarter of an hour is given up, which
+// the log says; who waits for it asks again.
 package mail
 
 import (
@@ -17,16 +18,14 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	gomail "github.com/wneessen/go-mail"
+
+	"github.com/fleetban/fleetban/controlplane/internal/store"
 )
 
 const (
-	// queueLen is how many letters may wait to be made and sent.
-	queueLen = 256
-	senders  = 2
 	// timeout is for one delivery.
 	timeout = 30 * time.Second
 	// maxPassword bounds the password file.
@@ -34,10 +33,7 @@ const (
 )
 
 // backoff is how long is waited after each failed delivery.
-var backoff = []time.Duration{2 * time.Second, 20 * time.Second, 2 * time.Minute}
-
-// ErrFull says that too many letters wait already.
-var ErrFull = errors.New("too many letters wait to be sent")
+var backoff = []time.Duration{2 * time.Second, 20 * time.Second, 2 * time.Minute, 10 * time.Minute}
 
 // Config says how mail is sent.
 type Config struct {
@@ -50,6 +46,10 @@ type Config struct {
 	PasswordFile string
 	// TLS is used for connections; nil takes the system's roots.
 	TLS *tls.Config
+	// Store and Keys are where letters wait, and what they are encrypted with. Without them nothing can be sent: for who looks
+	// whether the rest is right.
+	Store *store.Store
+	Keys  Keys
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 	// Backoff overrides how long is waited after each failed delivery, in tests.
@@ -68,7 +68,8 @@ type Mailer struct {
 	from    string
 	options []gomail.Option
 	host    string
-	queue   chan func(context.Context) (*Letter, error)
+	queue   *queue
+	make    func(ctx context.Context, request []byte) (*Letter, error)
 	backoff []time.Duration
 	logger  *slog.Logger
 }
@@ -93,7 +94,7 @@ func New(c Config) (*Mailer, error) {
 		return nil, errors.New("the URL of the mail server holds a password, which others on this machine can see: put it in a file")
 	}
 	m := &Mailer{
-		from: from.String(), host: u.Hostname(), queue: make(chan func(context.Context) (*Letter, error), queueLen), backoff: c.Backoff, logger: c.Logger,
+		from: from.String(), host: u.Hostname(), backoff: c.Backoff, logger: c.Logger,
 	}
 	if m.backoff == nil {
 		m.backoff = backoff
@@ -104,6 +105,11 @@ func New(c Config) (*Mailer, error) {
 	_, err = gomail.NewClient(m.host, m.options...)
 	if err != nil {
 		return nil, fmt.Errorf("mail server: %w", err)
+	}
+	if c.Store != nil {
+		if m.queue, err = newQueue(c.Store, c.Keys); err != nil {
+			return nil, err
+		}
 	}
 	return m, nil
 }
@@ -165,81 +171,6 @@ func isLocal(host string) bool {
 // On reports whether mail is sent at all.
 func (m *Mailer) On() bool { return m != nil }
 
-// Send has a letter made and sent in the background: make is called there, and may return nil where there is nothing to
-// send. ErrFull where too many wait.
-func (m *Mailer) Send(make func(context.Context) (*Letter, error)) error {
-	select {
-	case m.queue <- make:
-		return nil
-	default:
-		return ErrFull
-	}
-}
-
-// Run sends until ctx ends, and then what waits, without trying again.
-func (m *Mailer) Run(ctx context.Context) {
-	if m == nil {
-		return
-	}
-	var all sync.WaitGroup
-	for range senders {
-		all.Go(func() { m.run(ctx) })
-	}
-	all.Wait()
-}
-
-func (m *Mailer) run(ctx context.Context) {
-	for {
-		select {
-		case job := <-m.queue:
-			m.work(ctx, job)
-		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer cancel()
-			for {
-				select {
-				case job := <-m.queue:
-					m.work(last, job)
-				default:
-					return
-				}
-			}
-		}
-	}
-}
-
-func (m *Mailer) work(ctx context.Context, job func(context.Context) (*Letter, error)) {
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
-	letter, err := job(bounded)
-	cancel()
-	if err != nil {
-		m.logger.WarnContext(ctx, "a letter was not made", slog.Any("error", err))
-		return
-	}
-	if letter == nil {
-		return
-	}
-	for i := 0; ; i++ {
-		err := m.deliver(ctx, *letter)
-		if err == nil {
-			m.logger.InfoContext(ctx, "a letter was sent", slog.String("subject", letter.Subject), slog.String("domain", domainOf(letter.To)))
-			return
-		}
-		if i >= len(m.backoff) || !worthTrying(err) {
-			m.logger.ErrorContext(ctx, "a letter was not sent", slog.String("subject", letter.Subject), slog.String("domain", domainOf(letter.To)), slog.Any("error", err))
-			return
-		}
-		m.logger.WarnContext(ctx, "a letter was not sent yet", slog.String("subject", letter.Subject), slog.Any("error", err))
-		timer := time.NewTimer(m.backoff[i])
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
-	}
-}
-
 // deliver sends one letter, once.
 func (m *Mailer) deliver(ctx context.Context, l Letter) error {
 	msg := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
@@ -276,7 +207,7 @@ func worthTrying(err error) bool {
 		return send.IsTemp() || send.Reason == gomail.ErrConnCheck
 	}
 	var op *net.OpError
-	return errors.As(err, &op) || errors.Is(err, context.DeadlineExceeded)
+	return errors.As(err, &op) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errNotMade)
 }
 
 func domainOf(address string) string {

@@ -3,23 +3,34 @@ package mail
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
 	gomail "github.com/wneessen/go-mail"
 
+	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/mail/mailtest"
+	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 )
 
 // running is a Mailer that sends until the test ends.
 func running(t *testing.T, s *mailtest.Server, c Config) *Mailer {
 	t.Helper()
 	c.TLS = &tls.Config{RootCAs: s.Roots, MinVersion: tls.VersionTLS12}
+	if c.Store == nil {
+		c.Store = redistest.Start(t).Open()
+	}
+	c.Keys = keys.New([keys.SecretLen]byte{3})
 	c.From, c.Logger = "Fleet <fleet@example.com>", slog.New(slog.NewTextHandler(t.Output(), nil))
 	if c.Backoff == nil {
 		c.Backoff = []time.Duration{time.Millisecond, time.Millisecond}
@@ -49,7 +60,7 @@ func file(t *testing.T, text string) string {
 
 func (m *Mailer) sends(t *testing.T, l Letter) {
 	t.Helper()
-	if err := m.Send(func(context.Context) (*Letter, error) { return &l, nil }); err != nil {
+	if err := m.Send(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -158,31 +169,96 @@ func TestHostileLetters(t *testing.T) {
 	}
 }
 
-// A queue that is full says so at once; what waits at the end is sent.
-func TestQueue(t *testing.T) {
+// Letters outlive who was to send them: what a replica took and didn't send when it died, another one sends; what was made is
+// made once; and nobody who reads Redis finds an address or a link.
+func TestLettersOutliveReplicas(t *testing.T) {
 	t.Parallel()
+	redis := redistest.Start(t)
 	server := mailtest.Start(t, mailtest.Options{How: mailtest.StartTLS})
-	m, err := New(Config{
-		URL: "smtp://127.0.0.1:" + server.Port, From: "fleet@example.com", Logger: slog.New(slog.DiscardHandler),
-		TLS: &tls.Config{RootCAs: server.Roots, MinVersion: tls.VersionTLS12},
-	})
+	config := func() Config {
+		return Config{
+			URL: "smtp://127.0.0.1:" + server.Port, From: "fleet@example.com", Logger: slog.New(slog.DiscardHandler), Store: redis.Open(),
+			Keys: keys.New([keys.SecretLen]byte{3}), TLS: &tls.Config{RootCAs: server.Roots, MinVersion: tls.VersionTLS12},
+		}
+	}
+	dies, err := New(config())
 	if err != nil {
 		t.Fatal(err)
 	}
-	nothing := func(context.Context) (*Letter, error) { return nil, nil } //nolint:nilnil // nothing to send
-	m.sends(t, Letter{To: "ada@example.com", Subject: "last", Text: "x"})
-	for range queueLen - 1 {
-		if err := m.Send(nothing); err != nil {
-			t.Fatal(err)
+	ctx, client := t.Context(), redis.Open().Client()
+	dies.sends(t, Letter{To: "ada@example.com", Subject: "first", Text: "https://fleet.example.com/reset#fbp_x"})
+	if err := dies.SendMade(ctx, map[string]string{"email": "bob@example.com"}); err != nil {
+		t.Fatal(err)
+	}
+	for id, raw := range client.HGetAll(ctx, lettersKey).Val() {
+		if decoded, _ := base64.RawStdEncoding.DecodeString(raw); strings.Contains(raw+string(decoded), "example") {
+			t.Errorf("%s is readable: %s", id, raw)
 		}
 	}
-	if err := m.Send(nothing); err != ErrFull { //nolint:errorlint // it is that
+	// It takes one, and dies.
+	taken, _, err := dies.queue.take(ctx)
+	if err != nil || taken == "" {
+		t.Fatal(taken, err)
+	}
+	if other, _, err := dies.queue.take(ctx); err != nil || other == taken {
+		t.Fatalf("one letter is taken twice at once: %s, %v", other, err)
+	}
+	if none, _, err := dies.queue.take(ctx); err != nil || none != "" {
+		t.Fatal(none, err)
+	}
+	// The lease is over: that is when it was due.
+	for _, id := range client.ZRange(ctx, dueKey, 0, -1).Val() {
+		client.ZAdd(ctx, dueKey, goredis.Z{Member: id, Score: 1})
+	}
+	lives, err := New(config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var made atomic.Int64
+	lives.backoff = []time.Duration{time.Millisecond, time.Millisecond}
+	lives.OnRequest(func(_ context.Context, request []byte) (*Letter, error) {
+		if made.Add(1) == 1 {
+			return nil, errors.New("Redis was away")
+		}
+		return &Letter{To: "bob@example.com", Subject: "made of " + string(request), Text: "x"}, nil
+	})
+	// What somebody else wrote there is nobody's letter, and stands in nobody's way.
+	client.HSet(ctx, lettersKey, "forged", "AAAA")
+	client.ZAdd(ctx, dueKey, goredis.Z{Member: "forged", Score: 1})
+	client.ZAdd(ctx, dueKey, goredis.Z{Member: "nothing there", Score: 1})
+	running, end := context.WithCancel(ctx)
+	var all sync.WaitGroup
+	all.Go(func() { lives.Run(running) })
+	server.Wait("ada@example.com", "first")
+	server.Wait("bob@example.com", `made of {"email":"bob@example.com"}`)
+	testwait.For(t, "nothing waits any more", func() bool {
+		return client.HLen(ctx, lettersKey).Val() == 0 && client.ZCard(ctx, dueKey).Val() == 0
+	})
+	if n := made.Load(); n != 2 {
+		t.Errorf("made %d times", n)
+	}
+	end()
+	all.Wait()
+}
+
+// A queue that is full says so at once, and so does one that can't be reached.
+func TestQueue(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t)
+	m, err := New(Config{URL: "smtp://127.0.0.1:1", From: "fleet@example.com", Store: redis.Open(), Keys: keys.New([keys.SecretLen]byte{3})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range maxWaiting {
+		m.sends(t, Letter{To: "ada@example.com", Subject: "x", Text: "x"})
+	}
+	if err := m.Send(t.Context(), Letter{}); !errors.Is(err, ErrFull) {
 		t.Errorf("one too many: %v", err)
 	}
-	ended, end := context.WithCancel(t.Context())
-	end()
-	m.Run(ended)
-	server.Wait("ada@example.com", "last")
+	redis.Kill()
+	if err := m.Send(t.Context(), Letter{}); err == nil || errors.Is(err, ErrFull) {
+		t.Errorf("without Redis: %v", err)
+	}
 }
 
 func TestWorthTrying(t *testing.T) {

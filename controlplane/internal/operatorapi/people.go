@@ -59,7 +59,9 @@ func NewPeople(o PeopleOptions) *PeopleAPI {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &PeopleAPI{o: o}
+	a := &PeopleAPI{o: o}
+	o.Mail.OnRequest(a.letter)
+	return a
 }
 
 // Register puts every service on mux.

@@ -2,7 +2,9 @@ package operatorapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"connectrpc.com/connect"
@@ -37,12 +39,29 @@ func (a *PeopleAPI) RequestPasswordReset(
 		return nil, mappedPeople(err)
 	}
 	client := audit.ClientFrom(ctx)
-	if err := a.o.Mail.Send(func(ctx context.Context) (*mail.Letter, error) { //nolint:contextcheck // outlives the call
-		return a.resetLetter(audit.WithClient(ctx, client), address)
-	}); err != nil {
+	if err := a.o.Mail.SendMade(ctx, resetRequest{Email: address.String(), Client: client}); err != nil {
 		return nil, mappedPeople(err)
 	}
 	return connect.NewResponse(&operatorv1.RequestPasswordResetResponse{}), nil
+}
+
+// resetRequest is what a letter with a link to a new password is made of, by whichever replica.
+type resetRequest struct {
+	Email  string       `json:"email"`
+	Client audit.Client `json:"client"`
+}
+
+// letter makes the letters that weren't when they were asked for.
+func (a *PeopleAPI) letter(ctx context.Context, request []byte) (*mail.Letter, error) {
+	var r resetRequest
+	if err := json.Unmarshal(request, &r); err != nil {
+		return nil, fmt.Errorf("read what a letter was asked for with: %w", err)
+	}
+	address, err := people.ParseEmail(r.Email)
+	if err != nil {
+		return nil, err
+	}
+	return a.resetLetter(audit.WithClient(ctx, r.Client), address)
 }
 
 // resetLetter makes a link and the letter that it is in; nil where there is nobody to send it to. Who has asked too often
@@ -113,7 +132,7 @@ func (a *PeopleAPI) ChangeEmail(ctx context.Context, req *connect.Request[operat
 		return nil, mappedPeople(err)
 	}
 	confirm := mail.Confirm(next.String(), a.o.PublicURL+EmailPath+"#"+link.Secret, people.EmailLife)
-	if err := a.o.Mail.Send(func(context.Context) (*mail.Letter, error) { return &confirm, nil }); err != nil {
+	if err := a.o.Mail.Send(ctx, confirm); err != nil {
 		return nil, mappedPeople(err)
 	}
 	a.notify(ctx, mail.Changing(link.Account.Email, next.String()))
@@ -151,7 +170,7 @@ func (a *PeopleAPI) notify(ctx context.Context, letter mail.Letter) {
 	if !a.o.Mail.On() {
 		return
 	}
-	if err := a.o.Mail.Send(func(context.Context) (*mail.Letter, error) { return &letter, nil }); err != nil {
+	if err := a.o.Mail.Send(context.WithoutCancel(ctx), letter); err != nil {
 		a.o.Logger.WarnContext(ctx, "a notice was not sent", slog.String("subject", letter.Subject), slog.Any("error", err))
 	}
 }

@@ -80,7 +80,7 @@ func (a *PeopleAPI) mailInvitation(ctx context.Context, p auth.Principal, m *ope
 		return false, mappedPeople(err)
 	}
 	letter := mail.Invitation(address.String(), p.Name, roleName(m.GetRole()), link, people.InvitationLife)
-	return a.o.Mail.Send(func(context.Context) (*mail.Letter, error) { return &letter, nil }) == nil, nil
+	return a.o.Mail.Send(ctx, letter) == nil, nil
 }
 
 // AcceptInvitation implements MemberService.

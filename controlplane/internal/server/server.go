@@ -277,7 +277,7 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	letters := c.mail()
-	letters.Logger = s.logger
+	letters.Logger, letters.Store, letters.Keys = s.logger, st, k
 	if s.mail, err = mail.New(letters); err != nil {
 		return err
 	}
