@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	redis9 "github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
@@ -358,6 +360,64 @@ func TestRedisRestarted(t *testing.T) {
 	h.awaitCursor(next)
 	if next.Version != at.Version+1 || h.count(&h.snapshots) != snapshots || len(h.offers) != 0 {
 		t.Fatalf("a clean restart cost snapshots: %d, offers: %v", h.count(&h.snapshots)-snapshots, h.offers)
+	}
+}
+
+// Redis goes back to an earlier state of which no epoch tells: streams follow what it has, not what the replica remembers.
+func TestRedisWentBack(t *testing.T) {
+	t.Parallel()
+	for name, after := range map[string][]netip.Prefix{"behind": nil, "elsewhere": {addr(5)}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			redis := redistest.Start(t)
+			r := newReplica(t, redis, time.Minute)
+			h := newHolder(t)
+			r.ban(t, time.Hour, addr(1))
+			raw, ctx := redis.Open().Client(), t.Context()
+			if err := r.sets.CloseRebuild(ctx, org); err != nil {
+				t.Fatal(err)
+			}
+			keys := func() []string {
+				all, err := raw.Keys(ctx, store.Key(org, "*")).Result()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return all
+			}
+			kept := keys()
+			for _, key := range kept {
+				if err := raw.Copy(ctx, key, "kept:"+key, 0, true).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			gone := r.ban(t, time.Hour, addr(2))
+			leave := h.follow(r, banset.All)
+			defer leave()
+			h.awaitCursor(gone)
+			now := keys()
+			if _, err := raw.TxPipelined(ctx, func(p redis9.Pipeliner) error {
+				p.Del(ctx, now...)
+				for _, key := range kept {
+					p.Copy(ctx, "kept:"+key, key, 0, true)
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			for _, prefix := range after {
+				r.ban(t, time.Hour, prefix)
+			}
+			if err := raw.SPublish(ctx, store.BellChannel(org), "epoch "+strconv.FormatUint(gone.Epoch, 10)).Err(); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the host holds what Redis has", func() bool {
+
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				_, stale := h.held[banset.All][addr(2)]
+				return !stale && len(h.held[banset.All]) == 1+len(after)
+			})
+		})
 	}
 }
 

@@ -83,6 +83,16 @@ func (l *line) push(d sets.Delta) {
 	}
 }
 
+// contradicts reports whether the line isn't what Redis has at a cursor: it was farther before that was read, or had another digest
+// there. Who tells of an epoch must not have told another story of it, but no host is to be stale for good if somebody did.
+func (l *line) contradicts(at sets.Cursor, before *node) bool {
+	if !l.loaded || before != nil && before.delta.Epoch == at.Epoch && before.delta.Version > at.Version {
+		return true
+	}
+	n := l.at(at.Version)
+	return n != nil && n.delta.Digest != at.Digest
+}
+
 // at finds the node of a version among those kept.
 func (l *line) at(version uint64) *node {
 	if !l.loaded || version < l.first.delta.Version || version > l.last.delta.Version {

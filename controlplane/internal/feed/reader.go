@@ -192,8 +192,10 @@ func (f *Feed) catchUp() error {
 	reload := f.reload
 	f.reload = false
 	lacking := reload
+	known := make(map[*line]*node, len(f.lines))
 	for _, l := range f.lines {
 		lacking = lacking || l.behind || !l.loaded
+		known[l] = l.last
 	}
 	f.mu.Unlock()
 	if !lacking {
@@ -226,7 +228,7 @@ func (f *Feed) catchUp() error {
 	}
 	f.mu.Unlock()
 	for _, set := range wanted {
-		if err := f.catchUpLine(set, states); err != nil {
+		if err := f.catchUpLine(set, states, known); err != nil {
 			f.mu.Lock()
 			f.reload = true
 			f.mu.Unlock()
@@ -236,7 +238,8 @@ func (f *Feed) catchUp() error {
 	return nil
 }
 
-func (f *Feed) catchUpLine(set string, states sets.States) error {
+// catchUpLine brings one to what states say. known are the newest versions that lines had before these were read.
+func (f *Feed) catchUpLine(set string, states sets.States, known map[*line]*node) error {
 	state := states.Set(set)
 	f.mu.Lock()
 	l := f.lines[set]
@@ -245,7 +248,7 @@ func (f *Feed) catchUpLine(set string, states sets.States) error {
 		return nil
 	}
 	l.kind = state.Kind
-	fresh := !l.loaded || l.epoch != states.Epoch
+	fresh := !l.loaded || l.epoch != states.Epoch || l.contradicts(state.Cursor, known[l])
 	var after uint64
 	if fresh {
 		if state.Cursor.Version > history {
