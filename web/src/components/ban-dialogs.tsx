@@ -2,7 +2,7 @@ import { createClient } from "@connectrpc/connect";
 import { useQueryClient } from "@tanstack/react-query";
 import { type FormEvent, type ReactNode, useEffect, useState } from "react";
 import { transport } from "@/api/session";
-import { BannedPrefix_Effect as Effect, BanService, type ExplainResponse } from "@/gen/fleetban/operator/v1/operator_pb";
+import { BannedPrefix_Effect as Effect, BanService, ClaimSource, type ExplainResponse, type FleetBan } from "@/gen/fleetban/operator/v1/operator_pb";
 import { useNumber, useText } from "@/i18n";
 import { looksLikePrefix } from "@/lib/prefix";
 import { words } from "@/lib/words";
@@ -132,7 +132,13 @@ export function BanDialog({ open, onOpenChange, prefix = "", done }: { open: boo
 }
 
 /** UnbanDialog says what an unban would lift and what would still cover it, and does it; it can be taken back. */
-export function UnbanDialog({ prefixes, onClose, done }: { prefixes: string[] | undefined; onClose: () => void; done: () => void }) {
+export function UnbanDialog({ prefixes, known = [], onClose, done }: {
+  prefixes: string[] | undefined;
+  /** Bans that the page shows: of many, the preview is made of them. */
+  known?: FleetBan[];
+  onClose: () => void;
+  done: () => void;
+}) {
   const { t } = useText();
   const number = useNumber();
   const queries = useQueryClient();
@@ -163,8 +169,7 @@ export function UnbanDialog({ prefixes, onClose, done }: { prefixes: string[] | 
       const before = answer.prefixes.map((p) => ({ prefix: p.prefix, until: p.retracted.reduce((most, c) => (c.expiresUnixMs > most ? c.expiresUnixMs : most), 0n) }));
       note(t.unban.done(number(prefixes.length)), {
         undo: () => {
-          const restore = before.filter((b) => Number(b.until) > Date.now());
-          Promise.all(restore.map((b) => bans.ban({ prefixes: [b.prefix], durationS: BigInt(Math.max(1, Math.round((Number(b.until) - Date.now()) / 1000))), reason: t.unban.undone })))
+          restore(before, t.unban.undone)
             .then(() => queries.invalidateQueries())
             .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
         },
@@ -193,6 +198,7 @@ export function UnbanDialog({ prefixes, onClose, done }: { prefixes: string[] | 
         <>
           <List of={prefixes ?? []} />
           {preview && <Preview of={preview} />}
+          {!only && prefixes && <Sum of={known.filter((b) => prefixes.includes(b.prefix))} />}
           <ProblemNote error={error} />
           <DialogActions>
             <Button onClick={onClose}>{t.common.cancel}</Button>
@@ -206,12 +212,36 @@ export function UnbanDialog({ prefixes, onClose, done }: { prefixes: string[] | 
   );
 }
 
+/** restore bans again until the ends that there were, those with the same end together. */
+async function restore(before: { prefix: string; until: bigint }[], reason: string): Promise<void> {
+  const now = Date.now();
+  const groups = new Map<number, string[]>();
+  for (const b of before) {
+    const left = Math.round((Number(b.until) - now) / 1000);
+    groups.set(left, [...(groups.get(left) ?? []), b.prefix]);
+  }
+  for (const [left, prefixes] of groups) if (left > 0) await bans.ban({ prefixes, durationS: BigInt(left), reason });
+}
+
 function List({ of }: { of: string[] }) {
   return (
     <ul className="max-h-48 overflow-y-auto rounded-md border border-line bg-sunken px-3 py-2 font-mono text-[13px]" tabIndex={0}>
       {of.map((p) => (
         <li key={p}>{visible(p, 120)}</li>
       ))}
+    </ul>
+  );
+}
+
+function Sum({ of }: { of: FleetBan[] }) {
+  const { t } = useText();
+  const number = useNumber();
+  const hosts = [...new Set(of.flatMap((b) => b.claims.filter((c) => c.source === ClaimSource.JAIL).map((c) => c.hostName)))];
+  const named = hosts.slice(0, 5).map((h) => visible(h, 60)).join(", ");
+  return (
+    <ul className="mt-3 flex list-disc flex-col gap-1 pl-5">
+      <li>{t.unban.claims(number(of.reduce((sum, b) => sum + b.claims.length, 0)))}</li>
+      {hosts.length > 0 && <li>{t.unban.orders(hosts.length > 5 ? `${named} ${t.bans.moreHosts(hosts.length - 5)}` : named)}</li>}
     </ul>
   );
 }

@@ -21,6 +21,8 @@ import { useNumber, useText } from "@/i18n";
 import { visible } from "@/lib/visible";
 
 const route = getRouteApi("/inside/bans");
+/** What one call may name. */
+const mostAtOnce = 1000;
 const orders = { prefix: BanOrder.ADDRESS, expires: BanOrder.EXPIRES, since: BanOrder.SINCE } as const;
 
 /** Bans is every ban in force: searched and sorted by the control plane, however many there are. */
@@ -80,7 +82,19 @@ export function Bans() {
     return [
       {
         id: "choose",
-        header: () => <span className="sr-only">{t.bans.choose}</span>,
+        header: () =>
+          may("ban") ? (
+            <input
+              type="checkbox"
+              aria-label={t.bans.chooseAll}
+              title={t.bans.chooseAll}
+              className="size-4 accent-(--accent)"
+              checked={chosen.size > 0}
+              onChange={(e) => setChosen(new Set(e.target.checked ? rows.slice(0, mostAtOnce).map((b) => b.prefix) : []))}
+            />
+          ) : (
+            <span className="sr-only">{t.bans.choose}</span>
+          ),
         cell: ({ row }) =>
           may("ban") ? (
             <input
@@ -102,7 +116,7 @@ export function Bans() {
         cell: ({ row }) => (row.original.expiresUnixMs === 0n ? <Badge>{t.bans.notFleet}</Badge> : <Time ms={row.original.expiresUnixMs} />),
       },
     ];
-  }, [t, may, chosen, search.sort, search.up, set]);
+  }, [t, may, chosen, rows, search.sort, search.up, set]);
 
   const filters = [
     ["jail", search.jail],
@@ -136,7 +150,7 @@ export function Bans() {
         {filters.map(
           ([name, value]) =>
             value && (
-              <Button key={name} small onClick={() => set({ [name]: undefined })} aria-label={t.bans.dropFilter(t.bans.filters[name], value)}>
+              <Button key={name} small onClick={() => set({ [name]: undefined })} aria-label={t.bans.dropFilter(t.bans.filters[name], visible(value, 60))}>
                 {t.bans.filters[name]}: {visible(value, 60)} <X size={13} aria-hidden />
               </Button>
             ),
@@ -176,6 +190,7 @@ export function Bans() {
       <BanDialog open={banning} onOpenChange={setBanning} done={() => void refetch()} />
       <UnbanDialog
         prefixes={unbanning}
+        known={rows}
         onClose={() => setUnbanning(undefined)}
         done={() => {
           setChosen(new Set());

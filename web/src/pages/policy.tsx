@@ -4,6 +4,7 @@ import { useQueryClient } from "@tanstack/react-query";
 import { ShieldCheck } from "lucide-react";
 import { type FormEvent, useMemo, useState } from "react";
 import { useMay } from "@/api/may";
+import { optimistic } from "@/api/optimistic";
 import { transport } from "@/api/session";
 import { AddressLink } from "@/components/address-link";
 import { Button } from "@/components/button";
@@ -162,6 +163,7 @@ function Allowlist() {
   const [error, setError] = useState<unknown>();
   const answer = useQuery(AllowlistService.method.listAllowed, { pageSize: 5000 }, { refetchInterval: 10_000 });
   const { refetch } = answer;
+  const queries = useQueryClient();
   const columns = useMemo<Columns<AllowedPrefix>>(
     () => [
       { id: "prefix", header: t.bans.address, cell: ({ row }) => <AddressLink of={row.original.prefix} /> },
@@ -177,8 +179,13 @@ function Allowlist() {
             <Button
               small
               onClick={() => {
-                allowlist
-                  .disallow({ prefixes: [a.prefix] })
+                optimistic(
+                  queries,
+                  AllowlistService.method.listAllowed,
+                  { pageSize: 5000 },
+                  (shown) => ({ ...shown, allowed: shown.allowed.filter((o) => o.prefix !== a.prefix) }),
+                  () => allowlist.disallow({ prefixes: [a.prefix] }),
+                )
                   .then(() => {
                     note(t.policy.disallowed(a.prefix), {
                       undo: () => {
@@ -186,7 +193,6 @@ function Allowlist() {
                         allowlist.allow({ prefixes: [a.prefix], durationS: left, reason: a.reason }).then(() => refetch(), (err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
                       },
                     });
-                    return refetch();
                   })
                   .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
               }}
@@ -196,7 +202,7 @@ function Allowlist() {
           ),
       },
     ],
-    [t, may, refetch],
+    [t, may, refetch, queries],
   );
   const add = (e: FormEvent<HTMLFormElement>) => {
     e.preventDefault();

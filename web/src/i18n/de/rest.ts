@@ -203,6 +203,7 @@ export const rest: Rest = {
   bans: {
     count: (n, of) => (n === of ? `${n} in Kraft.` : `${n} von ${of} in Kraft.`),
     choose: "Auswählen",
+    chooseAll: "Alle gezeigten wählen, höchstens 1.000",
     chooseOne: (p) => `${p} auswählen`,
     address: "Adresse",
     why: "Warum",

@@ -206,6 +206,7 @@ export const rest = {
   bans: {
     count: (n: string, of: string) => (n === of ? `${n} in force.` : `${n} of ${of} in force.`),
     choose: "Choose",
+    chooseAll: "Choose all that are listed, 1,000 at most",
     chooseOne: (p: string) => `Choose ${p}`,
     address: "Address",
     why: "Why",

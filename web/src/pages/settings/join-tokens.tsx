@@ -1,7 +1,9 @@
 import { createClient } from "@connectrpc/connect";
 import { useQuery } from "@connectrpc/connect-query";
+import { useQueryClient } from "@tanstack/react-query";
 import { Ticket } from "lucide-react";
 import { useMemo } from "react";
+import { optimistic } from "@/api/optimistic";
 import { transport } from "@/api/session";
 import { AddButton } from "@/components/add-button";
 import { Button } from "@/components/button";
@@ -21,6 +23,7 @@ export function JoinTokens() {
   const number = useNumber();
   const answer = useQuery(JoinTokenService.method.listJoinTokens);
   const { refetch } = answer;
+  const queries = useQueryClient();
   const columns = useMemo<Columns<JoinToken>>(
     () => [
       { id: "id", header: "ID", cell: ({ row }) => <code className="font-mono text-[13px]">{visible(row.original.id, 32)}</code> },
@@ -35,10 +38,13 @@ export function JoinTokens() {
           <Button
             small
             onClick={() => {
-              createClient(JoinTokenService, transport)
-                .revokeJoinToken({ id: row.original.id })
-                .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }))
-                .finally(() => void refetch());
+              optimistic(
+                queries,
+                JoinTokenService.method.listJoinTokens,
+                {},
+                (shown) => ({ ...shown, joinTokens: shown.joinTokens.filter((k) => k.id !== row.original.id) }),
+                () => createClient(JoinTokenService, transport).revokeJoinToken({ id: row.original.id }),
+              ).catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
             }}
           >
             {t.tokens.revoke}
@@ -46,7 +52,7 @@ export function JoinTokens() {
         ),
       },
     ],
-    [t, number, refetch],
+    [t, number, queries],
   );
   const rows = answer.data?.joinTokens ?? [];
   return (

@@ -1,8 +1,10 @@
 import { createClient } from "@connectrpc/connect";
 import { useQuery } from "@connectrpc/connect-query";
+import { useQueryClient } from "@tanstack/react-query";
 import { Pencil } from "lucide-react";
 import { type FormEvent, useMemo, useState } from "react";
 import { useMay } from "@/api/may";
+import { optimistic } from "@/api/optimistic";
 import { transport, useSession } from "@/api/session";
 import { Button, IconButton } from "@/components/button";
 import { CopyLine } from "@/components/copy";
@@ -30,15 +32,21 @@ export function Members() {
   const me = session.state === "in" ? session.person : undefined;
   const answer = useQuery(MemberService.method.listMembers, {}, { refetchInterval: 5_000 });
   const { refetch } = answer;
+  const queries = useQueryClient();
   const [inviting, setInviting] = useState(false);
   const [restricting, setRestricting] = useState<Member>();
   const [removing, setRemoving] = useState<Member>();
   const writes = may("members");
   const columns = useMemo<Columns<Member>>(() => {
     const change = (member: Member, role: Role) =>
-      client
+      optimistic(
+        queries,
+        MemberService.method.listMembers,
+        {},
+        (shown) => ({ ...shown, members: shown.members.map((m) => (m.personId === member.personId ? { ...m, role, tags: narrow(role) ? m.tags : [] } : m)) }),
         // Owners and admins have no restriction: who becomes one loses it.
-        .setRole({ member: member.personId, role, wholeFleet: member.tags.length > 0 && !narrow(role) })
+        () => client.setRole({ member: member.personId, role, wholeFleet: member.tags.length > 0 && !narrow(role) }),
+      )
         .then(() =>
           note(t.members.roleSet(visible(member.email, 80), t.roles[role]), {
             undo: () => {
@@ -49,8 +57,7 @@ export function Members() {
             },
           }),
         )
-        .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }))
-        .finally(() => void refetch());
+        .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
     return [
       { id: "email", header: t.signIn.email, cell: ({ row }) => visible(row.original.email, 120) },
       {
@@ -93,7 +100,7 @@ export function Members() {
           ) : null,
       },
     ];
-  }, [t, writes, me, refetch]);
+  }, [t, writes, me, refetch, queries]);
   return (
     <>
       <Panel id="members" title={t.settings.members} flush actions={writes && <Button small onClick={() => setInviting(true)}>{t.members.invite}…</Button>}>

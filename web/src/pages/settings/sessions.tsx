@@ -1,6 +1,8 @@
 import { createClient } from "@connectrpc/connect";
 import { useQuery } from "@connectrpc/connect-query";
+import { useQueryClient } from "@tanstack/react-query";
 import { useMemo } from "react";
+import { optimistic } from "@/api/optimistic";
 import { transport } from "@/api/session";
 import { Badge } from "@/components/badge";
 import { Button } from "@/components/button";
@@ -19,12 +21,16 @@ export function Sessions() {
   const { t } = useText();
   const answer = useQuery(SessionService.method.listSessions, {}, { refetchInterval: 10_000 });
   const { refetch } = answer;
+  const queries = useQueryClient();
   const columns = useMemo<Columns<Session>>(() => {
     const end = (id: string) =>
-      createClient(SessionService, transport)
-        .revokeSession({ id })
-        .then(() => refetch())
-        .catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
+      optimistic(
+        queries,
+        SessionService.method.listSessions,
+        {},
+        (shown) => ({ ...shown, sessions: shown.sessions.filter((s) => s.id !== id) }),
+        () => createClient(SessionService, transport).revokeSession({ id }),
+      ).catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
     return [
       { id: "agent", header: t.settings.program, cell: ({ row }) => <span className="break-words">{visible(row.original.userAgent, 120) || "–"}</span> },
       { id: "address", header: t.audit.from, cell: ({ row }) => <span className="font-mono text-[13px]">{visible(row.original.address, 64)}</span> },
@@ -43,7 +49,7 @@ export function Sessions() {
           ),
       },
     ];
-  }, [t, refetch]);
+  }, [t, queries]);
   const rows = answer.data?.sessions ?? [];
   return (
     <Panel
