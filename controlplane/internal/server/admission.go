@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"time"
@@ -18,6 +20,8 @@ const (
 	arrivingFor = 500 * time.Millisecond
 	// waitAtMost is how long an agent may have to wait at the door. It has the patience for three times that.
 	waitAtMost = 5 * time.Second
+	// waitLongest is when one is sent away that waits: more addresses came after it than were there when its wait was reckoned.
+	waitLongest = 2 * waitAtMost
 	// firstPace is how long one arrival takes, until that is measured.
 	firstPace = 2 * time.Millisecond
 )
@@ -27,18 +31,46 @@ const (
 // that lost its replica is back in the time that so many handshakes take, none of which is for nothing.
 //
 //	enter ─▶ a place is free: in ─▶ leave
-//	     └─▶ queue (waitAtMost) ─▶ in ─▶ leave
+//	     └─▶ its address' queue (waitAtMost) ─▶ in ─▶ leave
 //	     └─▶ away, until its turn: one after the other, at the pace that is measured
+//
+// A place that is free goes to the addresses that wait in turn, one agent of each: whoever comes a thousand times from one address has
+// the share of one address, and a fleet behind one address has all of it where nobody else comes.
 type admission struct {
 	places int
 
-	mu       sync.Mutex
-	inside   int
-	queue    []*arrival
-	pace     time.Duration // between two that left while others waited: a mean that follows
-	left     time.Time     // when the last one did
-	turn     time.Time     // of the last one that was sent away
-	deterred uint64
+	mu      sync.Mutex
+	inside  int
+	sources map[netip.Prefix]*source // those that somebody waits of
+	order   []*source                // the same; the first is next
+	waiting int                      // in all queues
+	pace    time.Duration            // between two that left while others waited: a mean that follows
+	left    time.Time                // when the last one did
+	turn    time.Time                // of the last one that was sent away and nobody waits of its address
+}
+
+// source is one address that agents come from; a /64 of IPv6 is one.
+type source struct {
+	from  netip.Prefix
+	queue []*arrival
+	turn  time.Time // of the last one that was sent away
+}
+
+// sourceOf is where a connection comes from, as far as that can be told.
+func sourceOf(peer net.Addr) netip.Prefix {
+	if peer == nil {
+		return netip.Prefix{}
+	}
+	ap, err := netip.ParseAddrPort(peer.String())
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addr := ap.Addr().Unmap().WithZone("")
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = 64
+	}
+	return netip.PrefixFrom(addr, bits).Masked()
 }
 
 type arrival struct {
@@ -47,39 +79,46 @@ type arrival struct {
 }
 
 func newAdmission() *admission {
-	return &admission{places: arrivingPerCore * runtime.GOMAXPROCS(0), pace: firstPace}
+	return &admission{places: arrivingPerCore * runtime.GOMAXPROCS(0), pace: firstPace, sources: map[netip.Prefix]*source{}}
 }
 
 // enter returns when the agent may come in; leave is to be called when it has its Welcome, or never will, and may be called again.
 // Where after isn't zero it is to come again after that time.
-func (a *admission) enter(ctx context.Context) (leave func(), after time.Duration) {
+func (a *admission) enter(ctx context.Context, from netip.Prefix) (leave func(), after time.Duration) {
 	a.mu.Lock()
-	if a.inside < a.places && len(a.queue) == 0 {
+	if a.inside < a.places && a.waiting == 0 {
 		a.inside++
 		a.mu.Unlock()
 		return a.placed(), 0
 	}
-	if wait := time.Duration(len(a.queue)) * a.pace; wait > waitAtMost {
-		now := time.Now()
-		if soonest := now.Add(wait / 2); a.turn.Before(soonest) {
-			a.turn = soonest
-		}
-		a.turn = a.turn.Add(a.pace)
-		if last := now.Add(link.MaxBusy); a.turn.After(last) {
-			a.turn = last
-		}
-		a.deterred++
-		after = a.turn.Sub(now)
+	s := a.sources[from]
+	before, share := 0, len(a.order) // how many of its own are before it, and how many addresses take turns
+	if s != nil {
+		before = len(s.queue)
+	} else {
+		share++
+	}
+	if wait := time.Duration(min(before*share+share-1, a.waiting)) * a.pace; wait > waitAtMost {
+		after = a.away(s, wait, time.Duration(share)*a.pace)
 		a.mu.Unlock()
 		return nil, after
 	}
+	if s == nil {
+		s = &source{from: from}
+		a.sources[from] = s
+		a.order = append(a.order, s)
+	}
 	w := &arrival{in: make(chan struct{})}
-	a.queue = append(a.queue, w)
+	s.queue = append(s.queue, w)
+	a.waiting++
 	a.mu.Unlock()
+	longest := time.NewTimer(waitLongest)
+	defer longest.Stop()
 	select {
 	case <-w.in:
 		return a.placed(), 0
 	case <-ctx.Done():
+	case <-longest.C:
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -89,7 +128,27 @@ func (a *admission) enter(ctx context.Context) (leave func(), after time.Duratio
 	default:
 		w.gave = true
 	}
-	return nil, time.Second
+	return nil, max(a.away(a.sources[from], waitAtMost, time.Duration(len(a.order))*a.pace), time.Second)
+}
+
+// away is how long one is sent away for that would have to wait too long. s is nil where nobody waits of its address, which is so
+// where very many addresses come; pace is that of its address' turns. The caller holds the lock.
+func (a *admission) away(s *source, wait, pace time.Duration) time.Duration {
+	turn := &a.turn
+	if s != nil {
+		turn = &s.turn
+	} else {
+		pace = a.pace
+	}
+	now := time.Now()
+	if soonest := now.Add(wait / 2); turn.Before(soonest) {
+		*turn = soonest
+	}
+	*turn = turn.Add(pace)
+	if last := now.Add(link.MaxBusy); turn.After(last) {
+		*turn = last
+	}
+	return turn.Sub(now)
 }
 
 // placed gives the place back when it is left, or has been held for long.
@@ -98,7 +157,7 @@ func (a *admission) placed() (leave func()) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		now := time.Now()
-		if len(a.queue) > 0 && !a.left.IsZero() {
+		if a.waiting > 0 && !a.left.IsZero() {
 			// One that was long ago tells nothing of the pace.
 			a.pace += (min(now.Sub(a.left), 10*a.pace) - a.pace) / 16
 			a.pace = min(max(a.pace, 20*time.Microsecond), 100*time.Millisecond)
@@ -115,16 +174,34 @@ func (a *admission) placed() (leave func()) {
 
 // next gives the place to who waits for it, or frees it. The caller holds the lock.
 func (a *admission) next() {
-	for len(a.queue) > 0 {
-		w := a.queue[0]
-		a.queue[0] = nil
-		if a.queue = a.queue[1:]; len(a.queue) == 0 {
-			a.queue = nil
+	for len(a.order) > 0 {
+		s := a.order[0]
+		a.order[0] = nil
+		a.order = a.order[1:]
+		w := s.pop()
+		a.waiting--
+		for w.gave && len(s.queue) > 0 {
+			w = s.pop()
+			a.waiting--
+		}
+		if len(s.queue) > 0 {
+			a.order = append(a.order, s)
+		} else {
+			delete(a.sources, s.from)
 		}
 		if !w.gave {
 			close(w.in)
 			return
 		}
 	}
+	a.order = nil
 	a.inside--
+}
+
+// pop takes the first of the queue, in which there is one.
+func (s *source) pop() *arrival {
+	w := s.queue[0]
+	s.queue[0] = nil
+	s.queue = s.queue[1:]
+	return w
 }

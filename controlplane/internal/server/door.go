@@ -119,7 +119,7 @@ func (d *door) choose(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !ok || !slices.Contains(hello.SupportedProtos, link.Protocol) || !slices.Contains(hello.SupportedProtos, "h2") {
 		return d.others, nil
 	}
-	leave, after := d.admission.enter(hello.Context())
+	leave, after := d.admission.enter(hello.Context(), sourceOf(c.RemoteAddr()))
 	if after > 0 {
 		_, _ = c.Write(link.Busy(after))
 		return nil, errBusy

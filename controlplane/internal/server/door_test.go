@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -105,9 +108,16 @@ func TestDoor(t *testing.T) {
 }
 
 // TestAdmission: of ten thousand that come in one moment some wait, in order, and the others are told when to come again; who
-// obeys is let in, and all are in after as long as so many arrivals take.
+// obeys is let in, and all are in after as long as so many arrivals take. Be it from one address or from a thousand.
 func TestAdmission(t *testing.T) {
 	t.Parallel()
+	for _, addresses := range []int{1, 1000} {
+		t.Run(fmt.Sprintf("%d addresses", addresses), func(t *testing.T) { admitAll(t, addresses) })
+	}
+}
+
+func admitAll(t *testing.T, addresses int) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		const (
 			agents  = 10_000
@@ -117,13 +127,14 @@ func TestAdmission(t *testing.T) {
 		a.places = 8
 		machine := make(chan struct{}, 1)
 		began, in, deterred := time.Now(), make(chan time.Duration, agents), make(chan time.Duration, 100*agents)
-		for range agents {
+		for i := range agents {
+			from := sourceOf(&net.TCPAddr{IP: net.IPv4(192, 0, byte(i%addresses>>8), byte(i%addresses)), Port: i}) //nolint:gosec // small
 			go func() {
 				for {
 					// An agent's patience.
 					ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 					asked := time.Now()
-					leave, after := a.enter(ctx)
+					leave, after := a.enter(ctx, from)
 					cancel()
 					if time.Since(asked) > 14*time.Second {
 						t.Error("one waited for longer than it has patience")
@@ -167,17 +178,17 @@ func TestAdmissionOfSilentPeers(t *testing.T) {
 		a := newAdmission()
 		a.places = 2
 		for range 2 {
-			if _, after := a.enter(t.Context()); after != 0 {
+			if _, after := a.enter(t.Context(), netip.Prefix{}); after != 0 {
 				t.Fatal("not let into an empty room")
 			}
 		}
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, after := a.enter(gone); after == 0 {
+		if _, after := a.enter(gone, netip.Prefix{}); after == 0 {
 			t.Error("one that is gone was let in")
 		}
 		began := time.Now()
-		leave, after := a.enter(t.Context())
+		leave, after := a.enter(t.Context(), netip.Prefix{})
 		if waited := time.Since(began); after != 0 || waited != arrivingFor {
 			t.Errorf("the third waited for %s and was told %s", waited, after)
 		}
@@ -189,6 +200,61 @@ func TestAdmissionOfSilentPeers(t *testing.T) {
 		if a.inside != 0 {
 			t.Errorf("%d places are held by nobody", a.inside)
 		}
+	})
+}
+
+// TestAdmissionShares: one address that takes all places, silent, and comes thousands of times more keeps no other out: those
+// that come meanwhile, each from an address of its own, are in as soon as a few places were free.
+func TestAdmissionShares(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const flood, others = 20_000, 40
+		a := newAdmission()
+		a.places = 8
+		ctx, cancel := context.WithCancel(t.Context())
+		var gone sync.WaitGroup
+		attacker := sourceOf(&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1})
+		for i := range flood {
+			// Anywhere in a /64: that is one.
+			from := sourceOf(&net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("2001:db8::%x", i+1)), Port: 1})
+			if from != attacker {
+				t.Fatalf("%s and %s are told apart", from, attacker)
+			}
+			gone.Go(func() {
+				for ctx.Err() == nil {
+					_, after := a.enter(ctx, from) // and never leaves
+					select {
+					case <-ctx.Done():
+					case <-time.After(after):
+					}
+				}
+			})
+		}
+		time.Sleep(2 * time.Second)
+		began, in := time.Now(), make(chan time.Duration, others)
+		for i := range others {
+			go func() {
+				leave, after := a.enter(ctx, sourceOf(&net.TCPAddr{IP: net.IPv4(192, 0, 2, byte(i)), Port: 1})) //nolint:gosec // small
+				if after != 0 {
+					t.Errorf("one of the others was sent away for %s", after)
+					in <- 0
+					return
+				}
+				in <- time.Since(began)
+				leave()
+			}()
+		}
+		var last time.Duration
+		for range others {
+			last = max(last, <-in)
+		}
+		// One of each eight places that get free in half a second at worst is the attacker's, as long as others wait.
+		if last > 2*arrivingFor {
+			t.Errorf("the last of the others was in after %s", last)
+		}
+		t.Logf("the last of the others was in after %s", last)
+		cancel()
+		gone.Wait()
 	})
 }
 

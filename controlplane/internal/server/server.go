@@ -97,7 +97,7 @@ type Server struct {
 	acme *acmecert.Keeper
 	// clientCAs make hosts' client certificates; nil where none is asked for.
 	clientCAs *authorities
-	plain plainHTTP
+	plain     plainHTTP
 
 	setup *setup.Setup
 	// gate lets nothing through before there is an organisation.
@@ -255,7 +255,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	s.agents = agentapi.New(agentapi.Options{
 		ClientCAs: clientCAs,
-		Replica: c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
+		Replica:   c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
 		Now: clk.now, Told: clk.told, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
 	})
 	s.jobs = &jobs{lease: leases.New(st, jobsLease, c.Replica, leaseLife), sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, logger: s.logger, now: clk.now, metrics: s.figures}
