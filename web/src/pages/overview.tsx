@@ -2,9 +2,10 @@ import { useQuery } from "@connectrpc/connect-query";
 import { keepPreviousData } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { CircleCheck, Server } from "lucide-react";
-import { lazy, type ReactNode, Suspense, useMemo } from "react";
+import { lazy, type ReactNode, Suspense, useEffect, useMemo, useRef, useState } from "react";
 import { useLive } from "@/api/live";
 import { useMay } from "@/api/may";
+import { useWaiting } from "@/api/waiting";
 import { AddButton } from "@/components/add-button";
 import { EventLine } from "@/components/event-line";
 import { AddressLink, HostLink } from "@/components/address-link";
@@ -13,7 +14,7 @@ import { hostState } from "@/components/host-state";
 import { Page, Panel } from "@/components/panel";
 import { ProblemNote } from "@/components/problem";
 import { type GetActivityResponse, InsightService, type Tally } from "@/gen/fleetban/operator/v1/insight_pb";
-import { FleetService, type Host, HostService } from "@/gen/fleetban/operator/v1/operator_pb";
+import { type FleetEvent, FleetService, type Host, HostService } from "@/gen/fleetban/operator/v1/operator_pb";
 import { useNumber, useFirst } from "@/i18n";
 import { visible } from "@/lib/visible";
 
@@ -31,6 +32,9 @@ export function Overview() {
   const all = hosts.data?.hosts ?? [];
   const f = fleet.data;
   const waiting = all.flatMap((h) => needs(h).map((what) => ({ host: h, what })));
+  const approvals = useWaiting();
+  const paused = f !== undefined && Number(f.pausedUntilUnixMs) > Date.now();
+  const attention = waiting.length + (approvals > 0 ? 1 : 0) + (paused ? 1 : 0);
   const minute = activity.data?.buckets.at(-1)?.banned ?? 0;
 
   if (hosts.isSuccess && all.length === 0)
@@ -50,7 +54,7 @@ export function Overview() {
         <Figure name={t.overview.hosts} to="/hosts" value={f ? `${number(f.hostsOnline)} / ${number(f.hosts)}` : "…"} note={t.overview.online} tone={f && f.hostsOnline < f.hosts ? "text-warn" : ""} />
         <Figure name={t.overview.bans} to="/bans" value={f ? number(f.bans) : "…"} note={t.overview.inForce} />
         <Figure name={t.overview.rate} to="/bans" value={activity.data ? number(minute) : "…"} note={t.overview.lastMinute} />
-        <Figure name={t.overview.attention} to="/hosts" value={number(waiting.length)} note={waiting.length === 0 ? t.overview.allWell : t.overview.needsYou} tone={waiting.length > 0 ? "text-warn" : "text-ok"} />
+        <Figure name={t.overview.attention} to="/hosts" value={number(attention)} note={attention === 0 ? t.overview.allWell : t.overview.needsYou} tone={attention > 0 ? "text-warn" : "text-ok"} />
       </ul>
       <HostStrip hosts={all} />
       <div className="grid gap-4 lg:grid-cols-3">
@@ -62,27 +66,44 @@ export function Overview() {
             {live.events.length === 0 ? (
               <p className="p-4 text-soft">{t.overview.quiet}</p>
             ) : (
-              <ul className="max-h-96 divide-y divide-line overflow-y-auto" tabIndex={0} aria-label={t.overview.feed}>
-                {live.events.slice(0, 60).map((e) => (
-                  <EventLine key={e.id} event={e} />
-                ))}
-              </ul>
+              <Feed events={live.events} />
             )}
           </Panel>
         </div>
         <div className="flex min-w-0 flex-col gap-4">
           <Panel id="attention" title={t.overview.attentionTitle} flush>
-            {waiting.length === 0 ? (
+            {attention === 0 ? (
               <p className="flex items-center gap-2 p-4 text-soft">
                 <CircleCheck size={16} className="text-ok" aria-hidden /> {t.overview.nothingToDo}
               </p>
             ) : (
               <ul className="divide-y divide-line">
+                {approvals > 0 && (
+                  <li className="px-4 py-2">
+                    <Link to="/approvals" className="text-accent hover:underline">
+                      {t.overview.approvals(approvals)}
+                    </Link>
+                  </li>
+                )}
+                {paused && (
+                  <li className="px-4 py-2">
+                    <Link to="/policy" className="text-accent hover:underline">
+                      {t.overview.paused}
+                    </Link>
+                  </li>
+                )}
                 {waiting.slice(0, 12).map(({ host, what }) => (
                   <li key={host.hostId + what} className="flex flex-wrap gap-x-2 px-4 py-2">
                     <HostLink name={host.name} /> <span className="break-words">{visible(what, 300)}</span>
                   </li>
                 ))}
+                {waiting.length > 12 && (
+                  <li className="px-4 py-2">
+                    <Link to="/hosts" search={{ state: "attention" }} className="text-accent hover:underline">
+                      {t.overview.more(waiting.length - 12)}
+                    </Link>
+                  </li>
+                )}
               </ul>
             )}
           </Panel>
@@ -100,6 +121,50 @@ export function Overview() {
     for (const finding of h.health?.findings ?? []) if (finding.severity >= 2) out.push(finding.problem);
     return out;
   }
+}
+
+/** How long the feed stands still after the pointer last moved over it, milliseconds. */
+const stillFor = 3_000;
+
+/** Feed is what happens, newest first. It stands still while a pointer moves over it: nothing moves that somebody is about to press. */
+function Feed({ events }: { events: readonly FleetEvent[] }) {
+  const { t } = useFirst();
+  const [held, setHeld] = useState<readonly FleetEvent[]>();
+  const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
+  const go = () => {
+    clearTimeout(timer.current);
+    setHeld(undefined);
+  };
+  const hold = () => {
+    clearTimeout(timer.current);
+    timer.current = setTimeout(go, stillFor);
+    setHeld((old) => old ?? events);
+  };
+  useEffect(() => () => clearTimeout(timer.current), []);
+  const newer = held ? events.findIndex((e) => e.id === held[0]?.id) : 0;
+  return (
+    <div className="relative">
+      <ul
+        className="max-h-96 divide-y divide-line overflow-y-auto"
+        tabIndex={0}
+        aria-label={t.overview.feed}
+        onPointerMove={(e) => {
+          // A browser also tells of a pointer that rests where the page moved beneath it.
+          if (e.pointerType === "mouse" && (e.movementX !== 0 || e.movementY !== 0)) hold();
+        }}
+        onPointerLeave={go}
+      >
+        {(held ?? events).slice(0, 60).map((e) => (
+          <EventLine key={e.id} event={e} />
+        ))}
+      </ul>
+      {newer > 0 && (
+        <p aria-hidden className="pointer-events-none absolute top-1 right-4 rounded-full bg-accent-soft px-2 py-0.5 text-xs text-accent">
+          {t.overview.newer(newer)}
+        </p>
+      )}
+    </div>
+  );
 }
 
 function Figure({ name, value, note, to, tone = "" }: { name: string; value: string; note: string; to: "/hosts" | "/bans"; tone?: string }) {

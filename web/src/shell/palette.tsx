@@ -16,6 +16,17 @@ interface Entry {
   go: () => void;
 }
 
+const tabs = [
+  ["account", "account"],
+  ["sessions", "sessions"],
+  ["tokens", "tokens"],
+  ["members", "members"],
+  ["join-tokens", "joinTokens"],
+  ["organisation", "organisation"],
+  ["sso", "sso"],
+  ["approvals", "approvals"],
+] as const;
+
 /** Palette finds a page, a host or an address and goes there. */
 export function Palette({ open, onOpenChange }: { open: boolean; onOpenChange: (open: boolean) => void }) {
   const { t } = useText();
@@ -63,6 +74,7 @@ export function Palette({ open, onOpenChange }: { open: boolean; onOpenChange: (
     [t.pages.approvals, () => void navigate({ to: "/approvals" })],
     [t.pages.audit, () => void navigate({ to: "/audit" })],
     [t.pages.settings, () => void navigate({ to: "/settings" })],
+    ...tabs.map(([tab, name]): [string, () => void] => [`${t.pages.settings}: ${t.settings[name]}`, () => void navigate({ to: "/settings", search: { tab } })]),
   ];
   const entries: Entry[] = [];
   if (looksLikePrefix(query))

@@ -1,6 +1,6 @@
 import { getRouteApi, useNavigate } from "@tanstack/react-router";
 import { Tabs } from "radix-ui";
-import type { ReactNode } from "react";
+import { type ReactNode, useEffect, useRef } from "react";
 import { useMay } from "@/api/may";
 import { useSession } from "@/api/session";
 import { Page } from "@/components/panel";
@@ -35,10 +35,15 @@ export function Settings() {
   // What is about the whole organisation isn't for who sees a part of it.
   if (session.state === "in" && session.person.tags.length === 0) tabs.push(["approvals", t.settings.approvals, <ApprovalPolicy key="approvals" />]);
   const current = tabs.some(([id]) => id === tab) ? (tab ?? "account") : "account";
+  const list = useRef<HTMLDivElement>(null);
+  // On a narrow screen the tabs are a strip, and the chosen one may be beside it.
+  useEffect(() => {
+    list.current?.querySelector('[aria-selected="true"]')?.scrollIntoView({ block: "nearest", inline: "center" });
+  }, [current]);
   return (
     <Page title={t.pages.settings}>
       <Tabs.Root value={current} onValueChange={(value) => void navigate({ search: { tab: value } })} className="flex flex-col gap-4">
-        <Tabs.List aria-label={t.pages.settings} className="flex gap-1 overflow-x-auto border-b border-line">
+        <Tabs.List ref={list} aria-label={t.pages.settings} className="flex gap-1 overflow-x-auto border-b border-line">
           {tabs.map(([id, name]) => (
             <Tabs.Trigger
               key={id}
