@@ -106,11 +106,14 @@ func (c *linkConn) ahead() (m *fleetbanv1.ConnectRequest, plain bool) {
 		}
 		return nil
 	})
+	if plain {
+		return m, true
+	}
 	if m == nil {
 		m = new(fleetbanv1.ConnectRequest)
 	}
 	c.decoded = m
-	return m, plain
+	return m, false
 }
 
 // Receive implements connect.StreamingHandlerConn.
@@ -119,6 +122,7 @@ func (c *linkConn) Receive(message any) error {
 		return fmt.Errorf("can't receive a %T: it wasn't received ahead", message)
 	}
 	err := c.decodedErr
+	c.decoded = nil
 	switch {
 	case err == nil, errors.Is(err, io.EOF):
 		return err

@@ -52,6 +52,19 @@ func TestSlowLine(t *testing.T) {
 	_ = slow.Send(fleetbanv1.ConnectRequest_builder{Hello: fleetbanv1.Hello_builder{
 		Protocol: agentapi.Protocol, Instance: "instance", Spool: "spool",
 	}.Build()}.Build())
+	// As an agent's, whatever it receives meanwhile: the snapshot may take the replica a while.
+	beats, ended := time.NewTicker(200*time.Millisecond), make(chan struct{})
+	t.Cleanup(func() { beats.Stop(); close(ended) })
+	go func() {
+		for {
+			select {
+			case <-ended:
+				return
+			case <-beats.C:
+				_ = slow.Send(fleetbanv1.ConnectRequest_builder{Heartbeat: &fleetbanv1.AgentHeartbeat{}}.Build())
+			}
+		}
+	}()
 	// The line's pace.
 	line := time.NewTicker(130 * time.Millisecond)
 	defer line.Stop()
@@ -63,7 +76,6 @@ func TestSlowLine(t *testing.T) {
 		if m.GetSnapshot().GetSet() == banset.All && m.GetSnapshot().GetLast() {
 			return
 		}
-		_ = slow.Send(fleetbanv1.ConnectRequest_builder{Heartbeat: &fleetbanv1.AgentHeartbeat{}}.Build())
 		<-line.C
 	}
 }

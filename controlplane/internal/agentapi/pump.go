@@ -151,12 +151,12 @@ func (p *pushedStream) quick(st *stream) bool {
 	}
 	st.mu.Lock()
 	box := &st.box
-	if box.commands || len(box.offered) > 0 || len(box.beats) > 0 {
+	if box.commands || len(box.offered) > 0 {
 		st.mu.Unlock()
 		p.goSlow(st)
 		return false
 	}
-	empty := !box.events && box.settings == nil && box.drain == nil && !box.heartbeat
+	empty := !box.events && box.settings == nil && box.drain == nil && !box.heartbeat && len(box.beats) == 0
 	st.mu.Unlock()
 	if !empty {
 		if _, err := w.mail(p.ctx); err != nil {

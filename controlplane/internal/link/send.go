@@ -42,11 +42,7 @@ func (s *Stream) Send(messages ...[]byte) error {
 }
 
 // Blocked reports whether the peer, or the network, doesn't take what was sent.
-func (s *Stream) Blocked() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.queue) > 0 || s.wire.blocked.Load() != 0
-}
+func (s *Stream) Blocked() bool { return s.waits.Load() || s.wire.blocked.Load() != 0 }
 
 // Taken is how much the peer and the network took of what was sent, bytes: what is Blocked and grows is slow, not stuck.
 func (s *Stream) Taken() uint64 {
@@ -199,6 +195,9 @@ func (s *Stream) flush() error {
 	}
 	if len(s.queue) == 0 {
 		s.queue = nil
+	}
+	if waits := s.queue != nil; waits != s.waits.Load() {
+		s.waits.Store(waits)
 	}
 	if cap(b) <= 2*writeAtOnce {
 		*buffer = b

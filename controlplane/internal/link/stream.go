@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -81,9 +82,10 @@ type Stream struct {
 	connWindow  int64
 	peerWindow  int64 // of the stream
 	firstWindow int64
-	untold      int64    // bytes sent that no WINDOW_UPDATE has counted for
-	taken       uint64   // bytes sent
-	queue       [][]byte // messages that wait for the window or the wire; never changed, they may be shared
+	untold      int64       // bytes sent that no WINDOW_UPDATE has counted for
+	taken       uint64      // bytes sent
+	queue       [][]byte    // messages that wait for the window or the wire; never changed, they may be shared
+	waits       atomic.Bool // whether something is in the queue: for who looks at all streams every second
 	answered    bool
 	over        bool
 	err         error

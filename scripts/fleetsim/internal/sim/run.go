@@ -189,6 +189,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	return o.report, nil
 }
 
+// heartbeat is how often both sides of a stream speak when nothing happens.
+const heartbeat = 20 * time.Second
+
 // dialling is how many hosts may be connecting when a run begins.
 const dialling = 250
 
@@ -228,13 +231,19 @@ func (f *fleet) begin(ctx context.Context) error {
 	if f.watcher, err = watch(ctx, f.api); err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
-	at := min(max(o.Duration/2, time.Second), 10*time.Second)
-	o.Progress("at rest for %s", at)
-	sleep(ctx, at/2)
+	calm := min(max(o.Duration/4, 500*time.Millisecond), 5*time.Second)
+	at := calm
+	if o.Duration >= heartbeat {
+		at = heartbeat // each host and the replica speak once; a shorter look may miss it
+	}
+	o.Progress("at rest for %s", calm+at)
+	sleep(ctx, calm)
 	cpu, since := f.cpu(), time.Now()
-	sleep(ctx, at/2)
+	profiled = f.profile(ctx, "rest")
+	sleep(ctx, at)
 	o.report.IdleCPU = 100 * (f.cpu().replicas - cpu.replicas).Seconds() / time.Since(since).Seconds()
 	o.report.IdlePerStream = (f.rss() - rss) / int64(o.Hosts)
+	profiled()
 	o.report.SelfPerStream = (plane.SelfUsage().RSS - self) / int64(o.Hosts)
 	return ctx.Err()
 }
