@@ -27,6 +27,7 @@ const usage = `fleetban-lab makes hosts in network namespaces: real sshd, fail2b
   fleetban-lab status  list labs, machines and services
   fleetban-lab exec HOST [-- COMMAND…]   run a command on a machine of the lab; a shell without one
   fleetban-lab attack HOST               try SSH passwords on a host until its fail2ban bans the attacker
+  fleetban-lab agent HOST                start the agent that was installed on a host, for there is no systemd
   fleetban-lab owner   give the lab's organisation an owner, who can sign in to the console: -email, -password
   fleetban-lab console have a browser on this machine reach the lab's console
   fleetban-lab down    take a lab down; leaves nothing, also of one that crashed
@@ -66,7 +67,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	verbs := map[string]func(context.Context, []string) error{
 		"up": up, "down": down, "status": status, "exec": execute, "attack": attack, "demo": show, "bench": measure,
-		"chaos": breakIt, "owner": owner, "console": console,
+		"chaos": breakIt, "agent": startAgent, "owner": owner, "console": console,
 	}
 	verb, ok := verbs[args[0]]
 	if !ok {
@@ -89,12 +90,13 @@ func up(ctx context.Context, args []string) error {
 	hosts := set.Int("hosts", 3, "how many hosts there are")
 	replicas := set.Int("replicas", 2, "how many control-plane replicas there are")
 	bare := set.Bool("bare", false, "without Fleetban: hosts, Redis and haproxy only")
+	newcomers := set.Int("newcomers", 0, "how many of the hosts, the last ones, have no agent yet")
 	box := set.Bool("box", true, "put a container-like machine behind the last host")
 	action := set.String("action", "nftables", "fail2ban's action: nftables or iptables")
 	if err := set.Parse(args); err != nil {
 		return flag.ErrHelp
 	}
-	options := lab.Options{Name: *name, Hosts: *hosts, Replicas: *replicas, Box: *box, Fleetban: !*bare, Fail2ban: map[string]lab.Fail2ban{}}
+	options := lab.Options{Name: *name, Hosts: *hosts, Newcomers: *newcomers, Replicas: *replicas, Box: *box, Fleetban: !*bare, Fail2ban: map[string]lab.Fail2ban{}}
 	for i := range *hosts {
 		options.Fail2ban[string(rune('a'+i))] = lab.Fail2ban{Action: *action}
 	}
@@ -281,6 +283,25 @@ func attack(ctx context.Context, args []string) error {
 	}
 	fmt.Printf("fail2ban on %s banned %s after %d passwords, %s after the first.\n", host.Name, ban.Addr, ban.Attempts, ban.Took.Round(time.Millisecond))
 	return nil
+}
+
+func startAgent(ctx context.Context, args []string) error {
+	set, name := flags("agent")
+	if err := set.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	if set.NArg() != 1 {
+		return errors.New("agent needs the name of a host")
+	}
+	l, err := lab.Open(*name)
+	if err != nil {
+		return err
+	}
+	host, err := l.Lookup(set.Arg(0))
+	if err != nil {
+		return err
+	}
+	return host.StartAgent(ctx)
 }
 
 func show(ctx context.Context, args []string) error {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -60,8 +61,8 @@ func replicaPort(i int) int { return 8440 + i }
 // MetricsPort is where the i-th replica serves its metrics, on the control plane's machine only, i from 1.
 func MetricsPort(i int) int { return 9440 + i }
 
-// programs are what machines of a role find in /usr/local/bin.
-func (l *Lab) programs(r role) map[string]string {
+// programs are what a machine finds in /usr/local/bin.
+func (l *Lab) programs(n *Node) map[string]string {
 	programs := map[string]string{}
 	from := func(dir, name, as string) {
 		path := filepath.Join(dir, name)
@@ -79,9 +80,9 @@ func (l *Lab) programs(r role) map[string]string {
 		}
 	}
 	add(programCLI)
-	switch r {
+	switch n.role {
 	case roleHost:
-		if !l.options.Bare {
+		if slices.Contains(l.enrolled(), n) {
 			add(programAgent)
 		}
 	case roleControlPlane:
@@ -116,13 +117,13 @@ func (l *Lab) startFleetban(ctx context.Context) error {
 	if err := l.awaitControlPlane(ctx); err != nil {
 		return cp.explain(err, ServiceReplica(1))
 	}
-	if l.options.Bare {
+	if len(l.enrolled()) == 0 {
 		return nil
 	}
 	if err := l.enrol(ctx); err != nil {
 		return err
 	}
-	return l.AwaitOnline(ctx)
+	return l.awaitOnline(ctx, l.enrolled())
 }
 
 // replica is a control-plane replica as a service. Its name is new with each start, for streams are fenced by it.
@@ -175,7 +176,7 @@ func awaitReady(ctx context.Context, client *http.Client, what string) error {
 
 // enrol gives each host's agent an identity and starts its two halves.
 func (l *Lab) enrol(ctx context.Context) error {
-	hosts := l.Hosts()
+	hosts := l.enrolled()
 	created, err := l.Operator().JoinTokens.CreateJoinToken(ctx, connect.NewRequest(operatorv1.CreateJoinTokenRequest_builder{
 		Uses: uint32(len(hosts)), Note: "the lab's hosts",
 	}.Build()))
@@ -245,8 +246,9 @@ func agentServices(build Build, debug bool) []node.Service {
 }
 
 // AwaitOnline waits until the control plane has every host online.
-func (l *Lab) AwaitOnline(ctx context.Context) error {
-	hosts := l.Hosts()
+func (l *Lab) AwaitOnline(ctx context.Context) error { return l.awaitOnline(ctx, l.Hosts()) }
+
+func (l *Lab) awaitOnline(ctx context.Context, hosts []*Node) error {
 	operator := l.Operator()
 	err := await.Until(ctx, "all hosts to be online", func() error {
 		listed, err := operator.Hosts.ListHosts(ctx, connect.NewRequest(&operatorv1.ListHostsRequest{}))

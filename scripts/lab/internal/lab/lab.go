@@ -36,6 +36,8 @@ type Options struct {
 	Fleetban bool
 	// Bare leaves the hosts without an agent: its program, user and folders are the installer's to bring.
 	Bare bool
+	// Newcomers is how many hosts, the last ones, are left so while the others are enrolled.
+	Newcomers int
 	// Mode is the organisation's promotion mode: enforce or watch. enforce.
 	Mode string
 	// Policy is the agents' /etc/fleetban/policy.toml; empty leaves the agent's defaults.
@@ -70,6 +72,12 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Hosts < 1 || o.Hosts > maxHosts {
 		return o, fmt.Errorf("a lab has 1 to %d hosts, not %d", maxHosts, o.Hosts)
+	}
+	if o.Newcomers < 0 || o.Newcomers > o.Hosts {
+		return o, fmt.Errorf("of %d hosts %d can't be newcomers", o.Hosts, o.Newcomers)
+	}
+	if o.Bare {
+		o.Newcomers = o.Hosts
 	}
 	if o.Replicas == 0 {
 		o.Replicas = 2
@@ -431,6 +439,12 @@ func (l *Lab) Hosts() (hosts []*Node) {
 		}
 	}
 	return hosts
+}
+
+// enrolled are the hosts that have an agent from the beginning.
+func (l *Lab) enrolled() []*Node {
+	hosts := l.Hosts()
+	return hosts[:len(hosts)-l.options.Newcomers]
 }
 
 // Name is the lab's name.

@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/fleetban/fleetban/scripts/lab/internal/node"
@@ -195,7 +196,7 @@ func (l *Lab) config(n *Node) node.Config {
 			node.File{Path: "/var/log/auth.log", Mode: 0o640},
 		)
 		cfg.Files = append(cfg.Files, n.fail2ban.files()...)
-		if !l.options.Bare {
+		if slices.Contains(l.enrolled(), n) {
 			cfg.Users = append(cfg.Users, node.User{Name: agentUser, UID: agentUID, Home: AgentState})
 			// What systemd makes for the units.
 			for _, folder := range []string{AgentState, "/run/fleetban-agent"} {
@@ -248,7 +249,7 @@ func (l *Lab) config(n *Node) node.Config {
 	case roleBox:
 	}
 	if l.options.Fleetban {
-		cfg.Programs = l.programs(n.role)
+		cfg.Programs = l.programs(n)
 	}
 	if l.options.SettableClock && n.role == roleControlPlane {
 		if cfg.Programs == nil {
