@@ -56,7 +56,9 @@ async function run(signal: AbortSignal): Promise<void> {
   let wait = backoffFirst;
   while (!signal.aborted) {
     try {
-      for await (const message of client.watch({ after }, { signal, onHeader: () => {
+      for await (const message of client.watch({ after }, { signal, onHeader: (header) => {
+        // Where the stream begins: one that breaks before its first event misses none either.
+        after ||= header.get("fleetban-after") ?? "";
         wait = backoffFirst;
         if (live.brokenSince !== undefined) set({ brokenSince: undefined });
       } })) {

@@ -52,11 +52,13 @@ export function Address() {
         </Panel>
       </Page>
     );
-  const exact = e?.bans.find((b) => b.prefix === e.address);
+  // What was unbanned is remembered for a while, with nothing left that bans it.
+  const bans = e?.bans.filter((b) => b.claims.length > 0) ?? [];
+  const exact = bans.find((b) => b.prefix === e?.address);
   return (
     <Page
       title={<span className="font-mono">{visible(address, 80)}</span>}
-      lead={e && <Verdict banned={e.banned} suppressed={e.allowedBy.length > 0} claims={exact?.claims.length ?? 0} expires={Math.max(0, ...e.bans.map((b) => Number(b.expiresUnixMs)))} />}
+      lead={e && <Verdict banned={e.banned} suppressed={e.allowedBy.length > 0} claims={exact?.claims.length ?? 0} expires={Math.max(0, ...bans.map((b) => Number(b.expiresUnixMs)))} />}
       actions={
         <>
           {may("allow") && e && e.allowedBy.length === 0 && <Allow address={address} done={() => void refetch()} />}
@@ -93,12 +95,12 @@ export function Address() {
               </ul>
             </Panel>
           )}
-          {e.bans.map((b) => (
+          {bans.map((b) => (
             <Panel key={b.prefix} id={`claims-${b.prefix}`} title={t.address.whyTitle(b.prefix, b.prefix === e.address)} flush>
               <Claims of={b.claims} />
             </Panel>
           ))}
-          {e.bans.length === 0 && (
+          {bans.length === 0 && (
             <Panel>
               <Empty icon={<CircleCheck size={24} aria-hidden />} title={t.address.free}>
                 {t.address.freeHint}

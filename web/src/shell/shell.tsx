@@ -2,7 +2,8 @@ import { useQuery } from "@connectrpc/connect-query";
 import { Link, Outlet, useNavigate } from "@tanstack/react-router";
 import { Activity, Ban, CheckCheck, Menu as MenuIcon, ScrollText, Search, Server, Settings, ShieldCheck } from "lucide-react";
 import { lazy, type ReactNode, Suspense, useEffect, useState } from "react";
-import { useLive, watch } from "@/api/live";
+import { refresh } from "@/api/fresh";
+import { useEvents, useLive, watch } from "@/api/live";
 import { onProof } from "@/api/prove";
 import { useSession } from "@/api/session";
 import { Button, IconButton } from "@/components/button";
@@ -59,6 +60,7 @@ function Inside() {
   const [nav, setNav] = useState(false);
   const navigate = useNavigate();
   useEffect(() => watch(), []);
+  useEvents(refresh);
   // Whoever presses ⌘K types at once: it must be there by then.
   useEffect(() => {
     const timer = setTimeout(() => void loadPalette(), 1_000);
