@@ -47,7 +47,7 @@ setup: ## Install what the machine lacks; says what; does nothing the second tim
 	@scripts/setup
 
 .PHONY: test
-test: setup ## Lint, generated code, unit, property, fuzz (short), integration, end to end; the browser's are web-test
+test: setup ## Lint, generated code, unit, property, fuzz (short), integration, end to end, the console in a browser
 	@scripts/test
 
 .PHONY: test-versions

@@ -1,16 +1,12 @@
 import { attack, call, expect, on, signIn, test } from "./fleet";
 
-
 test("an attack on one host is seen, explained, and lifted everywhere", async ({ page }) => {
   await signIn(page);
   await expect(page.getByText("3 / 3")).toBeVisible();
   await expect(page.getByText("Live", { exact: true }).first()).toBeVisible();
-  attack("a");
-  const feed = page.getByRole("list", { name: "Live" });
-  await expect(feed.getByRole("listitem").filter({ hasText: "sshd" }).first()).toBeVisible();
-  const line = feed.getByRole("listitem").filter({ hasText: "banned" }).first();
-  const address = (await line.getByRole("link").first().textContent()) ?? "";
-  await line.getByRole("link").first().click();
+  const address = attack("a", 0);
+  const line = page.getByRole("list", { name: "Live" }).getByRole("listitem").filter({ hasText: address }).filter({ hasText: "sshd" }).first();
+  await line.getByRole("link", { name: address }).click();
   await expect(page.getByRole("heading", { name: address, level: 1 })).toBeVisible();
   await expect(page.getByText("Banned on the fleet")).toBeVisible();
   await expect(page.getByText("enforced by 3 of 3")).toBeVisible();
@@ -66,34 +62,4 @@ test.describe("what may not be banned", () => {
     await expect(dialog.getByRole("alert")).toBeVisible();
     await expect(dialog.getByLabel("Addresses")).toHaveValue("10.0.0.0/8");
   });
-});
-
-test("100,000 bans are scrolled, sorted and searched", async ({ page }) => {
-  test.setTimeout(150_000);
-  await signIn(page, undefined, "/bans");
-  for (let block = 0; block < 100; block++) {
-    const prefixes = Array.from({ length: 1000 }, (_, i) => `45.${block}.${i >> 8}.${i & 255}`);
-    const answer = await call(page, "BanService/Ban", { prefixes, durationS: "3600", reason: "many" });
-    expect(answer.status).toBe(200);
-  }
-  await page.reload();
-  const table = page.getByRole("table", { name: "Bans" });
-  await expect(page.getByText(/100,\d{3} in force/)).toBeVisible({ timeout: 20_000 });
-  await expect(table).toHaveAttribute("aria-rowcount", /^100\d{3}$/);
-  // However many there are, the page holds those in sight.
-  expect(await table.getByRole("row").count()).toBeLessThan(80);
-  for (let i = 0; i < 8; i++) {
-    await table.evaluate((node) => node.scrollTo(0, node.scrollHeight));
-    await expect.poll(() => table.getByRole("row").last().getAttribute("aria-rowindex").then(Number)).toBeGreaterThan(100 + i * 150);
-  }
-  await table.getByRole("button", { name: "Address" }).click();
-  await table.getByRole("button", { name: "Address" }).click();
-  await table.evaluate((node) => node.scrollTo(0, 0));
-  await expect(table.getByRole("link", { name: "45.0.0.0", exact: true })).toBeVisible();
-  await page.getByRole("searchbox").fill("45.99.3.231");
-  await expect(table.getByRole("row")).toHaveCount(2);
-  for (let block = 0; block < 100; block++) {
-    const prefixes = Array.from({ length: 1000 }, (_, i) => `45.${block}.${i >> 8}.${i & 255}`);
-    await call(page, "BanService/Unban", { prefixes });
-  }
 });

@@ -3,7 +3,7 @@ import { call, expect, on, signIn, test } from "./fleet";
 test("a host's page tells how it is", async ({ page }) => {
   await signIn(page, undefined, "/hosts");
   const table = page.getByRole("table", { name: "Hosts" });
-  await expect(table.getByRole("row")).toHaveCount(4);
+  for (const host of ["a", "b", "c"]) await expect(table.getByRole("link", { name: host, exact: true })).toBeVisible();
   await table.getByRole("link", { name: "b", exact: true }).click();
   await expect(page.getByRole("heading", { name: "b", level: 1 })).toBeVisible();
   await expect(page.getByText("current").first()).toBeVisible();
@@ -49,9 +49,9 @@ test.describe("when a replica is killed", () => {
   test("the page goes on at the other, and misses nothing", async ({ page }) => {
     await signIn(page);
     await expect(page.getByText("Live", { exact: true }).first()).toBeVisible();
-    for (const replica of (process.env.FLEETBAN_REPLICAS ?? "").split(" ").filter(Boolean)) {
+    for (const [i, replica] of ["replica1-", "replica2-"].entries()) {
       on("cp", "pkill", "-9", "-f", replica);
-      const prefix = `198.51.100.${150 + Math.floor(Math.random() * 50)}`;
+      const prefix = `198.51.100.${240 + i}`;
       await expect.poll(async () => (await call(page, "BanService/Ban", { prefixes: [prefix], durationS: "120", reason: "after the kill" }).catch(() => ({ status: 0 }))).status, { timeout: 20_000 }).toBe(200);
       await expect(page.getByRole("list", { name: "Live" }).getByText(prefix)).toBeVisible({ timeout: 20_000 });
     }

@@ -1,12 +1,10 @@
-import { call, expect, owner, signIn, test } from "./fleet";
+import { call, expect, give, owner, signIn, signOut, test } from "./fleet";
 
 test.describe("with a wrong password", () => {
   test.use({ allow: [/401|403/] });
   test("says so and lets one try again", async ({ page }) => {
     await page.goto("/bans");
-    await page.getByLabel("E-mail address").fill(owner.email);
-    await page.getByLabel("Password").fill("not the password");
-    await page.getByRole("button", { name: "Sign in", exact: true }).click();
+    await give(page, { ...owner, password: "not the password" });
     await expect(page.getByRole("alert")).toContainText("e-mail address or the password is wrong");
     await page.getByLabel("Password").fill(owner.password);
     await page.getByRole("button", { name: "Sign in", exact: true }).click();
@@ -33,9 +31,7 @@ test.describe("signing out", () => {
     await other.goto("/hosts");
     await expect(other.getByRole("heading", { name: "Hosts", level: 1 })).toBeVisible();
     const stolen = await context.cookies();
-    await page.getByRole("button", { name: owner.email }).click();
-    await page.getByRole("menuitem", { name: "Sign out" }).click();
-    await expect(page.getByRole("heading", { name: "Sign in" })).toBeVisible();
+    await signOut(page, owner);
     await expect(other.getByText("You signed out in another tab.")).toBeVisible();
     // A copy of the cookies is worth nothing, whichever replica is asked.
     await context.addCookies(stolen);

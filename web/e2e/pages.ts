@@ -1,0 +1,20 @@
+/** Every page of the console, by the name of its picture. */
+export const pages: readonly (readonly [name: string, path: string])[] = [
+  ["overview", "/"],
+  ["hosts", "/hosts"],
+  ["host", "/hosts/a"],
+  ["add-host", "/hosts/add"],
+  ["bans", "/bans"],
+  ["address", "/address/198.51.100.100"],
+  ["policy", "/policy"],
+  ["approvals", "/approvals"],
+  ["audit", "/audit"],
+  ["account", "/settings"],
+  ["sessions", "/settings?tab=sessions"],
+  ["tokens", "/settings?tab=tokens"],
+  ["members", "/settings?tab=members"],
+  ["join-tokens", "/settings?tab=join-tokens"],
+  ["organisation", "/settings?tab=organisation"],
+  ["sso", "/settings?tab=sso"],
+  ["approval-policy", "/settings?tab=approvals"],
+];
