@@ -10,7 +10,7 @@ const controlPlane = process.env.FLEETBAN_URL ?? "https://localhost:8443";
 const libraries = ["react", "react-dom", "scheduler", "use-sync-external-store", "@bufbuild", "@connectrpc"];
 const tanstack = ["query-core", "react-query", "router-core", "react-router", "history", "store", "react-store"];
 const own = [
-  "api/", "gen/fleetban/v1/", "gen/fleetban/operator/v1/(operator|insight|people)_pb", "i18n/(index|plural|en/first)", "lib/(time|visible)",
+  "api/(client|live|may|problem|prove|session|waiting)\\.", "gen/fleetban/v1/", "gen/fleetban/operator/v1/(operator|insight|people)_pb", "i18n/(index|plural|en/first)", "lib/(time|visible)",
   "components/(add-button|address-link|badge|button|empty|event-line|host-state|panel|problem|time|toast)",
 ];
 const first = new RegExp(`/node_modules/(${libraries.join("|")}|@tanstack/(${tanstack.join("|")}))/|/src/(${own.join("|")})`);

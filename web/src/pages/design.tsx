@@ -1,17 +1,25 @@
+import { create } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
 import { Ban } from "lucide-react";
 import { useState } from "react";
 import { Badge } from "@/components/badge";
+import { Chart } from "@/components/chart";
 import { Button, IconButton } from "@/components/button";
 import { CopyLine } from "@/components/copy";
 import { Dialog, DialogActions } from "@/components/dialog";
 import { Empty, Waiting } from "@/components/empty";
 import { AreaField, CheckField, SelectField, TextField } from "@/components/field";
+import { EventLine } from "@/components/event-line";
+import { HostBadge } from "@/components/host-state";
 import { Menu, MenuItem } from "@/components/menu";
 import { Facts, Page, Panel } from "@/components/panel";
 import { ProblemNote } from "@/components/problem";
 import { type Columns, LongTable, Table } from "@/components/table";
 import { Time } from "@/components/time";
 import { note } from "@/components/toast";
+import { FleetEventKind as Kind, FleetEventSchema, HostSchema, Presence } from "@/gen/fleetban/operator/v1/operator_pb";
+import { Fail2banHealth_State, Inert } from "@/gen/fleetban/v1/agent_pb";
+import { ErrorInfoSchema, Reason } from "@/gen/fleetban/v1/error_pb";
 
 interface Row {
   id: number;
@@ -22,6 +30,21 @@ const columns: Columns<Row> = [
   { id: "id", header: "Number", cell: ({ row }) => row.original.id },
   { id: "name", header: "Name", cell: ({ row }) => row.original.name },
 ];
+
+const info = (reason: Reason, fix: string, subject = "") => [{ desc: ErrorInfoSchema, value: { reason, fix, subject, requestId: "01J0000000000000000000000" } }];
+const refused = new ConnectError("203.0.113.0/8 is wider than anyone may ban", Code.InvalidArgument, undefined, info(Reason.PREFIX_TOO_WIDE, "ban a /16 or smaller"));
+const waits = new ConnectError("pause needs a second person", Code.FailedPrecondition, undefined, info(Reason.APPROVAL_REQUIRED, "", "01J0000000000000000000000"));
+// One of each state that a badge tells, the worst that is true first.
+const hosts = [
+  ...[Presence.ONLINE, Presence.OFFLINE, Presence.NEW, Presence.QUARANTINED, Presence.DISABLED].map((presence) => create(HostSchema, { presence })),
+  ...[Inert.UNABLE, Inert.PROXIED, Inert.OFF, Inert.OBSERVE, Inert.PAUSED].map((inert) => create(HostSchema, { presence: Presence.ONLINE, inert })),
+  create(HostSchema, { presence: Presence.ONLINE, health: { fail2ban: { state: Fail2banHealth_State.DOWN } } }),
+  create(HostSchema, { presence: Presence.ONLINE, sets: [{ set: "all", acknowledged: 1n, current: 2n }] }),
+];
+const events = [Kind.OBSERVED, Kind.BANNED, Kind.UNBANNED, Kind.ALLOWED, Kind.HOST_OFFLINE, Kind.HOST_CLONED, Kind.NOTICE].map((kind) =>
+  create(FleetEventSchema, { id: String(kind), kind, atUnixMs: BigInt(Date.now()), prefix: "203.0.113.9", hostName: "web-1", jail: "sshd", actor: "<script>\u202e", reason: "why" }),
+);
+const times = Array.from({ length: 60 }, (_, i) => Date.now() / 1000 - 60 * (60 - i));
 
 /** Design is every component in every state; in development only. */
 export function Design() {
@@ -64,6 +87,23 @@ export function Design() {
           ))}
         </div>
       </Panel>
+      <Panel title="Hosts">
+        <div className="flex flex-wrap gap-2">
+          {hosts.map((h, i) => (
+            <HostBadge key={i} host={h} />
+          ))}
+        </div>
+      </Panel>
+      <Panel title="Events" flush>
+        <ul className="divide-y divide-line">
+          {events.map((e) => (
+            <EventLine key={e.kind} event={e} />
+          ))}
+        </ul>
+      </Panel>
+      <Panel title="Chart">
+        <Chart label="Counts over time" times={times} series={[{ name: "one", colour: "--accent", values: times.map((_, i) => i % 7) }, { name: "two", colour: "--bad", values: times.map((_, i) => i % 3) }]} theme="light" />
+      </Panel>
       <Panel title="Fields">
         <div className="grid max-w-2xl gap-3 sm:grid-cols-2">
           <TextField label="Text" hint="What it is for." />
@@ -83,6 +123,8 @@ export function Design() {
             <Button onClick={() => setOpen(true)}>dialog</Button>
           </div>
           <ProblemNote error={new Error("what went wrong")} retry={() => {}} />
+          <ProblemNote error={refused} />
+          <ProblemNote error={waits} />
           <Empty icon={<Ban size={24} aria-hidden />} title="Nothing here" action={<Button>next step</Button>}>
             What would be here.
           </Empty>
