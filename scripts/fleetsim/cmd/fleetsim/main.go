@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,7 @@ measured and checks at the end that everything is true that must be; it ends wit
 
   fleetsim SCENARIO[,SCENARIO…] [flags]
   fleetsim scale [--sizes N,N,…] [--svg FILE] [flags]     a table, and a chart, of what fleets of several sizes cost one replica
+  fleetsim bans FIGURES SVG                               a chart of what BenchmarkScale of the control plane has measured of Redis
 
 Each host has a TCP connection of its own and the agent's own stream; its fail2ban and its kernel are simulated.
 
@@ -73,7 +75,9 @@ func run(ctx context.Context, args []string) error {
 		set.Usage()
 		return flag.ErrHelp
 	}
-	o.Scenario = args[0]
+	if o.Scenario = args[0]; o.Scenario == "bans" && len(args) == 3 {
+		return bans(args[1], args[2])
+	}
 	if err := set.Parse(args[1:]); err != nil {
 		return flag.ErrHelp
 	}
@@ -124,6 +128,19 @@ func scale(ctx context.Context, o sim.Options, sizes, chart string) error {
 		return err
 	}
 	return errors.Join(sim.WriteSVG(f, points), f.Close())
+}
+
+func bans(figures, chart string) error {
+	in, err := os.Open(figures)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	var svg bytes.Buffer
+	if err := sim.WriteBansSVG(&svg, in); err != nil {
+		return err
+	}
+	return os.WriteFile(chart, svg.Bytes(), 0o644) //nolint:gosec // a chart for everybody
 }
 
 // besides is the folder of this program.

@@ -33,3 +33,27 @@ func TestSVG(t *testing.T) {
 		t.Error("a chart is made of what can't be one")
 	}
 }
+
+// TestBansSVG: the chart of bans is XML too, in the order of their number, and nothing is drawn of what isn't figures.
+func TestBansSVG(t *testing.T) {
+	t.Parallel()
+	const figures = `{"bans":1000000,"ban_redis_us":31,"page_ms":2.5,"snapshot_ms":2100}
+{"bans":1000,"ban_redis_us":30,"page_ms":2,"snapshot_ms":3}`
+	var out strings.Builder
+	if err := sim.WriteBansSVG(&out, strings.NewReader(figures)); err != nil {
+		t.Fatal(err)
+	}
+	if err := xml.Unmarshal([]byte(out.String()), new(struct{ XMLName xml.Name })); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"a whole snapshot, 1000000 bans: 2.1e+03 ms", "Redis, for one more ban, 1000 bans: 0.03 ms"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it doesn't say %q", want)
+		}
+	}
+	for _, bad := range []string{"", "x", `{"bans":5,"page_ms":1}`, `{"bans":0}`} {
+		if sim.WriteBansSVG(io.Discard, strings.NewReader(bad)) == nil {
+			t.Errorf("%q makes a chart", bad)
+		}
+	}
+}
