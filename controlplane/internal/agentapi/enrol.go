@@ -26,6 +26,9 @@ func (s *Service) Enroll(ctx context.Context, r *connect.Request[fleetbanv1.Enro
 		return nil, errDraining
 	}
 	m := r.Msg
+	if !hostauth.Sound(m.GetPublicKey()) {
+		return nil, errWeakKey()
+	}
 	join, err := s.Orgs.UseJoinToken(ctx, m.GetJoinToken(), m.GetPublicKey())
 	if err != nil {
 		if join.Org != "" {
@@ -59,6 +62,11 @@ func (s *Service) Enroll(ctx context.Context, r *connect.Request[fleetbanv1.Enro
 	}.Build()), nil
 }
 
+// errWeakKey: such a key is nobody's, and anyone could sign in its name.
+func errWeakKey() error {
+	return apierr.Invalid("public_key", "public_key: it is of small order", "make a key at random")
+}
+
 // RotateKey implements AgentService. The caller's present key was verified by AuthenticateHost.
 func (s *Service) RotateKey(ctx context.Context, r *connect.Request[fleetbanv1.RotateKeyRequest]) (*connect.Response[fleetbanv1.RotateKeyResponse], error) {
 	g, ok := ctx.Value(grantKey{}).(hostauth.Grant)
@@ -66,6 +74,9 @@ func (s *Service) RotateKey(ctx context.Context, r *connect.Request[fleetbanv1.R
 		return nil, apierr.New(connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL, "", "no host credential was verified", "")
 	}
 	next := r.Msg.GetPublicKey()
+	if !hostauth.Sound(next) {
+		return nil, errWeakKey()
+	}
 	if !hostauth.Verify(next, hostauth.Rotation(s.Keys.Audience(), g.HostID, g.PublicKey, next), r.Msg.GetProof()) {
 		return nil, apierr.Invalid("proof", "proof: it is not the new key's signature over this rotation", "use an agent of this release")
 	}

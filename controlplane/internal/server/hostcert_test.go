@@ -119,11 +119,12 @@ func TestHostCertificates(t *testing.T) {
 		}
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: plain, ForceAttemptHTTP2: true}}
 		t.Cleanup(client.CloseIdleConnections)
-		join, err := operatorv1connect.NewJoinTokenServiceClient(client, base, bearer(token)).
-			CreateJoinToken(t.Context(), connect.NewRequest(operatorv1.CreateJoinTokenRequest_builder{Uses: 1}.Build()))
-		if err != nil {
-			t.Fatal(err)
-		}
+		var join *connect.Response[operatorv1.CreateJoinTokenResponse]
+		testwait.Until(t, "there is a join token", func() (err error) {
+			join, err = operatorv1connect.NewJoinTokenServiceClient(client, base, bearer(token)).
+				CreateJoinToken(t.Context(), connect.NewRequest(operatorv1.CreateJoinTokenRequest_builder{Uses: 2}.Build()))
+			return err
+		})
 		if asked.Load() != 0 {
 			t.Error("who is no host is asked for a certificate")
 		}
@@ -160,7 +161,7 @@ func TestHostCertificates(t *testing.T) {
 			t.Errorf("replica %d: with its own certificate: %v", i, err)
 		}
 		if err := a.rotateOnce(t, base, secure); connect.CodeOf(err) != connect.CodeInvalidArgument {
-			t.Errorf("replica %d: with its own certificate, a change of the key with a wrong proof: %v", i, err)
+			t.Errorf("replica %d: with its own certificate, a change to a key that is nobody's: %v", i, err)
 		}
 		if i == 0 {
 			continue
@@ -195,11 +196,13 @@ func credentialOf(t *testing.T, base, pin, token, name string) *credential {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := fleetbanv1connect.NewAgentServiceClient(httpClient(t, pin), base, connect.WithGRPC()).
-		Enroll(t.Context(), connect.NewRequest(fleetbanv1.EnrollRequest_builder{JoinToken: token, PublicKey: public, Name: name}.Build()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	// Repeated with the same key it is the same host.
+	var res *connect.Response[fleetbanv1.EnrollResponse]
+	testwait.Until(t, "the host is enrolled", func() (err error) {
+		res, err = fleetbanv1connect.NewAgentServiceClient(httpClient(t, pin), base, connect.WithGRPC()).
+			Enroll(t.Context(), connect.NewRequest(fleetbanv1.EnrollRequest_builder{JoinToken: token, PublicKey: public, Name: name}.Build()))
+		return err
+	})
 	return &credential{id: res.Msg.GetHostId(), audience: res.Msg.GetAudience(), grant: res.Msg.GetGrant(), name: name, key: private}
 }
 

@@ -35,12 +35,22 @@ import (
 // lone is one replica over TLS with an owner.
 func lone(t *testing.T, c server.Config) *process {
 	t.Helper()
+	return several(t, c, 1)[0]
+}
+
+// several are n replicas of one fleet, with an owner.
+func several(t *testing.T, c server.Config, n int) []*process {
+	t.Helper()
 	c.Backend = server.Backend{RedisURL: redistest.Start(t).URL(), SecretFile: secretFile(t, secretFill), PublicURL: c.PublicURL}
 	if _, err := setupOwner(t, c.Backend, ownerEmail, ownerPassword); err != nil {
 		t.Fatal(err)
 	}
 	c.MetricsListen = "off"
-	return serve(t, c)
+	out := make([]*process, n)
+	for i := range out {
+		out[i] = serve(t, c)
+	}
+	return out
 }
 
 var versionLike = regexp.MustCompile(`(?i)\bv?\d+\.\d+\.\d+|go1\.|devel`)
@@ -48,7 +58,13 @@ var versionLike = regexp.MustCompile(`(?i)\bv?\d+\.\d+\.\d+|go1\.|devel`)
 // Every answer to a stranger tells a browser what not to do with it, and nobody which release this is.
 func TestHeadersForStrangers(t *testing.T) {
 	t.Parallel()
-	p := lone(t, server.Config{})
+	for _, p := range several(t, server.Config{}, 2) {
+		headersForStrangers(t, p)
+	}
+}
+
+func headersForStrangers(t *testing.T, p *process) {
+	t.Helper()
 	p.awaitReady(t)
 	client := httpClient(t, p.Pin())
 	for _, path := range []string{"/", "/healthz", "/nothing", "/invitation", operatorv1connect.SessionServiceGetMeProcedure, "/..%2f..%2fetc/passwd", "/index.php?x=<script>"} {
@@ -124,7 +140,13 @@ func exchange(t *testing.T, addr, text string) string {
 // What two servers could read differently is refused: nobody hides a request in another one's body.
 func TestSmuggling(t *testing.T) {
 	t.Parallel()
-	p := lone(t, server.Config{TLSOff: true})
+	for _, p := range several(t, server.Config{TLSOff: true}, 2) {
+		smuggle(t, p)
+	}
+}
+
+func smuggle(t *testing.T, p *process) {
+	t.Helper()
 	const hidden = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 	for name, text := range map[string]string{
 		"two lengths":                 "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 35\r\n\r\n" + hidden,

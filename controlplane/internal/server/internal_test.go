@@ -9,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,9 +18,11 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/leases"
+	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
@@ -175,5 +178,52 @@ func TestClientAddr(t *testing.T) {
 		if got := find(connect.Peer{Addr: tc.peer}, header); got.String() != tc.want {
 			t.Errorf("%+v: %s", tc, got)
 		}
+	}
+}
+
+// deadlines is an answer that remembers what deadlines its connection was given.
+type deadlines struct {
+	http.ResponseWriter
+
+	read, write []time.Time
+}
+
+func (d *deadlines) SetReadDeadline(at time.Time) error {
+	d.read = append(d.read, at)
+	return nil
+}
+
+func (d *deadlines) SetWriteDeadline(at time.Time) error {
+	d.write = append(d.write, at)
+	return nil
+}
+
+// Every procedure that streams has no deadline, one that its connection had before included; every other has one. One that is new and
+// left out here would be cut after a minute.
+func TestOnlyStreamsHaveNoDeadline(t *testing.T) {
+	t.Parallel()
+	procedures := map[string]bool{"/install.sh": false, "/": false}
+	for _, service := range append(operatorapi.Services(), agentapi.Descriptor()) {
+		for i := range service.Methods().Len() {
+			m := service.Methods().Get(i)
+			procedures["/"+string(service.FullName())+"/"+string(m.Name())] = m.IsStreamingServer() || m.IsStreamingClient()
+		}
+	}
+	handler := wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), nil, slog.New(slog.DiscardHandler))
+	seen := 0
+	for path, stream := range procedures {
+		answer := &deadlines{ResponseWriter: httptest.NewRecorder()}
+		handler.ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, nil))
+		for _, set := range [][]time.Time{answer.read, answer.write} {
+			if len(set) != 1 || set[0].IsZero() != stream || !stream && time.Until(set[0]) > requestWithin {
+				t.Errorf("%s streams: %t; its deadlines: %v", path, stream, set)
+			}
+		}
+		if stream {
+			seen++
+		}
+	}
+	if seen != len(streams) {
+		t.Errorf("%d procedures stream, and %d are listed", seen, len(streams))
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/operatorapi"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	optionsv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/options/v1"
@@ -417,14 +418,14 @@ func TestSSORequiredEndsSessions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	began := time.Now()
 	set(ownerEmail)
+	since := testwait.StartStopwatch(t)
 	for i, p := range g.replicas {
 		g.lb.send(p.addr())
 		for who, token := range map[string]string{"olga": olga, "vic": vic} {
 			until(t, fmt.Sprintf("replica %d refuses %s", i, who), func() bool { _, err := g.me(token); return refused(err) })
 		}
-		if took := time.Since(began); took > soon {
+		if took := since.Took(); took > soon {
 			t.Errorf("replica %d took %s", i, took)
 		}
 		for who, token := range map[string]string{"who breaks the glass": g.owner, "who came by the provider": carol} {
