@@ -395,6 +395,8 @@ export const rest: Rest = {
     members: "Mitglieder",
     joinTokens: "Join-Tokens",
     organisation: "Organisation",
+    work: "Regelmäßige Arbeit:",
+    nobody: "gerade keine Replik",
     approvals: "Zweite Person",
     sso: "Single Sign-on",
     program: "Programm",

@@ -398,6 +398,8 @@ export const rest = {
     members: "Members",
     joinTokens: "Join tokens",
     organisation: "Organisation",
+    work: "Periodic work:",
+    nobody: "no replica at the moment",
     approvals: "Second person",
     sso: "Single sign-on",
     program: "Program",
