@@ -197,7 +197,8 @@ func TestManyTokens(t *testing.T) {
 	best := time.Hour
 	for i := 0; i < len(secrets); i += len(secrets) / 200 {
 		began := time.Now()
-		if got, err := o.Token(ctx, secrets[i]); err != nil || got.Name != "token "+strconv.Itoa(i) {
+		replica := []*orgs.Orgs{o, orgs.New(st, sealer())}[i%2]
+		if got, err := replica.Token(ctx, secrets[i]); err != nil || got.Name != "token "+strconv.Itoa(i) {
 			t.Fatal(got, err)
 		}
 		best = min(best, time.Since(began))
