@@ -1,6 +1,6 @@
-import { attack, call, expect, settled, signIn, test } from "../e2e/fleet";
+import type { Page } from "@playwright/test";
+import { attack, call, expect, owner, settled, signIn, test } from "../e2e/fleet";
 import { pages } from "../e2e/pages";
-
 
 test("something happened", async ({ page }) => {
   await signIn(page);
@@ -9,8 +9,18 @@ test("something happened", async ({ page }) => {
   await call(page, "AllowlistService/Allow", { prefixes: ["192.0.2.0/24"], durationS: "0", reason: "office" });
 });
 
+/** happen has the overview's feed show something: an attack, and what people do. */
+async function happen(page: Page, n: number): Promise<void> {
+  await expect(page.getByText("Live", { exact: true }).first()).toBeVisible();
+  const address = attack("b", n);
+  await call(page, "BanService/Ban", { prefixes: [`198.51.100.${50 + n}`, `2001:db8:feed:${n}::/64`], durationS: "86400", reason: "credential stuffing" });
+  await call(page, "BanService/Unban", { prefixes: [address] });
+  await expect(page.getByRole("list", { name: "Live" }).getByText("unbanned").first()).toBeVisible();
+}
+let attacks = 1;
+
 /** What the README shows. */
-const readme = ["overview-light", "address-dark", "bans-light"];
+const readme = ["overview-light", "address-dark"];
 
 for (const [name, width, height, theme] of [
   ["light", 1280, 860, "light"],
@@ -28,7 +38,8 @@ for (const [name, width, height, theme] of [
     for (const [file, path] of pages) {
       await page.goto(path);
       await settled(page);
-      if (file === "overview") await expect(page.getByRole("img")).toBeVisible();
+      if (width > 800) await expect(page.getByRole("button", { name: owner.email })).toBeVisible();
+      if (file === "overview") await happen(page, attacks++);
       await page.screenshot({ path: `screens/out/${file}-${name}.png`, fullPage: name === "phone" });
       if (readme.includes(`${file}-${name}`)) await page.screenshot({ path: `../docs/console/${file}-${name}.png` });
     }

@@ -10,7 +10,7 @@ interface Series {
 }
 
 /** Chart draws counts over time. What it shows is in a table beside it for those who can't see it. */
-export function Chart({ label, times, series, height = 180, theme }: { label: string; times: number[]; series: Series[]; height?: number; theme: string }) {
+export function Chart({ label, times, series, height = 180, theme, locale }: { label: string; times: number[]; series: Series[]; height?: number; theme: string; locale: string }) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot>(undefined);
   const names = series.map((s) => s.name + s.colour).join("\n");
@@ -19,6 +19,7 @@ export function Chart({ label, times, series, height = 180, theme }: { label: st
     if (!node) return;
     const style = getComputedStyle(document.documentElement);
     const colour = (name: string) => style.getPropertyValue(name).trim();
+    const clock = new Intl.DateTimeFormat(locale, { hour: "2-digit", minute: "2-digit" });
     const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
     const u = new uPlot(
       {
@@ -27,7 +28,7 @@ export function Chart({ label, times, series, height = 180, theme }: { label: st
         legend: { show: false },
         cursor: { show: false },
         scales: { y: { range: (_, __, max) => [0, Math.max(max * 1.1, 4)] } },
-        axes: [axis, { ...axis, size: 40 }],
+        axes: [{ ...axis, values: (_, at) => at.map((s) => clock.format(s * 1000)) }, { ...axis, size: 40 }],
         series: [
           {},
           ...series.map((s) => ({
@@ -50,7 +51,7 @@ export function Chart({ label, times, series, height = 180, theme }: { label: st
       sized.disconnect();
       u.destroy();
     };
-  }, [names, height, theme]);
+  }, [names, height, theme, locale]);
   useEffect(() => {
     plot.current?.setData([times, ...series.map((s) => s.values)]);
   }, [times, series]);

@@ -36,7 +36,7 @@ export function Panel({ title, actions, children, flush, id }: { title?: ReactNo
 /** Facts is a list of names and values. */
 export function Facts({ of }: { of: [ReactNode, ReactNode][] }) {
   return (
-    <dl className="grid grid-cols-[minmax(6rem,auto)_1fr] gap-x-4 gap-y-1.5">
+    <dl className="grid grid-cols-[fit-content(45%)_1fr] gap-x-4 gap-y-1.5">
       {of.map(([name, value], i) => (
         <div key={i} className="contents">
           <dt className="text-soft">{name}</dt>

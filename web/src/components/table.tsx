@@ -80,7 +80,7 @@ export function LongTable<Row extends RowData>({ label, columns, widths, least, 
       aria-label={label}
       aria-rowcount={total + 1}
       tabIndex={0}
-      className="h-[calc(100dvh-16rem)] min-h-80 overflow-auto rounded-lg border border-line bg-surface"
+      className="max-h-[max(20rem,calc(100dvh-16rem))] overflow-auto rounded-lg border border-line bg-surface"
     >
       <div role="rowgroup" className="sticky top-0 z-10 border-b border-line bg-surface" style={{ minWidth: least }}>
         {table.getHeaderGroups().map((group) => (

@@ -88,7 +88,7 @@ export function Bans() {
               type="checkbox"
               aria-label={t.bans.chooseAll}
               title={t.bans.chooseAll}
-              className="size-4 accent-(--accent)"
+              className="block size-4 accent-(--accent)"
               checked={chosen.size > 0}
               onChange={(e) => setChosen(new Set(e.target.checked ? rows.slice(0, mostAtOnce).map((b) => b.prefix) : []))}
             />
@@ -100,7 +100,7 @@ export function Bans() {
             <input
               type="checkbox"
               aria-label={t.bans.chooseOne(row.original.prefix)}
-              className="size-4 accent-(--accent)"
+              className="block size-4 accent-(--accent)"
               checked={chosen.has(row.original.prefix)}
               onChange={() => toggle(row.original.prefix)}
             />

@@ -102,7 +102,7 @@ export function Design() {
         </ul>
       </Panel>
       <Panel title="Chart">
-        <Chart label="Counts over time" times={times} series={[{ name: "one", colour: "--accent", values: times.map((_, i) => i % 7) }, { name: "two", colour: "--bad", values: times.map((_, i) => i % 3) }]} theme="light" />
+        <Chart label="Counts over time" times={times} series={[{ name: "one", colour: "--accent", values: times.map((_, i) => i % 7) }, { name: "two", colour: "--bad", values: times.map((_, i) => i % 3) }]} theme="light" locale="en-GB" />
       </Panel>
       <Panel title="Fields">
         <div className="grid max-w-2xl gap-3 sm:grid-cols-2">

@@ -225,7 +225,7 @@ function Rate({ of }: { of: GetActivityResponse }) {
         )}
       </div>
       <Suspense fallback={<div className="h-45" />}>
-        <Chart label={label} times={times} series={series} theme={document.documentElement.dataset.theme ?? "light"} />
+        <Chart label={label} times={times} series={series} theme={document.documentElement.dataset.theme ?? "light"} locale={locale} />
       </Suspense>
     </>
   );
