@@ -97,6 +97,9 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		misses++
 		d := busyFor(err)
+		if d == 0 && v == soon {
+			d = askedFor(InfoOf(err))
+		}
 		if d > 0 {
 			problem = "the control plane has too many hosts coming at once, and named the moment to come again"
 		} else {

@@ -765,6 +765,20 @@ func TestWhatOnlyAPersonMends(t *testing.T) {
 	}
 }
 
+// A host whose stream comes by a proxy is told when its turn is, and comes then.
+func TestRetryAfterIsObeyed(t *testing.T) {
+	t.Parallel()
+	p := newPeer(t)
+	p.refuse = func(http.Header) error {
+		return info(connect.CodeResourceExhausted, fleetbanv1.ErrorInfo_builder{Reason: fleetbanv1.Reason_REASON_RATE_LIMITED, RetryAfterMs: 90_000})
+	}
+	client := start(t, p, p.server.URL, newSink(), newSource(0))
+	eventually(t, "the problem is told", func() bool { return strings.Contains(client.Status().Problem, "named the moment") })
+	if left := time.Until(client.Status().Retry); left < 60*time.Second || left > 91*time.Second {
+		t.Errorf("tried again in %v", left)
+	}
+}
+
 func TestNobodyThere(t *testing.T) {
 	t.Parallel()
 	p := newPeer(t)

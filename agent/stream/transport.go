@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
 // linkProtocol is offered beside HTTP/2, and never agreed on: it says that this connection is for one stream and ends here. A
@@ -40,6 +42,18 @@ func busyFor(err error) time.Duration {
 		return 0
 	}
 	return time.Duration(n-200)*time.Second - time.Duration(rand.Int64N(int64(time.Second))) //nolint:gosec // no secret
+}
+
+// askedLongest bounds what a control plane can ask for.
+const askedLongest = 5 * time.Minute
+
+// askedFor is busyFor of an error that says it, which hosts get whose streams come by a proxy that ends TLS.
+func askedFor(info *fleetbanv1.ErrorInfo) time.Duration {
+	after := time.Duration(info.GetRetryAfterMs()) * time.Millisecond
+	if info.GetReason() != fleetbanv1.Reason_REASON_RATE_LIMITED || after == 0 {
+		return 0
+	}
+	return min(after, askedLongest) + time.Duration(rand.Int64N(int64(time.Second))) //nolint:gosec // no secret
 }
 
 // connection is one TCP connection of its own, with HTTP/2 over it: a stream that is to move to another replica must

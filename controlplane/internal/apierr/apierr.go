@@ -29,6 +29,8 @@ type Error struct {
 	Fix string
 	// Subject is the id of what it is about, where that is made by the refusal: an approval.
 	Subject string
+	// RetryAfter is how long to wait before the next try; 0: that isn't said.
+	RetryAfter time.Duration
 
 	cause error
 }
@@ -178,6 +180,7 @@ func build(ctx context.Context, e *Error, now time.Time, keep ...*connect.ErrorD
 	}
 	detail, err := connect.NewErrorDetail(fleetbanv1.ErrorInfo_builder{
 		Reason: e.Reason, Fix: e.Fix, Field: e.Field, ServerUnixMs: now.UnixMilli(), RequestId: requestid.From(ctx), Subject: e.Subject,
+		RetryAfterMs: uint32(min(max(e.RetryAfter, 0), 24*time.Hour).Milliseconds()), //nolint:gosec // a day at most
 	}.Build())
 	if err == nil {
 		out.AddDetail(detail)

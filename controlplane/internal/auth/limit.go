@@ -277,5 +277,7 @@ func limited(message string, wait time.Duration) error {
 	if wait > 0 {
 		fix = "try again in " + (wait.Truncate(time.Millisecond) + time.Millisecond).String()
 	}
-	return apierr.New(connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "", message, fix)
+	err := apierr.New(connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED, "", message, fix)
+	err.RetryAfter = max(wait, 0)
+	return err
 }

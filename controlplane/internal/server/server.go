@@ -82,6 +82,7 @@ type Server struct {
 	mail      *mail.Mailer
 	ready     *readiness
 	jobs      *jobs
+	turns     turns
 	// figures are what is measured; served on the metrics listener.
 	figures *metrics.Metrics
 
@@ -258,6 +259,7 @@ func (s *Server) build(ctx context.Context) error {
 		Replica:   c.Replica, Keys: k, Store: st, Sets: s.sets, Feeds: s.feeds, Hosts: h, Orgs: s.base.orgs,
 		Now: clk.now, Told: clk.told, Logger: s.logger, Metrics: s.figures, Audit: s.base.audit,
 	})
+	s.turns = turns{newAdmission()}
 	s.jobs = &jobs{lease: leases.New(st, jobsLease, c.Replica, leaseLife), sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, logger: s.logger, now: clk.now, metrics: s.figures}
 	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: func() bool { return s.gate.Closed() && s.notBegun() == "" }, logger: s.logger}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
@@ -325,7 +327,7 @@ func (s *Server) build(ctx context.Context) error {
 		mux.HandleFunc("GET /{$}", root)
 	}
 	s.observe()
-	return s.listen(ctx, s.gate.Wrap(mux), tlsConfig)
+	return s.listen(ctx, s.turns.mark(s.gate.Wrap(mux)), tlsConfig)
 }
 
 func (s *Server) interceptors(clk *clock, operators *operatorapi.API, signedIn *operatorapi.PeopleAPI) ([]connect.Interceptor, error) {
@@ -359,7 +361,7 @@ func (s *Server) interceptors(clk *clock, operators *operatorapi.API, signedIn *
 	}); err != nil {
 		return nil, err
 	}
-	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, s.gate, authn, operatorapi.NewProofs(signedIn, operatorapi.Services()), s.approvals, recorder, validation}, nil
+	return []connect.Interceptor{metrics.Interceptor{Metrics: s.figures}, browser.Interceptor{}, &apierr.Interceptor{Now: clk.now, Logger: s.logger}, gate{s.ready}, s.turns, s.gate, authn, operatorapi.NewProofs(signedIn, operatorapi.Services()), s.approvals, recorder, validation}, nil
 }
 
 func (s *Server) listen(ctx context.Context, handler http.Handler, tlsConfig *tls.Config) error {

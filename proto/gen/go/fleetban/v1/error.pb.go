@@ -192,6 +192,7 @@ type ErrorInfo struct {
 	xxx_hidden_ServerUnixMs int64                  `protobuf:"varint,4,opt,name=server_unix_ms,json=serverUnixMs"`
 	xxx_hidden_RequestId    string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId"`
 	xxx_hidden_Subject      string                 `protobuf:"bytes,6,opt,name=subject"`
+	xxx_hidden_RetryAfterMs uint32                 `protobuf:"varint,7,opt,name=retry_after_ms,json=retryAfterMs"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -263,6 +264,13 @@ func (x *ErrorInfo) GetSubject() string {
 	return ""
 }
 
+func (x *ErrorInfo) GetRetryAfterMs() uint32 {
+	if x != nil {
+		return x.xxx_hidden_RetryAfterMs
+	}
+	return 0
+}
+
 func (x *ErrorInfo) SetReason(v Reason) {
 	x.xxx_hidden_Reason = v
 }
@@ -287,6 +295,10 @@ func (x *ErrorInfo) SetSubject(v string) {
 	x.xxx_hidden_Subject = v
 }
 
+func (x *ErrorInfo) SetRetryAfterMs(v uint32) {
+	x.xxx_hidden_RetryAfterMs = v
+}
+
 type ErrorInfo_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -301,6 +313,8 @@ type ErrorInfo_builder struct {
 	RequestId string
 	// The id of what was made instead: of the approval that the request waits for.
 	Subject string
+	// How long to wait before the next try: before then it is refused again. 0: that isn't said.
+	RetryAfterMs uint32
 }
 
 func (b0 ErrorInfo_builder) Build() *ErrorInfo {
@@ -313,6 +327,7 @@ func (b0 ErrorInfo_builder) Build() *ErrorInfo {
 	x.xxx_hidden_ServerUnixMs = b.ServerUnixMs
 	x.xxx_hidden_RequestId = b.RequestId
 	x.xxx_hidden_Subject = b.Subject
+	x.xxx_hidden_RetryAfterMs = b.RetryAfterMs
 	return m0
 }
 
@@ -320,7 +335,7 @@ var File_fleetban_v1_error_proto protoreflect.FileDescriptor
 
 const file_fleetban_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x17fleetban/v1/error.proto\x12\vfleetban.v1\"\xbf\x01\n" +
+	"\x17fleetban/v1/error.proto\x12\vfleetban.v1\"\xe5\x01\n" +
 	"\tErrorInfo\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.fleetban.v1.ReasonR\x06reason\x12\x10\n" +
 	"\x03fix\x18\x02 \x01(\tR\x03fix\x12\x14\n" +
@@ -328,7 +343,8 @@ const file_fleetban_v1_error_proto_rawDesc = "" +
 	"\x0eserver_unix_ms\x18\x04 \x01(\x03R\fserverUnixMs\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tR\trequestId\x12\x18\n" +
-	"\asubject\x18\x06 \x01(\tR\asubject*\x95\a\n" +
+	"\asubject\x18\x06 \x01(\tR\asubject\x12$\n" +
+	"\x0eretry_after_ms\x18\a \x01(\rR\fretryAfterMs*\x95\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x1a\n" +
