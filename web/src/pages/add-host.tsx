@@ -36,7 +36,7 @@ export function AddHost() {
     setBusy(true);
     setError(undefined);
     createClient(JoinTokenService, transport)
-      .createJoinToken({ uses: Number(form.get("uses")), durationS: BigInt(String(form.get("for"))), tags, note: "" })
+      .createJoinToken({ uses: Number(form.get("uses")), durationS: BigInt(String(form.get("for"))), tags, note: "", ephemeralS: BigInt(String(form.get("ephemeral"))) })
       .then((token) => setMade({ token, at: Date.now() }))
       .catch(setError)
       .finally(() => setBusy(false));
@@ -54,6 +54,12 @@ export function AddHost() {
           <form onSubmit={submit} className="flex max-w-lg flex-col gap-3">
             <TextField label={t.addHost.uses} name="uses" type="number" min={1} max={100000} defaultValue={1} required hint={t.addHost.usesHint} />
             <SelectField label={t.addHost.valid} name="for" defaultValue="86400">
+              <option value="3600">{t.addHost.hour}</option>
+              <option value="86400">{t.addHost.day}</option>
+              <option value="604800">{t.addHost.week}</option>
+            </SelectField>
+            <SelectField label={t.addHost.ephemeral} name="ephemeral" defaultValue="0" hint={t.addHost.ephemeralHint}>
+              <option value="0">{t.addHost.stays}</option>
               <option value="3600">{t.addHost.hour}</option>
               <option value="86400">{t.addHost.day}</option>
               <option value="604800">{t.addHost.week}</option>
