@@ -111,7 +111,7 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 	}
 	if breakGlass {
 		details = append(details, audit.Detail{Name: "break_glass", After: "the identity provider was passed by"})
-			a.o.Logger.WarnContext(ctx, "an owner signed in past the organisation's identity provider", slog.String("person", account.ID), slog.String("organisation", org))
+		a.o.Logger.WarnContext(ctx, "an owner signed in past the organisation's identity provider", slog.String("person", account.ID), slog.String("organisation", org))
 	}
 	tokens, err := a.o.Sessions.Begin(ctx, account.ID, org, method, sessions.Client{Address: auth.Address(ctx), Agent: audit.ClientFrom(ctx).UserAgent})
 	if errors.Is(err, people.ErrNoMember) {
