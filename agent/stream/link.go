@@ -71,9 +71,14 @@ func newLink(conn net.Conn, u *url.URL, header http.Header, first *fleetbanv1.Co
 	b = binary.BigEndian.AppendUint32(append(b, 0, 4), linkRoom)
 	b = appendWindow(b, 0, linkRoom-65535)
 	var block []byte
+	path := strings.TrimSuffix(u.Path, "/") + fleetbanv1connect.AgentServiceConnectProcedure
 	for _, f := range [][2]string{
-		{":method", http.MethodPost}, {":scheme", u.Scheme}, {":authority", u.Host},
-		{":path", strings.TrimSuffix(u.Path, "/") + fleetbanv1connect.AgentServiceConnectProcedure}, {"content-type", "application/grpc+proto"}, {"te", "trailers"},
+		{":method", http.MethodPost},
+		{":scheme", u.Scheme},
+		{":authority", u.Host},
+		{":path", path},
+		{"content-type", "application/grpc+proto"},
+		{"te", "trailers"},
 	} {
 		block = appendField(block, f[0], f[1])
 	}
@@ -92,9 +97,10 @@ func (l *link) send(m *fleetbanv1.ConnectRequest) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	at := len(l.out) // 0, or what goes before the first message
-	b := append(l.out, make([]byte, frameHeader+grpcPrefix)...)
-	b, err := proto.MarshalOptions{}.MarshalAppend(b, m)
+	l.out = append(l.out, make([]byte, frameHeader+grpcPrefix)...)
+	b, err := proto.MarshalOptions{}.MarshalAppend(l.out, m)
 	if err != nil {
+		l.out = l.out[:at]
 		return err
 	}
 	message := b[at+frameHeader:]
