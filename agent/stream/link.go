@@ -105,6 +105,7 @@ func (l *link) send(m *fleetbanv1.ConnectRequest) error {
 	}
 	message := b[at+frameHeader:]
 	if len(message)-grpcPrefix > maxMessage {
+		l.out = l.out[:at]
 		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("a message of %d bytes", len(message)))
 	}
 	binary.BigEndian.PutUint32(message[1:], uint32(len(message)-grpcPrefix)) //nolint:gosec // at most maxMessage
