@@ -411,7 +411,6 @@ func TestRedisWentBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			await(t, "the host holds what Redis has", func() bool {
-
 				h.mu.Lock()
 				defer h.mu.Unlock()
 				_, stale := h.held[banset.All][addr(2)]
