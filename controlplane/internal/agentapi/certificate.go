@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 
@@ -63,9 +62,4 @@ func (s *Service) certified(ctx context.Context, host string) error {
 		return refuse("the client certificate is another's: it doesn't name this host's id")
 	}
 	return nil
-}
-
-// certifiedHTTP has handlers see what came with a request's connection.
-func certifiedHTTP(r *http.Request) *http.Request {
-	return r.WithContext(withCertificates(r.Context(), r.TLS))
 }

@@ -182,15 +182,15 @@ func (s *Service) Handler(interceptors ...connect.Interceptor) (string, http.Han
 	stream := connect.NewBidiStreamHandler(fleetbanv1connect.AgentServiceConnectProcedure, overHTTP,
 		connect.WithSchema(methods.ByName("Connect")), connect.WithHandlerOptions(options...), connect.WithCodec(frameCodec{}))
 	return "/" + fleetbanv1connect.AgentServiceName + "/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r = certifiedHTTP(r)
+		ctx := withCertificates(r.Context(), r.TLS)
 		switch r.URL.Path {
 		case fleetbanv1connect.AgentServiceEnrollProcedure:
 			enroll.ServeHTTP(w, r)
 		case fleetbanv1connect.AgentServiceRotateKeyProcedure:
-			rotate.ServeHTTP(w, r)
+			rotate.ServeHTTP(w, r.WithContext(ctx))
 		case fleetbanv1connect.AgentServiceConnectProcedure:
 			controller := http.NewResponseController(w)
-			stream.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, controller)))
+			stream.ServeHTTP(w, r.WithContext(context.WithValue(ctx, controllerKey{}, controller)))
 		default:
 			http.NotFound(w, r)
 		}
