@@ -44,7 +44,7 @@ export async function join(page: Page, link: string, who: { email: string; passw
 
 /** signOut is done from the person's menu. */
 export async function signOut(page: Page, who: { email: string }): Promise<void> {
-  await page.getByRole("button", { name: who.email }).click();
+  await page.getByRole("complementary").getByRole("button", { name: who.email }).click();
   await page.getByRole("menuitem", { name: "Sign out" }).click();
   await expect(page.getByRole("heading", { name: "Sign in" })).toBeVisible();
 }

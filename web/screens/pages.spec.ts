@@ -11,7 +11,7 @@ test("something happened", async ({ page }) => {
 
 /** happen has the overview's feed show something: an attack, and what people do. */
 async function happen(page: Page, n: number): Promise<void> {
-  await expect(page.getByText("Live", { exact: true }).first()).toBeVisible();
+  await expect(page.getByRole("region", { name: "Live" })).toBeVisible();
   const address = attack("b", n);
   await call(page, "BanService/Ban", { prefixes: [`198.51.100.${50 + n}`, `2001:db8:feed:${n}::/64`], durationS: "86400", reason: "credential stuffing" });
   await call(page, "BanService/Unban", { prefixes: [address] });
@@ -38,7 +38,7 @@ for (const [name, width, height, theme] of [
     for (const [file, path] of pages) {
       await page.goto(path);
       await settled(page);
-      if (width > 800) await expect(page.getByRole("button", { name: owner.email })).toBeVisible();
+      if (width > 800) await expect(page.getByRole("complementary").getByRole("button", { name: owner.email })).toBeVisible();
       if (file === "overview") await happen(page, attacks++);
       await page.screenshot({ path: `screens/out/${file}-${name}.png`, fullPage: name === "phone" });
       if (readme.includes(`${file}-${name}`)) await page.screenshot({ path: `../docs/console/${file}-${name}.png` });

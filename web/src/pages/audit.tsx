@@ -133,7 +133,7 @@ export function Audit() {
           <Empty icon={<ScrollText size={24} aria-hidden />} title={t.audit.none} />
         </Panel>
       ) : (
-        <LongTable label={t.pages.audit} columns={columns} widths="4rem 7rem minmax(12rem,1fr) 8rem minmax(15rem,2fr) 6rem 7rem 4rem" least="62rem" rows={rows} rowId={(e) => String(e.number)} total={rows.length} more={more} />
+        <LongTable label={t.pages.audit} columns={columns} widths="4rem 7rem minmax(12rem,1fr) 7rem minmax(14rem,2fr) 6rem 7rem 5.5rem" least="62rem" rows={rows} rowId={(e) => String(e.number)} total={rows.length} more={more} />
       )}
       <Entry entry={shown} onClose={() => setShown(undefined)} />
     </Page>

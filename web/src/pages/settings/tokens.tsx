@@ -100,7 +100,7 @@ function List({ title, hint, shared, tokens, error, refetch, create, revoke }: {
         id: "may",
         header: t.tokens.may,
         cell: ({ row: { original: k } }) => (
-          <span className="block max-w-72 min-w-52 text-soft">
+          <span className="block max-w-72 min-w-40 text-soft">
             {k.permissions.map((p) => t.permissions[p] ?? String(p)).join(", ")}
             {k.tags.length > 0 && <span> · {t.tokens.only(k.tags.map((tag) => visible(tag, 121)).join(", "))}</span>}
           </span>
