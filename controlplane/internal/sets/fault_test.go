@@ -194,6 +194,22 @@ func TestEmptied(t *testing.T) {
 	}
 }
 
+// TestEpochsAfterLosses: a Redis that loses everything, again and again, begins a later epoch each time; nothing there says which was before.
+func TestEpochsAfterLosses(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var last uint64
+	for range 8 {
+		is := must(f.States(t.Context(), org))(t).Epoch
+		if is <= last {
+			t.Fatalf("epoch %d after %d", is, last)
+		}
+		last = is
+		f.redis.Empty()
+		f.advance(time.Millisecond)
+	}
+}
+
 // TestRestartCostsNoSnapshot: Redis restarts with all it had, many times; a host far behind resumes by digest.
 func TestRestartCostsNoSnapshot(t *testing.T) {
 	t.Parallel()

@@ -45,7 +45,9 @@ local meta = call('HMGET', KEYS[1], 'runid', 'epoch', 'clock', 'rebuild_until', 
 local time = call('TIME')
 local now = tonumber(ARGV[1])
 if now == 0 then now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) end
-now = math.max(now, tonumber(meta[3] or '0'))
+local clock = tonumber(meta[3] or '0')
+local still = now <= clock -- or was set back
+now = math.max(now, clock)
 local epoch = tonumber(meta[2] or '0')
 local old_epoch = tonumber(meta[6] or '0')
 local began = tonumber(meta[9] or meta[2] or '0') -- when the epoch did
@@ -60,10 +62,11 @@ local policy = meta[5] or '0'
 -- Every set notes the version it has now: what hosts hold above that under an older epoch was lost.
 --
 -- Two servers that both take themselves for the master begin an epoch after the same one, and at the same time where the clock stands
--- still because it was set back. Their epochs differ by something of their ids, or what follows would pass for one history.
+-- still. Their epochs differ by something of their ids, or what follows would pass for one history. An epoch counts 1,024 a
+-- millisecond, and where the clock goes on no more than that comes of the ids: it is above the one before though Redis lost all.
 local function begin_epoch(runid, replid)
   old_epoch = epoch
-  epoch = math.max(now, old_epoch + 1) + tonumber(cut(sha1hex(runid .. replid), 1, 4), 16)
+  epoch = math.max(now * 1024, old_epoch + 1) + tonumber(cut(sha1hex(runid .. replid), 1, 4), 16) % (still and 65536 or 1024)
   began = now
   -- There is nothing to gather for an organisation that was just made.
   rebuild_until = meta[7] and 0 or now + tonumber(ARGV[2])
