@@ -1,6 +1,7 @@
 package acmecert
 
 import (
+	"bufio"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,6 +122,35 @@ func TestForgedCertificates(t *testing.T) {
 	}
 	if _, err := k.token(t.Context(), "other.example.com"); err == nil {
 		t.Error("a name that isn't ours has a proof")
+	}
+}
+
+// Whatever is asked for by plain HTTP, what it is sent to is one of the names.
+func TestRedirectsHome(t *testing.T) {
+	t.Parallel()
+	handler := newKeeper(t, redistest.Start(t).Open(), 1).HTTPHandler()
+	for _, c := range []struct{ asked, host, location string }{
+		{"/hosts?x=1", domain + ":80", "https://" + domain + "/hosts?x=1"},
+		{"/a%2Fb", "FLEET.example.com", "https://" + domain + "/a%2Fb"},
+		{"//evil.example/", domain, "https://" + domain + "//evil.example/"},
+		{"http://" + domain + "/hosts", domain, "https://" + domain + "/hosts"},
+		{"http://evil.example/hosts", domain, ""},
+		{"x:@evil.example/", domain, "https://" + domain},
+		{"x:.evil.example/", domain, "https://" + domain},
+		{"*", domain, "https://" + domain + "/*"},
+		{"/", "evil.example", ""},
+		{"/", domain + ".evil.example", ""},
+	} {
+		raw := "GET " + c.asked + " HTTP/1.1\r\nHost: " + c.host + "\r\n\r\n"
+		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(raw)))
+		if err != nil {
+			t.Fatalf("%q: %v", raw, err)
+		}
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, request)
+		if got := answer.Header().Get("Location"); got != c.location || (c.location == "") != (answer.Code == http.StatusBadRequest) {
+			t.Errorf("%q: %d to %q, want %q", raw, answer.Code, got, c.location)
+		}
 	}
 }
 

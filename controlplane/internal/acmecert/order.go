@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -143,7 +144,9 @@ func (k *Keeper) HTTPHandler() http.Handler {
 				http.Error(w, "come by HTTPS", http.StatusBadRequest)
 				return
 			}
-			http.Redirect(w, r, "https://"+strings.ToLower(name)+r.URL.RequestURI(), http.StatusMovedPermanently) //nolint:gosec // the name is one of ours
+			// Put together from its parts: what was asked for need not begin with a slash, and would go on with the name.
+			to := url.URL{Scheme: "https", Host: strings.ToLower(name), Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
+			http.Redirect(w, r, to.String(), http.StatusMovedPermanently) //nolint:gosec // the name is one of ours
 			return
 		}
 		token, err := k.token(r.Context(), name)
