@@ -163,7 +163,7 @@ func (d *decision) change(ctx context.Context, by, was Member, stands bool) (str
 	}
 	tags := d.tags
 	if d.what == "role" && d.keep {
-		if tags = was.Tags; checkRole(d.role, tags) != nil {
+		if tags = was.Tags; !restrictable(d.role, tags) {
 			return "restricted", was, Member{}, nil
 		}
 	}

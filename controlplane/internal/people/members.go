@@ -130,10 +130,15 @@ func checkRole(role Role, tags scope.Tags) error {
 	if granted[role] == nil {
 		return fmt.Errorf("%w role: owner, admin, operator or viewer is possible", ErrInvalid)
 	}
-	if !tags.Whole() && role != Operator && role != Viewer {
+	if !restrictable(role, tags) {
 		return fmt.Errorf("%w tags: only operators and viewers can be restricted to some", ErrInvalid)
 	}
 	return nil
+}
+
+// restrictable reports whether a role can be that of a part of the fleet only, where tags name one.
+func restrictable(role Role, tags scope.Tags) bool {
+	return tags.Whole() || role == Operator || role == Viewer
 }
 
 // Remove ends a membership in actor's right. With ErrNoMember it returns the Person and a Version too: who repeats a
