@@ -21,12 +21,12 @@ type clock struct {
 	steps uint32
 }
 
-// sample asks Redis and returns how far it is ahead of the local clock.
-func (c *clock) sample(ctx context.Context, st *store.Store) (time.Duration, error) {
+// sample asks Redis how far it is ahead of the local clock.
+func (c *clock) sample(ctx context.Context, st *store.Store) error {
 	before := time.Now()
 	theirs, err := st.Time(ctx, "")
 	if err != nil {
-		return 0, err
+		return err
 	}
 	trip := time.Since(before)
 	offset := theirs.Sub(before.Add(trip / 2))
@@ -39,7 +39,7 @@ func (c *clock) sample(ctx context.Context, st *store.Store) (time.Duration, err
 		}
 		c.offset, c.sampled = offset, true
 	}
-	return offset, nil
+	return nil
 }
 
 // ahead is how far Redis' clock was ahead of the local one when it was last asked.
