@@ -174,7 +174,7 @@ func dispatch(ctx context.Context, g *grammar, env *Env, parsed *kong.Context) e
 		return err
 	}
 	defer r.api.close()
-	if err := r.proved(v); err != nil {
+	if err := r.proved(v); err != nil { //nolint:contextcheck // the run has it
 		return err
 	}
 	if r.out.err != nil {

@@ -23,7 +23,7 @@ import (
 // provedFor is how long after a sign-in, or after a proof, a person need not prove again who they are.
 const provedFor = 10 * time.Minute
 
-// FreshParam, in the query of where an identity provider's sign-in begins, has the provider look at the person again.
+// FreshParam has an identity provider look at the person again, in the query of where a sign-in with it begins.
 const FreshParam = "fresh"
 
 // recentlyProved reports whether the caller has proved to be the person within provedFor: with the sign-in of the session, or
