@@ -27,6 +27,12 @@ import (
 // LetsEncrypt is the directory that is asked unless another is named.
 const LetsEncrypt = acme.LetsEncryptURL
 
+// LeaseName is that of the lease under which a replica orders; nobody has it while nothing is to be ordered.
+const LeaseName = "acme"
+
+// work is what is noted under the lease.
+const work = "certificate"
+
 const (
 	lookEvery = time.Second
 	// orderWithin bounds one attempt.
@@ -111,7 +117,7 @@ func New(o Options) (*Keeper, error) {
 			Key: o.Keys.ACMEAccountKey(), DirectoryURL: o.Directory, UserAgent: "fleetban-controlplane",
 			HTTPClient: &http.Client{Transport: transport, Timeout: time.Minute},
 		},
-		lease: leases.New(o.Store, "acme", o.Replica, leaseLife),
+		lease: leases.New(o.Store, LeaseName, o.Replica, leaseLife),
 	}, nil
 }
 
@@ -233,7 +239,9 @@ func (k *Keeper) underLease(ctx context.Context, f func(context.Context) error) 
 
 // renew orders a certificate and serves it. What fails is said, and not tried again for a while by any replica.
 func (k *Keeper) renew(ctx context.Context) error {
+	began := time.Now()
 	c, err := k.order(ctx)
+	k.note(ctx, began, err)
 	if err != nil {
 		wait := min(firstWait<<min(k.failures, 10), lastWait)
 		k.failures++
@@ -247,6 +255,19 @@ func (k *Keeper) renew(ctx context.Context) error {
 	k.current.Store(c)
 	k.o.Logger.InfoContext(ctx, "a certificate was made", slog.String("domains", k.names), slog.Time("not_after", c.Leaf.NotAfter))
 	return k.save(ctx, c)
+}
+
+// note keeps when the last attempt was, and how it went, for people to see. Why it failed is in the log: all organisations read this.
+func (k *Keeper) note(ctx context.Context, began time.Time, failed error) {
+	r := leases.Run{Name: work, Began: began, Took: time.Since(began)}
+	if failed != nil {
+		r.Problem = "no certificate was made: see the log of the replica"
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := k.lease.Ran(ctx, r); err != nil {
+		k.o.Logger.DebugContext(ctx, "the attempt was not noted", slog.Any("error", err))
+	}
 }
 
 // read takes the certificate that stands in Redis if it is better than the one served. It reports whether a good one stands there.

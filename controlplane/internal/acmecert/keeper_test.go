@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
+	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
@@ -171,6 +172,10 @@ func TestFailedOrdersPause(t *testing.T) {
 		if k.failures != want {
 			t.Errorf("replica %d made %d attempts, not %d", i, k.failures, want)
 		}
+	}
+	lease, err := leases.Read(t.Context(), st, LeaseName)
+	if err != nil || lease.Holder != "" || len(lease.Runs) != 1 || lease.Runs[0].Name != work || lease.Runs[0].Problem == "" || strings.Contains(lease.Runs[0].Problem, "127.0.0.1") {
+		t.Errorf("the attempt is told as %+v, %v", lease, err)
 	}
 	wait, err := st.Client().PTTL(t.Context(), newKeeper(t, st, 1).redisKey("wait")).Result()
 	if err != nil || wait < firstWait/2 || wait > firstWait {

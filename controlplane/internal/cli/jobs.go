@@ -42,7 +42,10 @@ func (jobsCmd) run(r *run) error {
 func jobsOf(r *run, l *operatorv1.Lease) {
 	clock := r.out.clock
 	holder := r.out.paint(warn, "nobody at the moment: a replica takes it within seconds where one is ready")
-	if l.GetHolder() != "" {
+	switch {
+	case l.GetHolder() == "" && l.GetName() == "acme":
+		holder = "nobody: it is taken while a certificate is made"
+	case l.GetHolder() != "":
 		holder = fmt.Sprintf("%s, since %s, term %d", safe(l.GetHolder()), clock.when(l.GetSinceUnixMs()), l.GetTerm())
 	}
 	r.out.facts([2]string{"lease", safe(l.GetName())}, [2]string{"holder", holder})

@@ -103,6 +103,8 @@ type Hosts struct {
 	store  *store.Store
 	fleet  Fleet
 	logger *slog.Logger
+	// patience is receiptPatience, and another in tests.
+	patience time.Duration
 
 	mu   sync.Mutex
 	dirs map[string]*directory // by organisation
@@ -121,7 +123,7 @@ func New(st *store.Store, fleet Fleet, logger *slog.Logger) *Hosts {
 	if logger == nil {
 		logger = slog.Default()
 	}
-	return &Hosts{store: st, fleet: fleet, logger: logger, dirs: map[string]*directory{}}
+	return &Hosts{store: st, fleet: fleet, logger: logger, patience: receiptPatience, dirs: map[string]*directory{}}
 }
 
 // Identity is what enrolment establishes.

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/store"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -130,6 +131,64 @@ func TestWatchReceipts(t *testing.T) {
 	cancel()
 	if err := f.WatchReceipts(ctx, org, cursor("all", 4), nil, bell, func(*operatorv1.WatchReceiptsResponse) error { return nil }); !errors.Is(err, context.Canceled) && err == nil {
 		t.Fatal(err)
+	}
+}
+
+// A watch outlives a Redis that is slow, or gone and back, and misses no answer; it doesn't outlive one that stays away.
+func TestWatchReceiptsWithRedisAway(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	f.patience = time.Minute
+	fences := []Fence{f.attach(f.enrol("web", 1, nil), 1, "one"), f.attach(f.enrol("db", 2, nil), 2, "one")}
+	bell, got, done := &hand{}, make(chan *operatorv1.WatchReceiptsResponse, 100), make(chan error, 1)
+	watch := func(ctx context.Context, version uint64) {
+		done <- f.WatchReceipts(ctx, org, cursor("all", version), nil, bell, func(r *operatorv1.WatchReceiptsResponse) error {
+			got <- r
+			return nil
+		})
+	}
+	go watch(t.Context(), 3)
+	if r := <-got; r.GetInScope() != 2 || r.GetEnforced() != 0 {
+		t.Fatalf("at first %v", r)
+	}
+	f.server.Kill()
+	// Each ring has it look, and fail.
+	for range 10 {
+		bell.ring()
+		if _, err := f.Receipts(t.Context(), org, cursor("all", 3), nil); !away(err) {
+			t.Fatalf("with Redis away: %v", err)
+		}
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("it ended with %v", err)
+	default:
+	}
+	f.server.Start()
+	for _, fence := range fences {
+		testwait.Until(t, "the answer is stored", func() error {
+			_, err := f.StoreAcks(t.Context(), org, []AckWrite{{fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build()}})
+			return err
+		})
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	close(got)
+	var last *operatorv1.WatchReceiptsResponse
+	for last = range got {
+	}
+	if !last.GetComplete() || last.GetEnforced()+last.GetOffline() != 2 {
+		t.Errorf("the end says %v", last)
+	}
+	f.server.Kill()
+	f.patience = 2 * time.Second
+	began := time.Now()
+	got = make(chan *operatorv1.WatchReceiptsResponse)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if watch(ctx, 4); !away(<-done) || time.Since(began) < f.patience || ctx.Err() != nil {
+		t.Errorf("with Redis away for good it ended after %s", time.Since(began))
 	}
 }
 

@@ -2,6 +2,7 @@ package hosts
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -27,10 +28,12 @@ const (
 	receiptProgress = 500 * time.Millisecond
 	// receiptProbe is of how many of them Redis is asked in between: as long as one of these is missing, it isn't the end.
 	receiptProbe = 16
+	// receiptPatience is for how long Redis may be slow or away before a watch ends with its error.
+	receiptPatience = 15 * time.Second
 )
 
 // WatchReceipts sends receipts whenever they change, until every connected host has answered (the last one says so), ctx
-// ends, or send fails.
+// ends, send fails, or Redis doesn't answer for receiptPatience.
 //
 // All hosts are looked at when it begins and every two seconds; in between only those that hadn't answered, at most twice a
 // second, or when the few that are probed more often have all answered. So ten thousand hosts that answer one after the
@@ -59,12 +62,18 @@ func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scop
 	w := receiptWatch{hosts: h, org: org, within: within, cursor: cursor, packed: packed}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	last := ""
+	last, good := "", time.Now()
 	for {
 		began := time.Now()
 		changed, err := w.look(ctx)
-		if err != nil {
+		switch {
+		case err == nil:
+			good = time.Now()
+		case ctx.Err() != nil || !away(err) || time.Since(good) > h.patience:
 			return err
+		default:
+			// Which of the standings were read isn't known: all of them are, the next time.
+			w.all, w.next, changed = time.Time{}, time.Now().Add(receiptProgress), false
 		}
 		if changed {
 			receipts := sum(w.standings)
@@ -93,6 +102,11 @@ func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scop
 		case <-timer.C:
 		}
 	}
+}
+
+// away reports that Redis didn't answer, which it may the next time.
+func away(err error) bool {
+	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrOutcomeUnknown)
 }
 
 // receiptWatch is what a watch knows.

@@ -75,6 +75,10 @@ type ReplicaState struct {
 	JobsTerm int64
 	// JobsTaken is how often this replica took it.
 	JobsTaken int64
+	// Hashes counts passwords hashed.
+	Hashes int64
+	// CertificateEnds is when the certificate ends that this replica serves; zero where it serves none.
+	CertificateEnds time.Time
 }
 
 // NotReady are the codes of why a replica isn't ready, as /readyz names them.
@@ -94,6 +98,7 @@ type state struct {
 	descs   []*prometheus.Desc
 
 	build, ready, notReady, notes, durability, clock, lease, taken *prometheus.Desc
+	hashes, certificate                                            *prometheus.Desc
 	streams, organisations, acksWaiting, owing, owed               *prometheus.Desc
 	spoolEvents, spoolBytes, spoolLost, spoolFullest               *prometheus.Desc
 	fail2banDown, inert, repairs                                   *prometheus.Desc
@@ -128,6 +133,10 @@ func declareState(c *catalog, version string) *state {
 		"0 on all replicas for a minute: nobody sweeps what ran out or hosts that fell silent. The log of each says why it can't take the lease.")
 	s.taken = add("counter", "fleetban_jobs_lease_taken_total", "Times that this replica took the lease on background jobs from nobody or another.",
 		"Grows on several replicas by turns: each loses it within 15 s, for it is starved or Redis is away. /readyz names the holder and those before it.")
+	s.hashes = add("counter", "fleetban_password_hashes_total", "Passwords hashed, right ones, wrong ones and of nobody: each takes 19 MiB and a good part of 0.1 s of a processor.",
+		"Grows for long as fast as half of the processors can: logins are flooded. Who is told to come again shows as resource_exhausted of SessionService/SignIn.")
+	s.certificate = add("gauge", "fleetban_certificate_expires_timestamp_seconds", "When the TLS certificate ends that this replica serves, in Unix time: from files, by ACME, or its own. Missing with --tls-off.",
+		"Within 7 days: by ACME, the log says what the authority refused; from files, whoever renews them didn't, or didn't put them where --tls-cert is.")
 	c.section = "Agents that are connected"
 	s.streams = add("gauge", "fleetban_streams", "Agents connected to this replica.",
 		"Their sum over replicas falls: hosts are cut off. They keep what they hold and enforce it; see fleetban_streams_ended_total.")
@@ -205,6 +214,10 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 		put(s.clock, r.ClockOffset.Seconds())
 		put(s.lease, float64(r.JobsTerm))
 		out <- prometheus.MustNewConstMetric(s.taken, prometheus.CounterValue, float64(r.JobsTaken))
+		out <- prometheus.MustNewConstMetric(s.hashes, prometheus.CounterValue, float64(r.Hashes))
+		if !r.CertificateEnds.IsZero() {
+			put(s.certificate, float64(r.CertificateEnds.UnixMilli())/1000)
+		}
 	}
 	if from.Agents != nil {
 		a := from.Agents()

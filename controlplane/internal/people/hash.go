@@ -47,7 +47,7 @@ const (
 type hasher struct {
 	turns   chan struct{}
 	waiting atomic.Int32
-	// hashed counts, for tests.
+	// hashed counts them.
 	hashed atomic.Int64
 	// decoy is compared against where there is no account.
 	decoy string

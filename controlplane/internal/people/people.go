@@ -55,6 +55,9 @@ func New(st *store.Store, s *seal.Sealer) *People {
 	return &People{store: st, seal: s, hasher: newHasher(), rate: store.NewLimiter(st)}
 }
 
+// Hashed is how many passwords were hashed since the start.
+func (p *People) Hashed() int64 { return p.hasher.hashed.Load() }
+
 // Account is a person.
 type Account struct {
 	ID    string // ULID

@@ -341,6 +341,12 @@ func TestACME(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
+	for i, addr := range addrs {
+		_, report := ready(t, replicas[i])
+		if l := report.ACME; l == nil || l.Name != "acme" || len(l.Runs) != 1 || l.Runs[0].Name != "certificate" || l.Runs[0].Problem != "" || l.Holder == "" && len(l.History) == 0 {
+			t.Errorf("%s says of who orders: %+v", addr, l)
+		}
+	}
 	renewed := same("both serve the renewed one", 2, func(c *x509.Certificate) bool { return !c.Equal(first) })
 	if !renewed.NotBefore.Before(first.NotAfter) {
 		t.Errorf("renewed at %s, after the end of the former at %s", renewed.NotBefore, first.NotAfter)

@@ -51,6 +51,7 @@ func (s *Server) observe() {
 			report := s.ready.last()
 			out := metrics.ReplicaState{
 				Ready: report.Ready, Durability: report.Durability, ClockOffset: s.ready.clock.ahead(), JobsTerm: s.jobs.lease.Term(), JobsTaken: s.jobs.lease.Taken(),
+				Hashes: s.base.people.Hashed(), CertificateEnds: s.certificateEnds(),
 			}
 			for _, r := range report.Reasons {
 				out.Reasons = append(out.Reasons, r.Code)

@@ -95,11 +95,18 @@ func TestMetricsListener(t *testing.T) {
 	for sample, want := range map[string]float64{
 		"fleetban_ready": 1, `fleetban_not_ready{reason="clock"}`: 0, `fleetban_redis_durability{class="always"}`: 1, "fleetban_streams": 1,
 		`fleetban_requests_total{code="unauthenticated",procedure="FleetService/GetFleet"}`: 1, `fleetban_requests_open{procedure="AgentService/Connect"}`: 1,
-		`fleetban_requests_total{code="ok",procedure="AgentService/Enroll"}`: 1,
+		`fleetban_requests_total{code="ok",procedure="AgentService/Enroll"}`: 1, "fleetban_password_hashes_total": 0,
 	} {
 		if is, ok := got[sample]; !ok || is != want {
 			t.Errorf("%s is %v, want %v", sample, is, want)
 		}
+	}
+	own, err := handshake(p.addr(), pinned(p.Pin()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ends := got["fleetban_certificate_expires_timestamp_seconds"]; ends != float64(own.NotAfter.Unix()) {
+		t.Errorf("the certificate ends at %f, it is said, and does at %d", ends, own.NotAfter.Unix())
 	}
 	if got[`fleetban_redis_seconds_count{operation="apply"}`] < 1 || got[`fleetban_redis_seconds_count{operation="command"}`] < 1 ||
 		got[`fleetban_redis_seconds_count{operation="other"}`] != 0 {

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fleetban/fleetban/controlplane/internal/acmecert"
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/leases"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
@@ -52,14 +53,19 @@ type Report struct {
 	Notes []Reason `json:"notes,omitempty"`
 	// Jobs tells which replica does the background jobs, and which did before.
 	Jobs *leases.State `json:"jobs,omitempty"`
+	// ACME tells the same of who orders the certificate, where an authority makes it.
+	ACME *leases.State `json:"acme,omitempty"`
 }
 
-// leases is what it tells of them.
+// leases are those that it tells of.
 func (r Report) leases() []leases.State {
-	if r.Jobs == nil {
-		return nil
+	var out []leases.State
+	for _, l := range []*leases.State{r.Jobs, r.ACME} {
+		if l != nil {
+			out = append(out, *l)
+		}
 	}
-	return []leases.State{*r.Jobs}
+	return out
 }
 
 // readiness decides whether this replica may serve.
@@ -74,6 +80,8 @@ type readiness struct {
 	begun func() string
 	// bare reports that Redis holds no organisation; nil: not asked.
 	bare func() bool
+	// acme: an authority makes the certificate.
+	acme bool
 	// logger is told when the answer changes; nil: it isn't.
 	logger *slog.Logger
 
@@ -224,6 +232,11 @@ func (r *readiness) checkRedis(ctx context.Context, report *Report, add func(cod
 	r.checkMasters(facts, report, add)
 	if jobs, err := leases.Read(ctx, r.store, jobsLease); err == nil { // what Redis doesn't answer is told by the others
 		report.Jobs = &jobs
+	}
+	if r.acme {
+		if order, err := leases.Read(ctx, r.store, acmecert.LeaseName); err == nil {
+			report.ACME = &order
+		}
 	}
 	if err := r.keys.Agree(ctx, r.store); errors.Is(err, keys.ErrDisagree) {
 		add("secret-differs", "this replica's secret is not its peers'", "give every replica the same --secret-file")

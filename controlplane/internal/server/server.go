@@ -96,6 +96,8 @@ type Server struct {
 	pin       string
 	// acme keeps the certificate where an authority makes it; else nil.
 	acme *acmecert.Keeper
+	// certificate is what the listener serves; nil without TLS.
+	certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// clientCAs make hosts' client certificates; nil where none is asked for.
 	clientCAs *authorities
 	plain     plainHTTP
@@ -261,7 +263,7 @@ func (s *Server) build(ctx context.Context) error {
 	})
 	s.turns = turns{newAdmission()}
 	s.jobs = &jobs{lease: leases.New(st, jobsLease, c.Replica, leaseLife), sets: s.sets, hosts: h, orgs: s.base.orgs, audit: s.base.audit, logger: s.logger, now: clk.now, metrics: s.figures}
-	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: func() bool { return s.gate.Closed() && s.notBegun() == "" }, logger: s.logger}
+	s.ready = &readiness{store: st, keys: k, clock: clk, accept: c.AcceptDurability, replica: c.Replica, version: version.Version, begun: s.notBegun, bare: func() bool { return s.gate.Closed() && s.notBegun() == "" }, acme: s.acme != nil, logger: s.logger}
 	install, err := installer.New(installer.Options{PublicURL: c.PublicURL, Pin: s.pin})
 	if err != nil {
 		return err

@@ -35,12 +35,24 @@ func (s *Server) tls(ctx context.Context) (*tls.Config, error) {
 			return nil, err
 		}
 	}
+	s.certificate = get
 	if s.pin == "" && (s.acme == nil || !s.publicACME()) {
 		if s.pin, err = certs.pin(c.PublicURL); err != nil {
 			return nil, err
 		}
 	}
 	return serverTLS(get), nil
+}
+
+// certificateEnds is when the certificate ends that is served now; zero without TLS.
+func (s *Server) certificateEnds() time.Time {
+	if s.certificate == nil {
+		return time.Time{}
+	}
+	if c, err := s.certificate(&tls.ClientHelloInfo{}); err == nil && c.Leaf != nil {
+		return c.Leaf.NotAfter
+	}
+	return time.Time{}
 }
 
 // byACME has an authority make the certificate. Until there is one, the replica's own is served, whose key is the same: hosts that
