@@ -166,6 +166,11 @@ func (a *API) Watch(ctx context.Context, req *connect.Request[operatorv1.WatchRe
 		}
 	}
 	stream.ResponseHeader().Set(AfterHeader, w.after)
+	if recent := int(req.Msg.GetRecent()); recent > 0 && req.Msg.GetAfter() == "" {
+		if err := w.sendRecent(ctx, recent); err != nil {
+			return ended(ctx, err)
+		}
+	}
 	for first := true; ; first = false {
 		wait := watchRecheck
 		err := w.send(ctx)
@@ -227,7 +232,7 @@ func (w *watcher) send(ctx context.Context) error {
 			return err
 		}
 		for _, e := range events {
-			if v.event(e) && (!w.would || wouldHave(e)) {
+			if w.shows(v, e) {
 				if err := w.stream.Send(operatorv1.WatchResponse_builder{Event: v.names.event(e), Gap: w.gap}.Build()); err != nil {
 					return fmt.Errorf("send event: %w", err)
 				}
@@ -236,6 +241,30 @@ func (w *watcher) send(ctx context.Context) error {
 			w.after = e.ID
 		}
 	}
+}
+
+// sendRecent sends the newest events up to the position, oldest first.
+func (w *watcher) sendRecent(ctx context.Context, limit int) error {
+	v, err := w.api.view(ctx, w.caller)
+	if err != nil {
+		return err
+	}
+	events, err := w.api.o.Sets.EventsUpTo(ctx, w.org, w.after, limit, func(e sets.FleetEvent) bool { return w.shows(v, e) })
+	if err != nil {
+		return err
+	}
+	for _, e := range slices.Backward(events) {
+		if err := w.stream.Send(operatorv1.WatchResponse_builder{Event: v.names.event(e)}.Build()); err != nil {
+			return fmt.Errorf("send event: %w", err)
+		}
+		w.sent = true
+	}
+	return nil
+}
+
+// shows: the caller sees it, and asked for its like.
+func (w *watcher) shows(v view, e sets.FleetEvent) bool {
+	return v.event(e) && (!w.would || wouldHave(e))
 }
 
 // wouldHave: what only the mode kept from being a fleet ban.

@@ -3,7 +3,9 @@ package operatorapi_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -167,6 +169,79 @@ func TestWatch(t *testing.T) {
 	}
 	if apierr.ReasonOf(err) != invalidField {
 		t.Errorf("a watch after nonsense: %v", err)
+	}
+}
+
+// A watch may begin with what happened before it, of what the caller sees.
+func TestWatchBeginsWithRecent(t *testing.T) {
+	t.Parallel()
+	ctx := soon(t)
+	cp := apitest.Start(t)
+	cp.Enrol("web-1", map[string]string{"team": "web"})
+	cp.Enrol("db-1", map[string]string{"team": "db"})
+	all, web := with(cp, cp.Token), team(t, cp, "web")
+	banFor := func(tag, address string) {
+		t.Helper()
+		ask(t, all.bans.Ban, operatorv1.BanRequest_builder{Prefixes: []string{address}, DurationS: 600, Tag: tag, Reason: "r"}.Build())
+	}
+	for i, tag := range []string{"team=web", "team=db", "team=web", "team=db", "team=db"} {
+		banFor(tag, fmt.Sprintf("203.0.113.%d", i+1))
+	}
+	request := func(recent uint32, after string) *operatorv1.WatchRequest {
+		return operatorv1.WatchRequest_builder{Recent: recent, After: after}.Build()
+	}
+	// watched gives the addresses that come first, up to that of a ban that is made once the watch stands, and the ids.
+	made := 100
+	watched := func(a api, request *operatorv1.WatchRequest) (addresses, ids []string) {
+		t.Helper()
+		events, ended := open(ctx, t, a, request)
+		made++
+		last := fmt.Sprintf("203.0.113.%d", made)
+		banFor("team=web", last)
+		for {
+			select {
+			case m := <-events:
+				ids = append(ids, m.GetEvent().GetId())
+				if m.GetGap() {
+					t.Errorf("a gap before %v", m)
+				}
+				if m.GetEvent().GetPrefix() == last {
+					return addresses, ids
+				}
+				addresses = append(addresses, m.GetEvent().GetPrefix())
+			case err := <-ended:
+				t.Fatalf("the stream ended: %v", err)
+			case <-ctx.Done():
+				t.Fatalf("only %v came", addresses)
+			}
+		}
+	}
+	const one, two, three, four, five, later = "203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "203.0.113.101"
+	got, ids := watched(all, request(2, ""))
+	if !slices.Equal(got, []string{four, five}) {
+		t.Errorf("the newest two are %v", got)
+	}
+	// A team's newest are behind what others did.
+	if got, _ := watched(web, request(3, "")); !slices.Equal(got, []string{one, three, later}) {
+		t.Errorf("the team's newest three are %v", got)
+	}
+	if got, _ := watched(all, request(200, "")); len(got) < 7 || !slices.Contains(got, two) {
+		t.Errorf("more than there are: %v", got)
+	}
+	if got, _ := watched(all, request(200, ids[0])); got[0] != five {
+		t.Errorf("after an event, and with those before it: %v", got)
+	}
+	if got, _ := watched(all, request(0, "")); len(got) != 0 {
+		t.Errorf("none asked for, and %v", got)
+	}
+	stream, err := all.fleet.Watch(ctx, connect.NewRequest(request(201, "")))
+	if err == nil {
+		stream.Receive()
+		err = stream.Err()
+		_ = stream.Close()
+	}
+	if apierr.ReasonOf(err) != invalidField {
+		t.Errorf("more than 200: %v", err)
 	}
 }
 

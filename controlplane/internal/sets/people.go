@@ -100,9 +100,15 @@ func (s *Sets) Events(ctx context.Context, org, after string, limit int) (events
 
 // LatestEvents reads the newest limit events, newest first; valid p selects those of that prefix among the newest kept.
 func (s *Sets) LatestEvents(ctx context.Context, org string, p netip.Prefix, limit int) ([]FleetEvent, error) {
+	return s.EventsUpTo(ctx, org, "+", limit, func(e FleetEvent) bool { return !p.IsValid() || e.Prefix == p })
+}
+
+// EventsUpTo reads the newest limit events that keep selects among the newest kept, from the one with the id last ("+": the
+// newest) back, newest first.
+func (s *Sets) EventsUpTo(ctx context.Context, org, last string, limit int, keep func(FleetEvent) bool) ([]FleetEvent, error) {
 	const page = 1000
 	var out []FleetEvent
-	end := "+"
+	end := last
 	for range eventsKept / page {
 		read, err := s.store.Client().XRevRangeN(ctx, store.Key(org, "events"), end, "-", page).Result()
 		if err != nil {
@@ -113,7 +119,7 @@ func (s *Sets) LatestEvents(ctx context.Context, org string, p netip.Prefix, lim
 			if err != nil {
 				return nil, err
 			}
-			if !p.IsValid() || e.Prefix == p {
+			if keep(e) {
 				if out = append(out, e); len(out) >= limit {
 					return out, nil
 				}

@@ -1,12 +1,15 @@
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { useEffect, useSyncExternalStore } from "react";
 import { type FleetEvent, FleetService } from "@/gen/fleetban/operator/v1/operator_pb";
+import { newer } from "@/lib/event-id";
 import { expire, renew, transport } from "./session";
 
 // One stream of events for the whole console. It resumes after the last event it saw, from whichever replica answers.
 
 /** How many events are held: what a feed can show, whatever comes in. */
 export const held = 400;
+/** How many of the newest events a feed begins with: a page that is opened isn't empty until something happens. */
+const recent = 60;
 /** Events are handed on in batches, at most this often, so that hundreds a second cost few renderings. Milliseconds. */
 const batchEvery = 250;
 const backoffFirst = 500;
@@ -15,8 +18,6 @@ const backoffMost = 15_000;
 export interface Live {
   /** Newest first. */
   events: readonly FleetEvent[];
-  /** How many came since the page was opened. */
-  seen: number;
   /** Undefined while the stream stands, else since when it doesn't: Unix milliseconds. */
   brokenSince: number | undefined;
   /** More was missed than the control plane keeps. */
@@ -25,9 +26,11 @@ export interface Live {
 
 const listeners = new Set<() => void>();
 const eventListeners = new Set<(events: readonly FleetEvent[]) => void>();
-let live: Live = { events: [], seen: 0, brokenSince: undefined, gap: false };
+let live: Live = { events: [], brokenSince: undefined, gap: false };
 let waiting: FleetEvent[] = [];
 let flushing: ReturnType<typeof setTimeout> | undefined;
+/** The last event before the stream began: what is new comes after it. */
+let began = "0-0";
 let stop: AbortController | undefined;
 
 function set(next: Partial<Live>): void {
@@ -39,8 +42,9 @@ function flush(): void {
   flushing = undefined;
   const batch = waiting;
   waiting = [];
-  set({ events: [...batch.toReversed(), ...live.events].slice(0, held), seen: live.seen + batch.length });
-  for (const l of eventListeners) l(batch);
+  set({ events: [...batch.toReversed(), ...live.events].slice(0, held) });
+  const news = batch.filter((e) => newer(e.id, began));
+  if (news.length > 0) for (const l of eventListeners) l(news);
 }
 
 function take(event: FleetEvent): void {
@@ -56,9 +60,9 @@ async function run(signal: AbortSignal): Promise<void> {
   let wait = backoffFirst;
   while (!signal.aborted) {
     try {
-      for await (const message of client.watch({ after }, { signal, onHeader: (header) => {
+      for await (const message of client.watch({ after, recent }, { signal, onHeader: (header) => {
         // Where the stream begins: one that breaks before its first event misses none either.
-        after ||= header.get("fleetban-after") ?? "";
+        if (after === "") after = began = header.get("fleetban-after") ?? began;
         wait = backoffFirst;
         if (live.brokenSince !== undefined) set({ brokenSince: undefined });
       } })) {
@@ -108,7 +112,7 @@ export function watch(): () => void {
     clearTimeout(flushing);
     flushing = undefined;
     waiting = [];
-    set({ events: [], seen: 0, brokenSince: undefined, gap: false });
+    set({ events: [], brokenSince: undefined, gap: false });
   };
 }
 
@@ -122,7 +126,7 @@ export function useLive(): Live {
   );
 }
 
-/** useEvents calls back with each batch of events. */
+/** useEvents calls back with each batch of what is new. */
 export function useEvents(take: (events: readonly FleetEvent[]) => void): void {
   useEffect(() => {
     eventListeners.add(take);

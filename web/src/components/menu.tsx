@@ -2,9 +2,14 @@ import { DropdownMenu } from "radix-ui";
 import type { ReactNode } from "react";
 
 /** Menu is a button's list of things to do. */
-export function Menu({ trigger, children }: { trigger: ReactNode; children: ReactNode }) {
+export function Menu({ trigger, children, openAtOnce }: {
+  trigger: ReactNode;
+  children: ReactNode;
+  /** It was pressed before there was a menu. */
+  openAtOnce?: boolean;
+}) {
   return (
-    <DropdownMenu.Root modal={false}>
+    <DropdownMenu.Root modal={false} defaultOpen={openAtOnce}>
       <DropdownMenu.Trigger asChild>{trigger}</DropdownMenu.Trigger>
       <DropdownMenu.Portal>
         <DropdownMenu.Content align="end" sideOffset={4} className="z-50 min-w-44 rounded-lg border border-line bg-raised p-1 shadow-xl">

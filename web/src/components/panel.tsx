@@ -1,7 +1,18 @@
-import type { ReactNode } from "react";
+import { type ReactNode, useEffect } from "react";
+import { stands } from "@/lib/later";
 
 /** Page is a page's frame: its heading, what can be done on it, and the rest. */
-export function Page({ title, lead, actions, children }: { title: ReactNode; lead?: ReactNode; actions?: ReactNode; children: ReactNode }) {
+export function Page({ title, lead, actions, children, coming }: {
+  title: ReactNode;
+  lead?: ReactNode;
+  actions?: ReactNode;
+  children: ReactNode;
+  /** What the heading says is still to come. */
+  coming?: boolean;
+}) {
+  useEffect(() => {
+    if (!coming) stands();
+  }, [coming]);
   return (
     <div className="mx-auto flex w-full max-w-[1400px] flex-col gap-4 p-4 sm:p-6">
       <header className="flex flex-wrap items-start justify-between gap-3">

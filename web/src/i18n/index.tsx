@@ -1,4 +1,5 @@
 import { createContext, type ReactNode, use, useContext, useEffect, useMemo, useState } from "react";
+import { asked, later } from "@/lib/later";
 import { type First, first } from "./en/first";
 import type { Rest } from "./en/rest";
 
@@ -11,9 +12,11 @@ interface Language {
   rest: () => Promise<Rest>;
 }
 
+const en: Language = { name: "English", first: () => Promise.resolve(first), rest: asked(() => import("./en/rest").then((m) => m.rest)) };
+
 export const languages: Record<string, Language> = {
-  en: { name: "English", first: () => Promise.resolve(first), rest: () => import("./en/rest").then((m) => m.rest) },
-  de: { name: "Deutsch", first: () => import("./de/first").then((m) => m.first), rest: () => import("./de/rest").then((m) => m.rest) },
+  en,
+  de: { name: "Deutsch", first: () => import("./de/first").then((m) => m.first), rest: asked(() => import("./de/rest").then((m) => m.rest)) },
 };
 
 interface Shared {
@@ -48,11 +51,17 @@ const loading: Record<string, Promise<Rest>> = {};
 
 /** restOf loads what a language says beyond the first screen, once; what failed is tried again. */
 function restOf(language: string): Promise<Rest> {
-  const load = languages[language]?.rest ?? (() => import("./en/rest").then((m) => m.rest));
-  return (loading[language] ??= load().catch((err: unknown) => {
+  const { rest } = languages[language] ?? en;
+  return (loading[language] ??= rest().catch((err: unknown) => {
     delete loading[language];
     throw err;
   }));
+}
+
+/** readAhead is for before anybody asks: at once on a page where somebody will, else after the first screen. */
+function readAhead(language: string): () => Promise<Rest> {
+  const load = () => restOf(language);
+  return location.pathname === "/" ? later(load) : load;
 }
 
 const Context = createContext<Loaded>({ t: first, language: "en", locale: "en", choose: () => {}, rest: () => restOf("en") });
@@ -78,10 +87,8 @@ export function TextProvider({ children }: { children: ReactNode }) {
     };
     // Only what is wanted decides: that there is something already is looked at once.
   }, [wanted]);
-  // Before anybody asks for it. On a page other than the first, somebody does.
   useEffect(() => {
-    const timer = setTimeout(() => void restOf(wanted).catch(() => {}), location.pathname === "/" ? 500 : 0);
-    return () => clearTimeout(timer);
+    void readAhead(wanted)().catch(() => {});
   }, [wanted]);
   const value = useMemo(
     () =>

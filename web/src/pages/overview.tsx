@@ -16,9 +16,10 @@ import { ProblemNote } from "@/components/problem";
 import { type GetActivityResponse, InsightService, type Tally } from "@/gen/fleetban/operator/v1/insight_pb";
 import { type FleetEvent, FleetService, type Host, HostService } from "@/gen/fleetban/operator/v1/operator_pb";
 import { useNumber, useFirst } from "@/i18n";
+import { later } from "@/lib/later";
 import { visible } from "@/lib/visible";
 
-const Chart = lazy(() => import("@/components/chart").then((m) => ({ default: m.Chart })));
+const Chart = lazy(later(() => import("@/components/chart").then((m) => ({ default: m.Chart }))));
 
 /** Overview answers: are my hosts all right, what is hitting us now, is it blocked everywhere. */
 export function Overview() {
@@ -48,7 +49,7 @@ export function Overview() {
       </Page>
     );
   return (
-    <Page title={f ? visible(f.organisationName, 60) : t.pages.overview} lead={f && t.modeLine[f.mode]}>
+    <Page title={f ? visible(f.organisationName, 60) : t.pages.overview} lead={f && t.modeLine[f.mode]} coming={fleet.isPending}>
       <ProblemNote error={fleet.error ?? hosts.error} retry={() => void Promise.all([fleet.refetch(), hosts.refetch()])} />
       <ul className="grid grid-cols-2 gap-3 lg:grid-cols-4">
         <Figure name={t.overview.hosts} to="/hosts" value={f ? `${number(f.hostsOnline)} / ${number(f.hosts)}` : "…"} note={t.overview.online} tone={f && f.hostsOnline < f.hosts ? "text-warn" : ""} />

@@ -1,13 +1,14 @@
-import { Keyboard, LogOut, Monitor, Moon, Sun, UserRound } from "lucide-react";
+import { Keyboard, LogOut, Monitor, Moon, Sun } from "lucide-react";
 import type { ReactNode } from "react";
 import { signOut, useSession } from "@/api/session";
 import { Menu, MenuItem, MenuLabel, MenuRule } from "@/components/menu";
 import { note } from "@/components/toast";
 import { languages, useText } from "@/i18n";
+import { PersonButton } from "./person-button";
 import { type Theme, useTheme } from "./theme";
 
 /** PersonMenu is who one is, how the console looks, and the way out. */
-export function PersonMenu({ showKeys }: { showKeys: () => void }) {
+export function PersonMenu({ showKeys, openAtOnce }: { showKeys: () => void; openAtOnce: boolean }) {
   const { t, choose, language } = useText();
   const session = useSession();
   const [theme, setTheme] = useTheme();
@@ -19,15 +20,8 @@ export function PersonMenu({ showKeys }: { showKeys: () => void }) {
   if (session.state !== "in") return null;
   return (
     <Menu
-      trigger={
-        <button type="button" className="flex min-h-10 w-full items-center gap-2 rounded-md px-2.5 text-left hover:bg-sunken">
-          <UserRound size={16} aria-hidden className="shrink-0 text-soft" />
-          <span className="min-w-0">
-            <span className="block truncate">{session.person.email}</span>
-            <span className="block text-xs text-soft">{t.roles[session.person.role]}</span>
-          </span>
-        </button>
-      }
+      openAtOnce={openAtOnce}
+      trigger={<PersonButton />}
     >
       <MenuLabel>{t.shell.theme}</MenuLabel>
       {themes.map(([name, label, icon]) => (

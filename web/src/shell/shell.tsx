@@ -10,18 +10,20 @@ import { Button, IconButton } from "@/components/button";
 import { Time } from "@/components/time";
 import { FleetService } from "@/gen/fleetban/operator/v1/operator_pb";
 import { useFirst } from "@/i18n";
+import { asked, later } from "@/lib/later";
 import { useNow } from "@/lib/time";
+import { PersonButton } from "./person-button";
 import { useShortcuts } from "./shortcuts";
 
 // What the first screen doesn't need comes after it.
 const SignIn = lazy(() => import("@/pages/sign-in").then((m) => ({ default: m.SignIn })));
 const MustEnrol = lazy(() => import("@/pages/must-enrol").then((m) => ({ default: m.MustEnrol })));
-const PersonMenu = lazy(() => import("./person-menu").then((m) => ({ default: m.PersonMenu })));
-const ApprovalsBadge = lazy(() => import("./approvals-badge").then((m) => ({ default: m.ApprovalsBadge })));
-const loadPalette = () => import("./palette").then((m) => ({ default: m.Palette }));
+const PersonMenu = lazy(later(() => import("./person-menu").then((m) => ({ default: m.PersonMenu }))));
+const ApprovalsBadge = lazy(later(() => import("./approvals-badge").then((m) => ({ default: m.ApprovalsBadge }))));
+const loadPalette = asked(() => import("./palette").then((m) => ({ default: m.Palette })));
 const Palette = lazy(loadPalette);
-const ProveDialog = lazy(() => import("./prove-dialog").then((m) => ({ default: m.ProveDialog })));
-const ShortcutSheet = lazy(() => import("./shortcut-sheet").then((m) => ({ default: m.ShortcutSheet })));
+const ProveDialog = lazy(asked(() => import("./prove-dialog").then((m) => ({ default: m.ProveDialog }))));
+const ShortcutSheet = lazy(asked(() => import("./shortcut-sheet").then((m) => ({ default: m.ShortcutSheet }))));
 
 const places = [
   { to: "/", icon: Activity, name: "overview" },
@@ -58,13 +60,13 @@ function Inside() {
   const [palette, setPalette] = useState(false);
   const [sheet, setSheet] = useState(false);
   const [nav, setNav] = useState(false);
+  const [pressed, setPressed] = useState(false);
   const navigate = useNavigate();
   useEffect(() => watch(), []);
   useEvents(refresh);
   // Whoever presses ⌘K types at once: it must be there by then.
   useEffect(() => {
-    const timer = setTimeout(() => void loadPalette(), 1_000);
-    return () => clearTimeout(timer);
+    void later(loadPalette)().catch(() => {});
   }, []);
   useShortcuts({
     "mod+k": () => setPalette(true),
@@ -128,8 +130,8 @@ function Inside() {
           </nav>
           <div className="mt-auto flex flex-col gap-2">
             <LiveState />
-            <Suspense fallback={<div className="min-h-10" />}>
-              <PersonMenu showKeys={() => setSheet(true)} />
+            <Suspense fallback={<PersonButton onClick={() => setPressed(true)} />}>
+              <PersonMenu openAtOnce={pressed} showKeys={() => setSheet(true)} />
             </Suspense>
           </div>
         </div>

@@ -1,5 +1,6 @@
 import type { HostStateName } from "@/components/host-state";
 import { FleetEventKind as Kind, Unpromoted } from "@/gen/fleetban/operator/v1/operator_pb";
+import { Role } from "@/gen/fleetban/operator/v1/people_pb";
 import { Mode } from "@/gen/fleetban/v1/agent_pb";
 import type { First } from "../en/first";
 import { plural } from "../plural";
@@ -122,6 +123,13 @@ export const first: First = {
     [Unpromoted.ORGANISATION_RATE]: "zu viele auf einmal",
     [Unpromoted.COMMANDED]: "von der Flotte beauftragt",
     [Unpromoted.ALLOWED]: "auf der Erlaubnisliste",
+  },
+  roles: {
+    [Role.UNSPECIFIED]: "–",
+    [Role.OWNER]: "Eigentümer",
+    [Role.ADMIN]: "Admin",
+    [Role.OPERATOR]: "Operator",
+    [Role.VIEWER]: "Leser",
   },
   approval: {
     needed: "Das braucht eine zweite Person.",

@@ -60,13 +60,6 @@ export const rest: Rest = {
     doneLead: (email) => `Du bist jetzt Mitglied. Melde dich als ${email} an.`,
   },
   notFound: { title: "Diese Seite gibt es nicht", lead: "Die Adresse ist vielleicht vertippt, oder was sie nannte, ist fort.", back: "Zur Übersicht" },
-  roles: {
-    [Role.UNSPECIFIED]: "–",
-    [Role.OWNER]: "Eigentümer",
-    [Role.ADMIN]: "Admin",
-    [Role.OPERATOR]: "Operator",
-    [Role.VIEWER]: "Leser",
-  },
   modes: { enforce: "Auf jedem Host sperren", watch: "Nur zeigen, was gesperrt würde" },
   hosts: {
     lead: "Jeder Rechner, auf dem ein Agent läuft.",
@@ -449,7 +442,7 @@ export const rest: Rest = {
     may: "Darf",
     whose: "Wessen",
     only: (tags) => `nur ${tags}`,
-    nobodys: (maker) => `der Organisation, gemacht von ${maker}`,
+    nobodys: (maker) => (maker ? `der Organisation, gemacht von ${maker}` : "der Organisation"),
     choose: "Gewählte Rechte",
     own: "Deine API-Tokens",
     ownHint: "Ein Programm damit handelt als du und darf nie mehr als du. Es endet mit deiner Mitgliedschaft.",

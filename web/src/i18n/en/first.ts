@@ -1,5 +1,6 @@
 import type { HostStateName } from "@/components/host-state";
 import { FleetEventKind as Kind, Unpromoted } from "@/gen/fleetban/operator/v1/operator_pb";
+import { Role } from "@/gen/fleetban/operator/v1/people_pb";
 import { Mode } from "@/gen/fleetban/v1/agent_pb";
 import { plural } from "../plural";
 
@@ -122,6 +123,13 @@ export const first = {
     [Unpromoted.COMMANDED]: "ordered by the fleet",
     [Unpromoted.ALLOWED]: "on the allowlist",
   } as Record<Unpromoted, string>,
+  roles: {
+    [Role.UNSPECIFIED]: "–",
+    [Role.OWNER]: "Owner",
+    [Role.ADMIN]: "Admin",
+    [Role.OPERATOR]: "Operator",
+    [Role.VIEWER]: "Viewer",
+  } as Record<Role, string>,
   approval: {
     needed: "This needs a second person.",
     asked: "Nothing was changed yet: your request waits until somebody else approves it, for a day at most.",

@@ -59,13 +59,6 @@ export const rest = {
     doneLead: (email: string) => `You are a member now. Sign in as ${email}.`,
   },
   notFound: { title: "There is no such page", lead: "The address may be mistyped, or what it named is gone.", back: "To the overview" },
-  roles: {
-    [Role.UNSPECIFIED]: "–",
-    [Role.OWNER]: "Owner",
-    [Role.ADMIN]: "Admin",
-    [Role.OPERATOR]: "Operator",
-    [Role.VIEWER]: "Viewer",
-  } as Record<Role, string>,
   modes: { enforce: "Ban it on every host", watch: "Only show what would be banned" },
   hosts: {
     lead: "Each machine that runs an agent.",
@@ -452,7 +445,7 @@ export const rest = {
     may: "May",
     whose: "Whose",
     only: (tags: string) => `only ${tags}`,
-    nobodys: (maker: string) => `the organisation's, made by ${maker}`,
+    nobodys: (maker: string) => (maker ? `the organisation's, made by ${maker}` : "the organisation's"),
     choose: "Chosen permissions",
     own: "Your API tokens",
     ownHint: "A program with one of them acts as you, and never may more than you. It ends with your membership.",

@@ -3852,11 +3852,12 @@ func (b0 SetModeResponse_builder) Build() *SetModeResponse {
 }
 
 type WatchRequest struct {
-	state            protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_After string                 `protobuf:"bytes,1,opt,name=after"`
-	xxx_hidden_Would bool                   `protobuf:"varint,2,opt,name=would"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_After  string                 `protobuf:"bytes,1,opt,name=after"`
+	xxx_hidden_Would  bool                   `protobuf:"varint,2,opt,name=would"`
+	xxx_hidden_Recent uint32                 `protobuf:"varint,3,opt,name=recent"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
@@ -3898,12 +3899,23 @@ func (x *WatchRequest) GetWould() bool {
 	return false
 }
 
+func (x *WatchRequest) GetRecent() uint32 {
+	if x != nil {
+		return x.xxx_hidden_Recent
+	}
+	return 0
+}
+
 func (x *WatchRequest) SetAfter(v string) {
 	x.xxx_hidden_After = v
 }
 
 func (x *WatchRequest) SetWould(v bool) {
 	x.xxx_hidden_Would = v
+}
+
+func (x *WatchRequest) SetRecent(v uint32) {
+	x.xxx_hidden_Recent = v
 }
 
 type WatchRequest_builder struct {
@@ -3913,6 +3925,9 @@ type WatchRequest_builder struct {
 	After string
 	// Only what watch mode would have promoted.
 	Would bool
+	// Begin with up to this many of the newest events that the caller sees, oldest first, before what is new; 0 to 200. The
+	// response header Fleetban-After names the last event before what is new. Without effect where "after" is given.
+	Recent uint32
 }
 
 func (b0 WatchRequest_builder) Build() *WatchRequest {
@@ -3921,6 +3936,7 @@ func (b0 WatchRequest_builder) Build() *WatchRequest {
 	_, _ = b, x
 	x.xxx_hidden_After = b.After
 	x.xxx_hidden_Would = b.Would
+	x.xxx_hidden_Recent = b.Recent
 	return m0
 }
 
@@ -6410,10 +6426,11 @@ const file_fleetban_operator_v1_operator_proto_rawDesc = "" +
 	"\x0eSetModeRequest\x121\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x11.fleetban.v1.ModeB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04mode\"\x11\n" +
-	"\x0fSetModeResponse\"C\n" +
+	"\x0fSetModeResponse\"e\n" +
 	"\fWatchRequest\x12\x1d\n" +
 	"\x05after\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05after\x12\x14\n" +
-	"\x05would\x18\x02 \x01(\bR\x05would\"Y\n" +
+	"\x05would\x18\x02 \x01(\bR\x05would\x12 \n" +
+	"\x06recent\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xc8\x01R\x06recent\"Y\n" +
 	"\rWatchResponse\x126\n" +
 	"\x05event\x18\x01 \x01(\v2 .fleetban.operator.v1.FleetEventR\x05event\x12\x10\n" +
 	"\x03gap\x18\x02 \x01(\bR\x03gap\"\xee\x02\n" +
