@@ -96,7 +96,8 @@ generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## 
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos, shell and alert rules
 	@cd proto && buf lint && buf format --diff --exit-code --path fleetban
 	@scripts/check-breaking
-	@for m in $(MODULES); do (cd $$m && golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
+	@# Compiled as the build is, whose packages it shares.
+	@for m in $(MODULES); do (cd $$m && CGO_ENABLED=0 GOFLAGS=-trimpath golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
 	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/build-console scripts/web-packages scripts/web-e2e scripts/check-breaking scripts/test-versions scripts/install.sh .ci/run
 	@promtool check config infra/prometheus/prometheus.yml >/dev/null
 	@promtool test rules infra/prometheus/alerts_test.yml
