@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -266,4 +267,44 @@ func TestWorthTrying(t *testing.T) {
 	if !worthTrying(context.DeadlineExceeded) || worthTrying(gomail.ErrNoRcptAddresses) {
 		t.Error("what is worth another try")
 	}
+}
+
+// Whatever stands in Redis is a job of this fleet's or refused; whatever a job is, it has an end.
+func FuzzJob(f *testing.F) {
+	q, err := newQueue(nil, keys.New([keys.SecretLen]byte{3}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	seal := func(raw []byte) string {
+		return base64.RawStdEncoding.EncodeToString(q.aead.Seal(nil, nil, raw, []byte("id"))) //nolint:gosec // this AEAD makes its nonces itself
+	}
+	for _, s := range []string{
+		"", "{}", "null", `{"letter":null}`, `{"letter":{"To":"ada@example.com","Subject":"a\r\nb"},"tries":1}`, `{"request":{"email":"x"},"tries":-1}`,
+		`{"letter":{},"request":1}`, `{"tries":99999999999999999999}`, seal([]byte("{}")),
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if _, err := q.open("id", string(text)); err == nil {
+			t.Errorf("%q was sealed by nobody and is taken", text)
+		}
+		sealed := seal(text)
+		if _, err := q.open("another", sealed); err == nil {
+			t.Errorf("%q is taken under another id", text)
+		}
+		j, err := q.open("id", sealed)
+		if err != nil {
+			return
+		}
+		if j.Tries < 0 || (j.Letter == nil) == (j.Request == nil) {
+			t.Errorf("%q is %+v", text, j)
+		}
+		raw, err := json.Marshal(j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := parseJob(raw); err != nil || again.Tries != j.Tries || again.subject() != j.subject() {
+			t.Errorf("%q is %+v, and %+v (%v) when it is kept again", text, j, again, err)
+		}
+	})
 }

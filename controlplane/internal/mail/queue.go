@@ -106,17 +106,34 @@ func (q *queue) take(ctx context.Context) (id string, j job, err error) {
 	if err != nil || len(reply) != 2 {
 		return "", job{}, err //nolint:wrapcheck // said where it is used
 	}
-	raw, err := base64.RawStdEncoding.DecodeString(reply[1])
-	if err == nil {
-		raw, err = q.aead.Open(nil, nil, raw, []byte(reply[0]))
-	}
-	if err == nil {
-		err = json.Unmarshal(raw, &j)
-	}
-	if err != nil {
+	if j, err = q.open(reply[0], reply[1]); err != nil {
 		return reply[0], job{}, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return reply[0], j, nil
+}
+
+// open is the job that a sealed text is of, under this id.
+func (q *queue) open(id, sealed string) (job, error) {
+	raw, err := base64.RawStdEncoding.DecodeString(sealed)
+	if err != nil {
+		return job{}, fmt.Errorf("decode: %w", err)
+	}
+	if raw, err = q.aead.Open(nil, nil, raw, []byte(id)); err != nil {
+		return job{}, fmt.Errorf("decrypt: %w", err)
+	}
+	return parseJob(raw)
+}
+
+// parseJob reads one, which may be another release's.
+func parseJob(raw []byte) (job, error) {
+	var j job
+	if err := json.Unmarshal(raw, &j); err != nil {
+		return job{}, fmt.Errorf("parse: %w", err)
+	}
+	if j.Tries < 0 || (j.Letter == nil) == (j.Request == nil) {
+		return job{}, errors.New("it is neither a letter nor a request for one")
+	}
+	return j, nil
 }
 
 // errDamaged: what waits isn't this fleet's.

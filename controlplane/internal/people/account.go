@@ -50,12 +50,18 @@ func (p *People) credential(ctx context.Context, id string) (credential, error) 
 	if err != nil {
 		return credential{}, err
 	}
-	// One of a release that didn't sign is the hash alone.
-	hash, signed, bound := strings.Cut(text, " ")
-	if bound && signed != email {
+	hash, ok := parseCredential(text, email)
+	if !ok {
 		return credential{}, p.seal.Forged(ctx, kindAccount, "", id)
 	}
 	return credential{raw: raw, hash: hash, email: email}, nil
+}
+
+// parseCredential is the hash in the text of a record, if that is bound to the account's address. One of a release that didn't sign is
+// the hash alone.
+func parseCredential(text, email string) (hash string, ok bool) {
+	hash, signed, bound := strings.Cut(text, " ")
+	return hash, !bound || signed == email
 }
 
 func (p *People) sealCredential(id, hash, email string) string {

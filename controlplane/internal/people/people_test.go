@@ -140,6 +140,32 @@ func TestStoredHashes(t *testing.T) {
 	}
 }
 
+// Whatever a record of an account is, it is another address's for every other address, and never asks for more memory or time than the
+// bounds of a hash.
+func FuzzAccountRecord(f *testing.F) {
+	h := newHasher()
+	for _, text := range []string{h.decoy + " " + owner, h.decoy, "", " ", " " + owner, "x  y", strings.Replace(h.decoy, "m=19456", "m=4294967295", 1), "$argon2id$v=19$m=8,t=1,p=1$$ " + owner} {
+		f.Add(text, owner)
+	}
+	f.Add("x y z", "y z")
+	f.Fuzz(func(t *testing.T, text, email string) {
+		hash, ok := parseCredential(text, email)
+		if ok && text != hash && text != hash+" "+email || strings.Contains(hash, " ") {
+			t.Errorf("%q of %q is taken as %q", text, email, hash)
+		}
+		if _, other := parseCredential(text, email+"x"); ok && other && strings.Contains(text, " ") {
+			t.Errorf("%q is two addresses'", text)
+		}
+		memory, rounds, lanes, salt, sum, ok := decodeHash(hash)
+		if !ok {
+			return
+		}
+		if memory > maxArgonMemory || rounds > maxArgonTime || lanes > maxArgonLanes || memory == 0 || rounds == 0 || lanes == 0 || len(salt) > 64 || len(sum) > 64 || len(sum) < 16 {
+			t.Errorf("%q: %d KiB, %d rounds, %d lanes, %d and %d bytes", text, memory, rounds, lanes, len(salt), len(sum))
+		}
+	})
+}
+
 func TestSignIn(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -84,10 +84,13 @@ func attrText(group string, a slog.Attr) string {
 		}
 		return out.String()
 	}
-	text := value.String()
-	// Also what could move a terminal's cursor.
+	return " " + group + a.Key + "=" + quoted(value.String())
+}
+
+// quoted is text as it is, or with quotes where it isn't one word, or could move a terminal's cursor.
+func quoted(text string) string {
 	if text == "" || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == '"' || r == '=' || r == 0x7f || !strconv.IsPrint(r) }) {
-		text = strconv.Quote(text)
+		return strconv.Quote(text)
 	}
-	return " " + group + a.Key + "=" + text
+	return text
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/audit"
@@ -35,7 +36,7 @@ func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer
 		}
 		var targets []string
 		for _, m := range members {
-			_, _ = fmt.Fprintf(out, "organisation %s: signed member %s, %s\n", org, m.Email, m.Role)
+			_, _ = fmt.Fprintf(out, "organisation %s: signed member %s, %s\n", org, quoted(m.Email), strings.ToLower(strings.TrimPrefix(m.Role.String(), "ROLE_")))
 			targets = append(targets, m.Email)
 		}
 		tokens, err := b.orgs.SignOld(ctx, org)
@@ -43,7 +44,7 @@ func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer
 			return fmt.Errorf("sign the API tokens of organisation %s: %w", org, err)
 		}
 		for _, t := range tokens {
-			_, _ = fmt.Fprintf(out, "organisation %s: signed API token %s, %q\n", org, t.ID, t.Name)
+			_, _ = fmt.Fprintf(out, "organisation %s: signed API token %s, %q\n", org, quoted(t.ID), t.Name)
 			targets = append(targets, t.ID)
 		}
 		accounts, err := b.people.SignAccounts(ctx, org)
@@ -51,7 +52,7 @@ func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer
 			return fmt.Errorf("sign the accounts of organisation %s: %w", org, err)
 		}
 		for _, email := range accounts {
-			_, _ = fmt.Fprintf(out, "organisation %s: signed the password of %s\n", org, email)
+			_, _ = fmt.Fprintf(out, "organisation %s: signed the password of %s\n", org, quoted(email))
 			targets = append(targets, email)
 		}
 		joins, err := b.orgs.SignJoins(ctx, org)
@@ -59,7 +60,7 @@ func Sign(ctx context.Context, o SignOptions, logger *slog.Logger, out io.Writer
 			return fmt.Errorf("sign the join tokens of organisation %s: %w", org, err)
 		}
 		for _, id := range joins {
-			_, _ = fmt.Fprintf(out, "organisation %s: signed join token %s\n", org, id)
+			_, _ = fmt.Fprintf(out, "organisation %s: signed join token %s\n", org, quoted(id))
 			targets = append(targets, id)
 		}
 		if len(targets) == 0 {
