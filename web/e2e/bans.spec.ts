@@ -6,6 +6,8 @@ test("an attack on one host is seen, explained, and lifted everywhere", async ({
   await expect(page.getByText("Live", { exact: true }).first()).toBeVisible();
   const address = attack("a", 0);
   const line = page.getByRole("list", { name: "Live" }).getByRole("listitem").filter({ hasText: address }).filter({ hasText: "sshd" }).first();
+  // What was before the page is opened is on it too.
+  await page.reload();
   await line.getByRole("link", { name: address }).click();
   await expect(page.getByRole("heading", { name: address, level: 1 })).toBeVisible();
   await expect(page.getByText("Banned on the fleet")).toBeVisible();

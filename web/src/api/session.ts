@@ -115,13 +115,21 @@ function schedule(until: number): void {
   due = setTimeout(() => void renew().catch(() => {}), Math.max(until - Date.now() - early, 1_000));
 }
 
+/** A sign-out that is under way. */
+let ending: Promise<void> | undefined;
 let renewing: Promise<boolean> | undefined;
 
 /** renew exchanges the refresh cookie for the next two; false where the session is over. Tabs take turns. */
 export function renew(): Promise<boolean> {
   const asked = Date.now();
   renewing ??= locked(async () => {
-    const until = goodUntil() ?? 0;
+    // Where somebody signs out, what is refused meanwhile is no reason to ask whether the session stands.
+    await ending?.catch(() => {});
+    const until = goodUntil();
+    if (until === undefined) {
+      if (session.state === "in") become({ state: "out", why: "elsewhere" });
+      return false;
+    }
     if (until - early > asked) {
       schedule(until); // another tab was first
       return true;
@@ -192,8 +200,25 @@ export function began(person: Person, tokens: Tokens | undefined): void {
 
 /** signOut ends the session on every replica, and tells the other tabs. */
 export async function signOut(): Promise<void> {
-  await createClient(SessionService, transport).signOut({});
-  drop();
-  become({ state: "out", why: "none" });
-  tabs.postMessage("out");
+  try {
+    await end();
+  } catch (err) {
+    if (ConnectError.from(err).code !== Code.Unauthenticated) throw err;
+    expire();
+    if (await renew()) await end();
+  }
+}
+
+async function end(): Promise<void> {
+  ending = (async () => {
+    await sessions.signOut({});
+    drop();
+    become({ state: "out", why: "none" });
+    tabs.postMessage("out");
+  })();
+  try {
+    await ending;
+  } finally {
+    ending = undefined;
+  }
 }

@@ -1,6 +1,6 @@
-import { type ColumnDef, type RowData, tableFeatures, useTable } from "@tanstack/react-table";
+import { type ColumnDef, FlexRender, type Row as TableRow, type RowData, tableFeatures, useTable } from "@tanstack/react-table";
 import { useVirtualizer } from "@tanstack/react-virtual";
-import { useEffect, useRef } from "react";
+import { memo, useEffect, useRef } from "react";
 
 export const features = tableFeatures({});
 export type Features = typeof features;
@@ -98,22 +98,43 @@ export function LongTable<Row extends RowData>({ label, columns, widths, least, 
           const row = all[item.index];
           if (!row) return null;
           return (
-            <div
+            <LongRow
               key={row.id}
-              role="row"
-              aria-rowindex={item.index + 2}
-              className="absolute inset-x-0 grid items-center border-b border-line hover:bg-ground"
-              style={{ gridTemplateColumns: widths, height: rowHeight, transform: `translateY(${item.start}px)` }}
-            >
-              {row.getAllCells().map((cell) => (
-                <div key={cell.id} role="cell" className="min-w-0 truncate px-3">
-                  <table.FlexRender cell={cell} />
-                </div>
-              ))}
-            </div>
+              row={row as unknown as TableRow<Features, object>}
+              columns={columns}
+              index={item.index}
+              start={item.start}
+              widths={widths}
+            />
           );
         })}
       </div>
     </div>
   );
 }
+
+/** LongRow is drawn anew only where something of it changed: scrolling draws those rows that come into sight. */
+const LongRow = memo(function LongRow({ row, index, start, widths }: {
+  row: TableRow<Features, object>;
+  /** What its cells are made with. */
+  columns: unknown;
+  index: number;
+  /** Pixels from the first row's top. */
+  start: number;
+  widths: string;
+}) {
+  return (
+    <div
+      role="row"
+      aria-rowindex={index + 2}
+      className="absolute inset-x-0 grid items-center border-b border-line hover:bg-ground"
+      style={{ gridTemplateColumns: widths, height: rowHeight, transform: `translateY(${start}px)` }}
+    >
+      {row.getAllCells().map((cell) => (
+        <div key={cell.id} role="cell" className="min-w-0 truncate px-3">
+          <FlexRender cell={cell} />
+        </div>
+      ))}
+    </div>
+  );
+});

@@ -71,7 +71,7 @@ export function TextProvider({ children }: { children: ReactNode }) {
   const [now, setNow] = useState<{ language: string; t: First } | undefined>(wanted === "en" ? { language: "en", t: first } : undefined);
   useEffect(() => {
     let current = true;
-    const both = Promise.all([languages[wanted]?.first() ?? first, now ? restOf(wanted) : undefined]);
+    const both = Promise.all([languages[wanted]?.first() ?? first, now && now.language !== wanted ? restOf(wanted) : undefined]);
     both.then(
       ([t]) => {
         if (!current) return;

@@ -27,6 +27,31 @@ export function useNow(): number {
   return useSyncExternalStore(subscribe, () => now);
 }
 
+/** made keeps what is costly to make, one for each language: a table asks for a hundred times at once. */
+function made<T>(make: (locale: string) => T): (locale: string) => T {
+  const all = new Map<string, T>();
+  return (locale) => {
+    let one = all.get(locale);
+    if (one === undefined) all.set(locale, (one = make(locale)));
+    return one;
+  };
+}
+
+const relatives = made((locale) => new Intl.RelativeTimeFormat(locale, { numeric: "auto", style: "short" }));
+const exacts = made(
+  (locale) =>
+    new Intl.DateTimeFormat(locale, {
+      year: "numeric",
+      month: "short",
+      day: "numeric",
+      hour: "2-digit",
+      minute: "2-digit",
+      second: "2-digit",
+      timeZoneName: "short",
+    }),
+);
+const clocks = made((locale) => new Intl.DateTimeFormat(locale, { hour: "2-digit", minute: "2-digit", second: "2-digit" }));
+
 const steps: [Intl.RelativeTimeFormatUnit, number][] = [
   ["year", 31_536_000],
   ["month", 2_592_000],
@@ -41,25 +66,17 @@ export function relative(ms: number, from: number, locale: string): string {
   const seconds = Math.round((ms - from) / 1000);
   // Nearly an hour is an hour, not 60 minutes.
   const [unit, size] = steps.find(([, s]) => Math.abs(seconds) >= s * 0.995) ?? (["second", 1] as const);
-  return new Intl.RelativeTimeFormat(locale, { numeric: "auto", style: "short" }).format(Math.round(seconds / size), unit);
+  return relatives(locale).format(Math.round(seconds / size), unit);
 }
 
 /** exact is a time in the viewer's zone, to the second, with the zone's name. */
 export function exact(ms: number, locale: string): string {
-  return new Intl.DateTimeFormat(locale, {
-    year: "numeric",
-    month: "short",
-    day: "numeric",
-    hour: "2-digit",
-    minute: "2-digit",
-    second: "2-digit",
-    timeZoneName: "short",
-  }).format(ms);
+  return exacts(locale).format(ms);
 }
 
 /** clock is the time of day, to the second. */
 export function clock(ms: number, locale: string): string {
-  return new Intl.DateTimeFormat(locale, { hour: "2-digit", minute: "2-digit", second: "2-digit" }).format(ms);
+  return clocks(locale).format(ms);
 }
 
 const lengths: [string, number][] = [

@@ -2,7 +2,7 @@ import { useInfiniteQuery } from "@connectrpc/connect-query";
 import { keepPreviousData } from "@tanstack/react-query";
 import { getRouteApi, useNavigate } from "@tanstack/react-router";
 import { ArrowDown, ArrowUp, Ban, Download, X } from "lucide-react";
-import { useCallback, useDeferredValue, useEffect, useMemo, useState } from "react";
+import { useCallback, useEffect, useMemo, useRef, useState } from "react";
 import { useEvents } from "@/api/live";
 import { useMay } from "@/api/may";
 import { AddressLink, HostLink } from "@/components/address-link";
@@ -36,7 +36,15 @@ export function Bans() {
   const [banning, setBanning] = useState(false);
   const [unbanning, setUnbanning] = useState<string[]>();
   const [stale, setStale] = useState(false);
-  const text = useDeferredValue(search.q ?? "");
+  // What is typed is searched for at once, and the URL follows. It leads where it changes by itself: somebody goes back.
+  const inUrl = search.q ?? "";
+  const [text, setText] = useState(inUrl);
+  const sent = useRef<string[]>([]);
+  useEffect(() => {
+    const at = sent.current.indexOf(inUrl);
+    if (at < 0) setText(inUrl);
+    else sent.current.splice(0, at + 1);
+  }, [inUrl]);
 
   const answer = useInfiniteQuery(
     InsightService.method.searchBans,
@@ -69,6 +77,11 @@ export function Bans() {
   useEffect(() => setStale(false), [answer.dataUpdatedAt]);
 
   const set = useCallback((next: Partial<typeof search>) => void navigate({ search: (old) => ({ ...old, ...next }), replace: true }), [navigate]);
+  const type = (next: string) => {
+    setText(next);
+    sent.current = next === inUrl ? [] : [...sent.current, next];
+    set({ q: next || undefined });
+  };
   const columns = useMemo<Columns<FleetBan>>(() => {
     const sortable = (name: keyof typeof orders, label: string) => (
       <SortHeader label={label} active={(search.sort ?? "since") === name} up={search.up ?? false} onPress={(up) => set({ sort: name, up: up || undefined })} />
@@ -145,7 +158,7 @@ export function Bans() {
     >
       <div className="flex flex-wrap items-center gap-3">
         <div className="w-full sm:w-80">
-          <TextField quiet type="search" label={t.bans.filter} placeholder={t.bans.filter} value={search.q ?? ""} onChange={(e) => set({ q: e.target.value || undefined })} />
+          <TextField quiet type="search" maxLength={128} label={t.bans.filter} placeholder={t.bans.filter} value={text} onChange={(e) => type(e.target.value)} />
         </div>
         {filters.map(
           ([name, value]) =>
@@ -172,8 +185,8 @@ export function Bans() {
         </Panel>
       ) : rows.length === 0 && answer.isSuccess ? (
         <Panel>
-          <Empty icon={<Ban size={24} aria-hidden />} title={search.q || search.jail || search.host || search.actor ? t.bans.noMatch : t.bans.none}>
-            {search.q || search.jail || search.host || search.actor ? t.bans.noMatchHint : t.bans.noneHint}
+          <Empty icon={<Ban size={24} aria-hidden />} title={text || search.jail || search.host || search.actor ? t.bans.noMatch : t.bans.none}>
+            {text || search.jail || search.host || search.actor ? t.bans.noMatchHint : t.bans.noneHint}
           </Empty>
         </Panel>
       ) : (
