@@ -131,7 +131,7 @@ func Run(ctx context.Context, args []string, env *Env) (code int) {
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
-		f := &failure{code: exitUsage, message: err.Error(), fix: "see fleetban --help"}
+		f := &failure{code: exitUsage, message: err.Error(), fix: "see " + helpFor(err)}
 		f.print(env, outputOf(args))
 		return f.code
 	}
@@ -217,4 +217,17 @@ func (versionCmd) offline(r *run) error { //nolint:unparam // implements offline
 		r.out.json(map[string]string{"version": version.Version})
 	}
 	return nil
+}
+
+// helpFor is the command that explains what was written wrong.
+func helpFor(err error) string {
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.Context != nil {
+		for _, part := range parse.Context.Path {
+			if part.Command != nil {
+				return "fleetban " + part.Command.Name + " --help"
+			}
+		}
+	}
+	return "fleetban --help"
 }

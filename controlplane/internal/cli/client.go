@@ -25,6 +25,7 @@ import (
 
 // client is the operator API.
 type client struct {
+	pin   string // of the server; empty where authorities are trusted
 	url   string
 	bans  operatorv1connect.BanServiceClient
 	allow operatorv1connect.AllowlistServiceClient
@@ -79,7 +80,7 @@ func newClient(cfg config) (*client, error) {
 	options := []connect.ClientOption{
 		connect.WithInterceptors(authorise), connect.WithReadMaxBytes(64 << 20), connect.WithSendMaxBytes(4 << 20),
 	}
-	return &client{
+	return &client{pin: cfg.Pin,
 		url:          u,
 		bans:         operatorv1connect.NewBanServiceClient(doer, u, options...),
 		allow:        operatorv1connect.NewAllowlistServiceClient(doer, u, options...),

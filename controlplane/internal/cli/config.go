@@ -121,11 +121,11 @@ func (g *grammar) resolve(e *Env) (config, error) {
 	}
 	switch {
 	case cfg.URL == "":
-		return config{}, usage("no control plane is named", "set FLEETBAN_URL and FLEETBAN_TOKEN, or run fleetban login --url URL --token-stdin")
+		return config{}, usage("no control plane is named", "set FLEETBAN_URL and FLEETBAN_TOKEN, or run fleetban login --url URL --email E-MAIL, or with --token-stdin")
 	case cfg.Token == "" && cfg.Session == nil:
 		return config{}, &failure{
 			code: exitCredential, message: "there is no API token for " + cfg.URL + ", and nobody is signed in",
-			fix: "set FLEETBAN_TOKEN, or run fleetban login --url URL --token-stdin, or --email E-MAIL",
+			fix: "set FLEETBAN_TOKEN, or run fleetban login --url URL --email E-MAIL, or with --token-stdin",
 		}
 	}
 	return cfg, checkURL(cfg.URL)

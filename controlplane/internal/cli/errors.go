@@ -101,7 +101,7 @@ func unreached(ce *connect.Error, serverURL string) *failure {
 	case errors.As(ce, &unknown), errors.As(ce, &name), errors.As(ce, &verification):
 		return &failure{
 			code: exitCredential, message: "the certificate of " + host + " isn't trusted: " + ce.Message(),
-			fix: "give --pin sha256//… as the control plane printed it at its start, or --ca-file with your authority",
+			fix: "give --pin sha256//… as who runs it has it (fleetban join-token create prints it, too), or --ca-file with your authority",
 		}
 	case errors.As(ce, &dns):
 		out.code, out.message, out.fix = exitUnavailable, "the name "+dns.Name+" can't be resolved", "check FLEETBAN_URL and the resolver"

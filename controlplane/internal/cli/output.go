@@ -70,7 +70,7 @@ func (p *printer) table(header []string, rows [][]cell) {
 	for _, row := range rows {
 		for i := range row {
 			row[i].text = safe(row[i].text)
-			if row[i].text == "" {
+			if row[i].text == "" && header[i] != "" {
 				row[i].text = "-"
 			}
 			widths[i] = max(widths[i], cells(row[i].text))
@@ -84,7 +84,7 @@ func (p *printer) table(header []string, rows [][]cell) {
 	for _, row := range append([][]cell{head}, rows...) {
 		for i, field := range row {
 			b.WriteString(p.paint(field.colour, field.text))
-			if i < len(row)-1 {
+			if last := i == len(row)-1 || i == len(row)-2 && row[i+1].text == ""; !last {
 				b.WriteString(strings.Repeat(" ", widths[i]-cells(field.text)+2))
 			}
 		}

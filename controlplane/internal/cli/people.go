@@ -151,7 +151,18 @@ func (whoamiCmd) run(r *run) error {
 		return nil
 	}
 	p := res.Msg.GetPerson()
-	r.out.line("%s, %s of organisation %s.", safe(p.GetEmail()), roleText(p.GetRole()), safe(p.GetOrganisationId()))
+	name := "organisation"
+	// Who must have a second factor first isn't told.
+	if fleet, err := r.api.fleet.GetFleet(ctx, connect.NewRequest(&operatorv1.GetFleetRequest{})); err == nil {
+		name = safe(fleet.Msg.GetOrganisationName())
+	}
+	r.out.line("%s, %s of %s (%s).", safe(p.GetEmail()), roleText(p.GetRole()), name, safe(p.GetOrganisationId()))
+	if len(p.GetTags()) > 0 {
+		r.out.line("Only for hosts with %s.", safe(strings.Join(p.GetTags(), " or ")))
+	}
+	if p.GetMustEnrolSecondFactor() {
+		r.out.line("The organisation asks for a second factor, and you have none: fleetban account --help says how to make one.")
+	}
 	return nil
 }
 
@@ -198,7 +209,16 @@ func (a *acceptCmd) offline(r *run) error {
 	if err != nil {
 		return err
 	}
-	return r.done(res.Msg, fmt.Sprintf("You are %s now. Log in: fleetban login --url %s --email %s", roleText(res.Msg.GetRole()), cfg.URL, safe(res.Msg.GetEmail())))
+	return r.done(res.Msg, fmt.Sprintf("You have joined as %s. Log in: fleetban login --url %s%s --email %s",
+		roleText(res.Msg.GetRole()), cfg.URL, pinFlag(cfg.Pin), safe(res.Msg.GetEmail())))
+}
+
+// pinFlag is what a command needs to trust the server that this one does; empty where everyone trusts it.
+func pinFlag(pin string) string {
+	if pin == "" {
+		return ""
+	}
+	return " --pin " + pin
 }
 
 // secondFactor asks for that of an account that stands.
@@ -351,7 +371,7 @@ func (m *membersInviteCmd) run(r *run) error {
 	if res.Msg.GetMailed() {
 		r.out.line("It was mailed to them, too.")
 	}
-	r.out.line("They join with: fleetban accept")
+	r.out.line("They join with: fleetban accept%s", pinFlag(r.api.pin))
 	return nil
 }
 

@@ -81,15 +81,21 @@ func TestPeople(t *testing.T) {
 	if raw, _ := os.ReadFile(ada.configFile()); strings.Contains(string(raw), adaPassword) {
 		t.Error("the password is kept")
 	}
-	ada.has(0, adaEmail+", owner", "whoami")
-	ada.has(0, "this one", "sessions")
+	ada.has(0, adaEmail+", owner of Acme (", "whoami")
+	ada.has(0, "You have no API token. Make one: fleetban tokens create NAME", "tokens")
+	ada.has(2, "see fleetban members --help", "members", "role", "x@example.com", "chief")
+	ada.has(2, "see fleetban accept --help", "accept", "x")
+	ada.has(0, "this one\n", "sessions")
+	ada.has(0, "They join with: fleetban accept --pin "+cp.Pin+"\n", "members", "invite", "carol@example.com", "--role", "viewer")
 	out, _ := ada.want(0, "members", "invite", "bob@example.com", "--role", "admin", "-o", "json")
 	var invited struct{ Link string }
 	if err := json.Unmarshal([]byte(out), &invited); err != nil || !strings.HasPrefix(invited.Link, cp.URL+"/invitation#fbi_") {
 		t.Fatal(out, err)
 	}
 	bob.types(invited.Link+"\npassword1234\n", 2, "accept", "--password-stdin")
-	bob.types(invited.Link+"\n"+newPassword+"\n", 0, "accept", "--password-stdin")
+	if out, _ := bob.types(invited.Link+"\n"+newPassword+"\n", 0, "accept", "--password-stdin"); !strings.Contains(out, "fleetban login --url "+cp.URL+" --pin "+cp.Pin+" --email bob@example.com") {
+		t.Errorf("who has joined is told %q", out)
+	}
 	bob.types(invited.Link+"\n"+newPassword+"\n", 5, "accept", "--password-stdin")
 	bob.types(newPassword+"\n", 0, "login", "--email", "bob@example.com", "--password-stdin")
 	bob.has(0, "bob@example.com", "members")

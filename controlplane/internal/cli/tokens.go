@@ -122,6 +122,14 @@ func (t *tokensListCmd) run(r *run) error {
 		list(r.out, operatorv1.ListTokensResponse_builder{Tokens: all}.Build(), all)
 		return nil
 	}
+	if len(all) == 0 && t.Organisation {
+		r.out.line("The organisation has no API token. Make one: fleetban tokens create NAME --organisation")
+		return nil
+	}
+	if len(all) == 0 {
+		r.out.line("You have no API token. Make one: fleetban tokens create NAME; the organisation's: fleetban tokens list --organisation")
+		return nil
+	}
 	rows := make([][]cell, 0, len(all))
 	for _, token := range all {
 		whose, ends, used := token.GetPersonEmail(), "never", "never"
