@@ -80,7 +80,8 @@ func newClient(cfg config) (*client, error) {
 	options := []connect.ClientOption{
 		connect.WithInterceptors(authorise), connect.WithReadMaxBytes(64 << 20), connect.WithSendMaxBytes(4 << 20),
 	}
-	return &client{pin: cfg.Pin,
+	return &client{
+		pin:          cfg.Pin,
 		url:          u,
 		bans:         operatorv1connect.NewBanServiceClient(doer, u, options...),
 		allow:        operatorv1connect.NewAllowlistServiceClient(doer, u, options...),

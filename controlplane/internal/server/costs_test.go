@@ -56,8 +56,11 @@ func TestSignInCostsTheSame(t *testing.T) {
 		for _, c := range []struct {
 			what, email string
 		}{
-			{"nobody's address", "nobody@example.com"}, {"an owner's, with a wrong password", ownerEmail}, {"one with a second factor", "bob@example.com"},
-			{"one of no organisation", "eve@example.com"}, {"another domain", "ada@example.org"},
+			{"nobody's address", "nobody@example.com"},
+			{"an owner's, with a wrong password", ownerEmail},
+			{"one with a second factor", "bob@example.com"},
+			{"one of no organisation", "eve@example.com"},
+			{"another domain", "ada@example.org"},
 		} {
 			before := hashed(i)
 			err := signIn(i, c.email)

@@ -118,8 +118,16 @@ func linesOverHTTP1(t *testing.T, addr, owner string) {
 func linesOverHTTP2(t *testing.T, addr, owner string) {
 	t.Helper()
 	for _, field := range [][2]string{
-		{"user-agent", "a\r\n" + planted}, {"user-agent", "a\n" + planted}, {"user-agent", "a\x00b"}, {"x-request-id", "a\r\n" + planted}, {"x-forwarded-for", "198.51.100.1\n" + planted},
-		{"user-agent\r\nx-planted", "yes"}, {"x\nplanted", "yes"}, {"cookie", "__Host-fleetban=a\r\n" + planted}, {":path", "/x\r\n" + planted}, {":authority", "x\r\n" + planted},
+		{"user-agent", "a\r\n" + planted},
+		{"user-agent", "a\n" + planted},
+		{"user-agent", "a\x00b"},
+		{"x-request-id", "a\r\n" + planted},
+		{"x-forwarded-for", "198.51.100.1\n" + planted},
+		{"user-agent\r\nx-planted", "yes"},
+		{"x\nplanted", "yes"},
+		{"cookie", "__Host-fleetban=a\r\n" + planted},
+		{":path", "/x\r\n" + planted},
+		{":authority", "x\r\n" + planted},
 	} {
 		if status := banOverHTTP2(t, addr, owner, field); status != "reset" && status != "closed" && status != "400" {
 			t.Errorf("%q: %s", field, status)
@@ -140,8 +148,13 @@ func banOverHTTP2(t *testing.T, addr, owner string, field [2]string) string {
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(within))
 	fields := [][2]string{
-		{":method", "POST"}, {":scheme", "http"}, {":authority", "x"}, {":path", operatorv1connect.BanServiceBanProcedure},
-		{"content-type", "application/json"}, {"authorization", "Bearer " + owner}, field,
+		{":method", "POST"},
+		{":scheme", "http"},
+		{":authority", "x"},
+		{":path", operatorv1connect.BanServiceBanProcedure},
+		{"content-type", "application/json"},
+		{"authorization", "Bearer " + owner},
+		field,
 	}
 	if at := slices.IndexFunc(fields, func(f [2]string) bool { return f[0] == field[0] }); at < len(fields)-1 {
 		fields[at], fields = field, fields[:len(fields)-1]
