@@ -207,11 +207,11 @@ func heap() (uint64, int) {
 // Clients that send slowly, or nothing, neither keep others out nor stay for ever.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
-	p := lone(t, server.Config{TLSOff: true})
+	replicas := several(t, server.Config{TLSOff: true}, 2)
 	began := time.Now()
 	var slow []net.Conn
 	for i := range 300 {
-		conn, err := net.Dial("tcp", p.addr())
+		conn, err := net.Dial("tcp", replicas[i/3%2].addr())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,11 +222,13 @@ func TestSlowClients(t *testing.T) {
 		}
 		slow = append(slow, conn)
 	}
-	res, err := http.Get("http://" + p.addr() + "/healthz")
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("beside slow clients: %v, %v", res, err)
+	for i, p := range replicas {
+		res, err := http.Get("http://" + p.addr() + "/healthz")
+		if err != nil || res.StatusCode != http.StatusOK {
+			t.Fatalf("replica %d, beside slow clients: %v, %v", i, res, err)
+		}
+		_ = res.Body.Close()
 	}
-	_ = res.Body.Close()
 	// A byte now and then buys no time.
 	var all sync.WaitGroup
 	for i, conn := range slow {
