@@ -1,8 +1,10 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -28,14 +30,18 @@ func (l *Lab) MakeOwner(ctx context.Context, email, password string) error {
 // RenewToken has the control plane make another administrator's token, which the lab uses from then on: Operators of
 // before keep theirs.
 func (l *Lab) RenewToken(ctx context.Context) error {
-	printed, err := l.Node(ControlPlane).Exec(ctx, asUser(agentUser, programControlPlane, "token", "create",
-		"--redis-url", l.redisURL(), "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)...)
-	if err != nil {
+	argv := asUser(agentUser, programControlPlane, "token", "create",
+		"--redis-url", l.redisURL(), "--secret-file", secretPath, "--data-dir", "/var/lib/fleetban/setup", "--public-url", URL)
+	node := l.Node(ControlPlane)
+	cmd := node.Command(ctx, argv...)
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT) } // one that hangs says where
+	var printed, problems bytes.Buffer
+	if err := node.run(cmd, argv, &printed, &problems); err != nil {
 		return fmt.Errorf("make another administrator's token: %w", err)
 	}
-	token := apiToken.FindString(printed)
+	token := apiToken.FindString(printed.String())
 	if token == "" {
-		return fmt.Errorf("`token create` printed no token:\n%s", printed)
+		return fmt.Errorf("`token create` printed no token:\n%s", printed.String())
 	}
 	l.token = token
 	return l.save()
