@@ -84,8 +84,9 @@ func benchmarkCalls(b *testing.B, clients int) {
 				_ = res.Body.Close()
 				switch res.StatusCode {
 				case http.StatusOK:
-				case http.StatusTooManyRequests:
+				case http.StatusTooManyRequests: // an organisation has 20,000 a second: what is above that isn't counted
 					refused.Add(1)
+					continue
 				default:
 					b.Error(res.Status)
 					return
@@ -97,15 +98,17 @@ func benchmarkCalls(b *testing.B, clients int) {
 	all.Wait()
 	b.StopTimer()
 	spent = cpu(b) - spent
-	if refused.Load() > 0 {
-		b.Errorf("%d calls were over the rate limit: this measures nothing", refused.Load())
+	answered := b.N - int(refused.Load())
+	if answered < b.N*9/10 {
+		b.Fatalf("%d of %d calls were over the rate limit: this measures nothing", refused.Load(), b.N)
 	}
-	rate := float64(b.N) / b.Elapsed().Seconds()
+	took = slices.DeleteFunc(took, func(d time.Duration) bool { return d == 0 })
+	rate := float64(answered) / b.Elapsed().Seconds()
 	slices.Sort(took)
 	b.ReportMetric(rate, "calls/s")
 	b.ReportMetric(rate/callsTarget, "of-target")
 	// Whatever else runs on the machine: what two cores could do, with the clients' work.
-	b.ReportMetric(float64(spent.Microseconds())/float64(b.N), "cpu-µs/call")
+	b.ReportMetric(float64(spent.Microseconds())/float64(answered), "cpu-µs/call")
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
 }
