@@ -26,7 +26,7 @@ var ErrToken = errors.New("page token of another search")
 
 // Search is what bans are wanted, and how.
 type Search struct {
-	// Text is part of an address as it is written, or a prefix: then what lies within it and what covers it.
+	// Text is what somebody typed of an address or a prefix: see wanted.
 	Text string
 	// Jail, HostID and Actor, each where it isn't empty, are those of one and the same claim.
 	Jail, HostID, Actor string
@@ -69,7 +69,7 @@ func (i *Insight) Bans(ctx context.Context, org string, q Search) (Result, error
 
 func (q Search) run(all []*page, now int64, from *place) Result {
 	size := min(cmp.Or(q.PageSize, usualPage), mostPage)
-	within, _ := prefix.Parse(q.Text) // not valid where it is no prefix
+	text := parseWanted(q.Text)
 	var out Result
 	var last *page
 	visit := func(p *page) {
@@ -80,7 +80,7 @@ func (q Search) run(all []*page, now int64, from *place) Result {
 		if seen.Expires > 0 {
 			out.Total++
 		}
-		if !q.matches(p, seen, within) {
+		if !text.match(p) || !q.matches(seen) {
 			return
 		}
 		out.Matching++
@@ -105,6 +105,50 @@ func (q Search) run(all []*page, now int64, from *place) Result {
 	return out
 }
 
+// wanted is what a text asks for. Somebody types it: each further character narrows what the one before it let through,
+// but for what covers an address, which comes once the address is whole.
+type wanted struct {
+	// within is a prefix, for what lies within it and what covers it, or not valid.
+	within netip.Prefix
+	// begins and part are how an address begins and what stands anywhere in it, as it is written; "" asks for nothing.
+	begins, part string
+}
+
+// parseWanted takes a prefix, with host bits or without ("203.0.113.9/24"); an address or its first digits up to at least
+// one whole part ("203.0.", "2001:db8:"), which all that begin so match; or anything else, which matches wherever it stands.
+func parseWanted(text string) wanted {
+	text = strings.ToLower(strings.TrimSpace(text))
+	address, _, hasBits := strings.Cut(text, "/")
+	if hasBits {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			if p, err := prefix.Parse(p.Masked().String()); err == nil {
+				return wanted{within: p}
+			}
+		}
+		if strings.HasSuffix(text, "/") {
+			text = address // its length is still to come
+		}
+	}
+	if p, err := prefix.Parse(text); err == nil {
+		return wanted{within: p, begins: text}
+	}
+	if strings.IndexAny(text, ".:") > 0 {
+		return wanted{begins: text}
+	}
+	return wanted{part: text}
+}
+
+func (w wanted) match(p *page) bool {
+	switch {
+	case w.within.IsValid() && w.within.Overlaps(p.Prefix):
+		return true
+	case w.begins != "":
+		return strings.HasPrefix(p.text, w.begins)
+	default:
+		return !w.within.IsValid() && strings.Contains(p.text, w.part)
+	}
+}
+
 // live is what the caller sees of a page, less what ran out since it was read.
 func (p *page) live(now int64, see func(sets.Entry) (sets.Entry, bool)) (sets.Entry, bool) {
 	e := p.Entry
@@ -123,15 +167,8 @@ func (p *page) live(now int64, see func(sets.Entry) (sets.Entry, bool)) (sets.En
 	return see(e)
 }
 
-func (q Search) matches(p *page, e sets.Entry, within netip.Prefix) bool {
+func (q Search) matches(e sets.Entry) bool {
 	if e.Expires == 0 && !q.IncludeUnpromoted {
-		return false
-	}
-	if within.IsValid() {
-		if !within.Overlaps(e.Prefix) {
-			return false
-		}
-	} else if q.Text != "" && !strings.Contains(p.text, strings.ToLower(q.Text)) {
 		return false
 	}
 	if q.Jail == "" && q.HostID == "" && q.Actor == "" {

@@ -93,9 +93,10 @@ func TestSearchBans(t *testing.T) {
 			q    operatorv1.SearchBansRequest_builder
 			want []string
 		}{
-			"part of an address": {operatorv1.SearchBansRequest_builder{Text: "45.3.0"}, []string{"45.3.0.7"}},
+			"part of an address": {operatorv1.SearchBansRequest_builder{Text: ".0.113"}, []string{"203.0.113.1"}},
 			"what covers it":     {operatorv1.SearchBansRequest_builder{Text: "2001:db8::5"}, []string{"2001:db8::/64"}},
 			"what lies within":   {operatorv1.SearchBansRequest_builder{Text: "45.4.0.0/15"}, []string{"45.4.0.7", "45.5.0.7"}},
+			"host bits":          {operatorv1.SearchBansRequest_builder{Text: " 45.4.1.2/15 "}, []string{"45.4.0.7", "45.5.0.7"}},
 			"a jail":             {operatorv1.SearchBansRequest_builder{Jail: "sshd"}, []string{"203.0.113.1"}},
 			"a host":             {operatorv1.SearchBansRequest_builder{Host: "web-1", IncludeUnpromoted: true}, []string{"203.0.113.1", "203.0.113.2"}},
 			"jail of a person":   {operatorv1.SearchBansRequest_builder{Jail: "sshd", Actor: "nobody"}, nil},
@@ -107,6 +108,43 @@ func TestSearchBans(t *testing.T) {
 			}
 		}
 		refused(t, insight.SearchBans, operatorv1.SearchBansRequest_builder{Host: "nobody"}.Build(), notFound, "host", "no such host")
+	})
+	t.Run("each character typed narrows", func(t *testing.T) {
+		ask(t, a.bans.Ban, ban(600, "198.18.113.5", "198.18.113.57", "198.18.113.60", "198.18.114.5", "18.198.18.113", "2001:db8:7::5f", "2001:db8:7::60"))
+		all := []string{"198.18.113.5", "198.18.113.57", "198.18.113.60", "198.18.114.5"}
+		for text, want := range map[string][]string{
+			"198.":             all,
+			"198.18":           all,
+			"198.18.":          all,
+			"198.18.113.":      all[:3],
+			"198.18.113.5":     all[:2],
+			"198.18.113.57":    all[1:2],
+			"198.18.113.58":    nil,
+			"198.18.113.0/":    nil,
+			"198.18.113.0/24":  all[:3],
+			"198.18.113.57/31": all[1:2],
+			"198.18.113.6/1":   append(slices.Clone(all), "203.0.113.1"),
+			"198.18.112.0/22":  all,
+			"2001:DB8:7:":      {"2001:db8:7::5f", "2001:db8:7::60"},
+			"2001:db8:7::":     {"2001:db8:7::5f", "2001:db8:7::60"},
+			"2001:db8:7::5":    {"2001:db8:7::5f"},
+			"2001:db8:7::/48":  {"2001:db8:7::5f", "2001:db8:7::60"},
+		} {
+			got := prefixesIn(search(operatorv1.SearchBansRequest_builder{Text: text, Order: operatorv1.BanOrder_BAN_ORDER_ADDRESS}).GetBans())
+			if !slices.Equal(got, want) {
+				t.Errorf("%q: %v, want %v", text, got, want)
+			}
+		}
+		// Pages of what was typed, while others come.
+		first := search(operatorv1.SearchBansRequest_builder{Text: "198.18.", PageSize: 2, Order: operatorv1.BanOrder_BAN_ORDER_ADDRESS})
+		ask(t, a.bans.Ban, ban(600, "198.18.0.1"))
+		rest := search(operatorv1.SearchBansRequest_builder{
+			Text: "198.18.", PageSize: 9, Order: operatorv1.BanOrder_BAN_ORDER_ADDRESS, PageToken: first.GetNextPageToken(),
+		})
+		if got := append(prefixesIn(first.GetBans()), prefixesIn(rest.GetBans())...); !slices.Equal(got, all) || rest.GetMatching() != 5 {
+			t.Errorf("in two pages: %v, %d match", got, rest.GetMatching())
+		}
+		ask(t, a.bans.Unban, operatorv1.UnbanRequest_builder{Prefixes: append(all, "18.198.18.113", "2001:db8:7::5f", "2001:db8:7::60", "198.18.0.1")}.Build())
 	})
 	t.Run("what changes shows in the next answer", func(t *testing.T) {
 		ask(t, a.bans.Ban, ban(600, "198.51.100.1"))

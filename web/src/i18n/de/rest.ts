@@ -213,7 +213,7 @@ export const rest: Rest = {
     export: (n) => `Die ${n} gezeigten sichern`,
     unbanMany: (n) => `${n} entsperren…`,
     ban: "Sperren…",
-    filter: "Teil einer Adresse, oder ein Präfix",
+    filter: "Adresse, ihr Anfang, oder ein Präfix",
     filters: { jail: "Jail", host: "Host", actor: "Von" },
     dropFilter: (name, value) => `Filter ${name} ${value} weglassen`,
     all: "Auch Sperren, die auf ihrem Host blieben",

@@ -216,7 +216,7 @@ export const rest = {
     export: (n: string) => `Save the ${n} listed`,
     unbanMany: (n: string) => `Unban ${n}…`,
     ban: "Ban…",
-    filter: "Part of an address, or a prefix",
+    filter: "Address, its beginning, or a prefix",
     filters: { jail: "Jail", host: "Host", actor: "By" },
     dropFilter: (name: string, value: string) => `Drop the filter ${name} ${value}`,
     all: "Also bans that stayed on their host",

@@ -580,7 +580,8 @@ func (x *SearchBansRequest) SetPageToken(v string) {
 type SearchBansRequest_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
-	// Part of the address as it is written, or a prefix that covers what is wanted.
+	// What somebody types. A prefix: what lies within it and what covers it. An address: that, what covers it, and those that
+	// begin so; so does its beginning ("203.0.", "2001:db8:"). Anything else: wherever it stands in the address.
 	Text string
 	// Whole names.
 	Jail  string

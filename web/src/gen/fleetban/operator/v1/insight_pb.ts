@@ -145,7 +145,8 @@ export const TallySchema: GenMessage<Tally> = /*@__PURE__*/
  */
 export type SearchBansRequest = Message<"fleetban.operator.v1.SearchBansRequest"> & {
   /**
-   * Part of the address as it is written, or a prefix that covers what is wanted.
+   * What somebody types. A prefix: what lies within it and what covers it. An address: that, what covers it, and those that
+   * begin so; so does its beginning ("203.0.", "2001:db8:"). Anything else: wherever it stands in the address.
    *
    * @generated from field: string text = 1;
    */
