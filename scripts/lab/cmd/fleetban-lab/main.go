@@ -331,11 +331,12 @@ func breakIt(ctx context.Context, args []string) error {
 	seed := set.Uint64("seed", 1, "decides, with a round's number, what goes wrong in it and when")
 	rounds := set.Int("rounds", 20, "how many rounds there are, some seconds each")
 	first := set.Int("first", 0, "the number of the first round, to play one again")
+	keep := set.String("keep", "", "the `folder` where the machines' logs go when a round doesn't hold; the screen has only their ends")
 	if err := set.Parse(args); err != nil {
 		return flag.ErrHelp
 	}
 	_, err := chaos.Run(ctx, chaos.Options{
-		Lab: lab.Options{Name: *name, Hosts: *hosts, Replicas: *replicas}, Seed: *seed, First: *first, Rounds: *rounds, Out: os.Stdout,
+		Lab: lab.Options{Name: *name, Hosts: *hosts, Replicas: *replicas}, Seed: *seed, First: *first, Rounds: *rounds, Keep: *keep, Out: os.Stdout,
 	})
 	return err
 }

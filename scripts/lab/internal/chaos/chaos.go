@@ -23,7 +23,9 @@ type Options struct {
 	Seed uint64
 	// First is the first round, Rounds how many there are.
 	First, Rounds int
-	Out           io.Writer
+	// Keep is where the machines' whole logs go when a round doesn't hold; empty: nowhere.
+	Keep string
+	Out  io.Writer
 }
 
 const (
@@ -69,6 +71,9 @@ func Run(ctx context.Context, options Options) (_ Summary, err error) {
 		var v *ViolationError
 		if errors.As(err, &v) {
 			fmt.Fprintln(options.Out, l.Report(context.WithoutCancel(ctx)))
+			if options.Keep != "" {
+				err = errors.Join(err, l.SaveLogs(options.Keep))
+			}
 		}
 		if downErr := l.Down(context.WithoutCancel(ctx)); err == nil {
 			err = downErr

@@ -43,19 +43,18 @@ type kind func(*lab.Lab, *rand.Rand) fault
 
 // kinds are the faults that every fleet has, each made for a lab by chance.
 var kinds = map[string]kind{
-	"replica-killed":     func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGKILL) },
-	"replica-terminated": func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGTERM) },
-	"replica-paused":     func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, replica(l, r), "") },
-	"run-killed":         func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceAgent, host(l, r), syscall.SIGKILL) },
-	"run-paused":         func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceAgent, host(l, r)) },
-	"helper-killed":      func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceHelper, host(l, r), syscall.SIGKILL) },
-	"helper-terminated":  func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceHelper, host(l, r), syscall.SIGTERM) },
-	"agent-down":         agentDown,
-	"fail2ban-killed": func(l *lab.Lab, r *rand.Rand) fault {
-		f := signal(l, lab.ServiceFail2ban, host(l, r), syscall.SIGKILL)
-		f.shakes = true
-		return f
-	},
+	"replica-killed":      func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGKILL) },
+	"replica-terminated":  func(l *lab.Lab, r *rand.Rand) fault { return signal(l, replica(l, r), "", syscall.SIGTERM) },
+	"replica-paused":      func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, replica(l, r), "") },
+	"run-killed":          func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceAgent, host(l, r), syscall.SIGKILL) },
+	"run-terminated":      func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceAgent, host(l, r), syscall.SIGTERM) },
+	"run-paused":          func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceAgent, host(l, r)) },
+	"helper-killed":       func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceHelper, host(l, r), syscall.SIGKILL) },
+	"helper-terminated":   func(l *lab.Lab, r *rand.Rand) fault { return signal(l, lab.ServiceHelper, host(l, r), syscall.SIGTERM) },
+	"helper-paused":       func(l *lab.Lab, r *rand.Rand) fault { return pause(l, r, lab.ServiceHelper, host(l, r)) },
+	"agent-down":          agentDown,
+	"fail2ban-killed":     func(l *lab.Lab, r *rand.Rand) fault { return endFail2ban(l, r, syscall.SIGKILL) },
+	"fail2ban-terminated": func(l *lab.Lab, r *rand.Rand) fault { return endFail2ban(l, r, syscall.SIGTERM) },
 	"kernel-flushed": func(l *lab.Lab, r *rand.Rand) fault {
 		h := host(l, r)
 		return fault{name: "nft flush ruleset on " + h, host: h, flushes: true, begin: func(ctx context.Context) error {
@@ -121,6 +120,13 @@ func signal(l *lab.Lab, service, host string, sig syscall.Signal) fault {
 		}
 		return err
 	}}
+}
+
+// endFail2ban ends a host's fail2ban. What it was told just before may not be in its database.
+func endFail2ban(l *lab.Lab, r *rand.Rand, sig syscall.Signal) fault {
+	f := signal(l, lab.ServiceFail2ban, host(l, r), sig)
+	f.shakes = true
+	return f
 }
 
 // pause stops a service's processes where they are, as a machine does that swaps or is snapshotted.

@@ -14,7 +14,7 @@ import (
 )
 
 // event is one of the fleet's history.
-type event struct{ ID, Kind, HostName, Prefix, Reason string }
+type event struct{ ID, AtUnixMs, Kind, HostName, Prefix, Jail, Reason, Unpromoted string }
 
 const (
 	kindObserved = "FLEET_EVENT_KIND_OBSERVED"
@@ -90,19 +90,20 @@ func (c *checker) told(ctx context.Context, round int) (wrong []string, err erro
 		return nil, err
 	}
 	type ban struct{ host, prefix string }
-	times := map[ban]int{}
+	times := map[ban][]event{}
 	shown := false
 	for _, e := range events {
 		switch e.Kind {
 		case kindObserved:
-			times[ban{e.HostName, e.Prefix}]++
+			b := ban{e.HostName, e.Prefix}
+			times[b] = append(times[b], e)
 		case kindNotice:
 			shown = shown || !c.notices[e.ID]
 		}
 	}
-	for b, n := range times { // of all rounds: an old event may be sent again long after
-		if n > 1 {
-			wrong = append(wrong, fmt.Sprintf("history has the ban of %s on %s %d times", b.prefix, b.host, n))
+	for b, events := range times { // of all rounds: an old event may be sent again long after
+		if len(events) > 1 {
+			wrong = append(wrong, fmt.Sprintf("history has the ban of %s on %s %d times: %v; %s", b.prefix, b.host, len(events), events, c.journal.about(b.prefix)))
 		}
 	}
 	lost := 0

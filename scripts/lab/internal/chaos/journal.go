@@ -141,6 +141,21 @@ func (j *journal) find(p netip.Prefix) *fact {
 	return j.facts[p]
 }
 
+// about is what callers were told of a single address, in words.
+func (j *journal) about(address string) string {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return err.Error()
+	}
+	f := j.find(netip.PrefixFrom(a, a.BitLen()))
+	if f == nil {
+		return "nobody remembers it"
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return f.String()
+}
+
 // change changes a fact under the lock.
 func (j *journal) change(f *fact, with func(*fact)) {
 	j.mu.Lock()
