@@ -119,6 +119,9 @@ type Config struct {
 	Lately *lately.Log
 	// Changed is called, by the goroutine of Run or of a stream, after the status changed. Optional.
 	Changed func()
+	// Decode reads a message of the control plane; b is used again afterwards. Optional; for a process of many hosts, who are sent the
+	// same bytes. Streams that net/http carries don't use it.
+	Decode func(b []byte) (*fleetbanv1.ConnectResponse, error)
 	// Patience bounds how long dialling and the Welcome may take. Optional; 15 s.
 	Patience time.Duration
 }
@@ -144,6 +147,6 @@ type Status struct {
 	StoreAway time.Time
 	// HostName and Organisation are what the last Welcome said.
 	HostName, Organisation string
-	// Cursors is what the last acknowledgement said.
+	// Cursors is what the Sink last said, on the last stream that was welcome.
 	Cursors []*fleetbanv1.SetCursor
 }

@@ -209,6 +209,9 @@ func (c *Client) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.status
+	if c.current != nil {
+		s.Cursors = c.current.cursors()
+	}
 	s.Offset = c.clock.offset()
 	return s
 }
@@ -220,6 +223,13 @@ func (c *Client) ServerNow() time.Time { return c.clock.now() }
 func (c *Client) HealthChanged() {
 	if s := c.session(); s != nil {
 		s.poke(&s.healthDue)
+	}
+}
+
+// CountsChanged is HealthChanged for who knows that it is only counts: those are told later, and nothing is looked at before.
+func (c *Client) CountsChanged() {
+	if s := c.session(); s != nil && !s.countsDue.Load() {
+		s.poke(&s.countsDue)
 	}
 }
 
@@ -270,18 +280,6 @@ func (c *Client) setRoundTrip(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.RoundTrip = d
-}
-
-func (c *Client) setCursors(cursors []*fleetbanv1.SetCursor) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.status.Cursors = cursors
-}
-
-func (c *Client) lastCursors() []*fleetbanv1.SetCursor {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.status.Cursors
 }
 
 func (c *Client) setInert(i fleetbanv1.Inert) {

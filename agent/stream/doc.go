@@ -14,7 +14,8 @@
 //	 │                          Drain: after the pause it names, dial anew; the old stream               │
 //	 └───────────────────────── goes on until the new one is welcome, then it is closed ◀───────────────┘
 //
-// While a stream is up one goroutine receives and gives to the Sink, one sends. What is sent:
+// While a stream is up one goroutine receives and gives to the Sink, one sends. Where a change came alone, nothing else is being sent
+// and the socket is empty, the one that receives acknowledges it itself; it never waits for the other end to read. What is sent:
 //   - events, in order, from welcome.events_through+1, at most [maxUnacked] ahead of the acknowledgement;
 //   - acknowledgements of sets, once the Sink has them in the kernel: at once where nothing else waits to be applied,
 //     else gathered, at most a second;

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -13,9 +14,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -41,12 +44,20 @@ const (
 	grpcPrefix  = 5
 	// linkWindow is what the control plane takes ahead, and linkRoom what this side does, bytes.
 	linkWindow, linkRoom = 1<<20 + 64<<10, 512 << 10
+	// fits is how long a message may be that an empty socket takes at once, bytes.
+	fits = 4 << 10
 )
 
 // link is the stream of a connection that has nothing else. The goroutine that receives reads the connection itself, and who sends
 // writes to it: a message is a record of TLS and a system call.
 type link struct {
 	conn net.Conn
+	// decode reads a message.
+	decode func([]byte) (*fleetbanv1.ConnectResponse, error)
+	// raw is the TCP connection, nil where there is none; look sets waits to how many bytes the other end hasn't confirmed.
+	raw   syscall.RawConn
+	look  func(fd uintptr)
+	waits int
 
 	// The receiver's.
 	in      *bufio.Reader
@@ -64,8 +75,14 @@ type link struct {
 
 // newLink begins the stream. Its first message goes with the request.
 func newLink(conn net.Conn, u *url.URL, header http.Header, first *fleetbanv1.ConnectRequest) (*link, error) {
-	l := &link{conn: conn, in: bufio.NewReaderSize(conn, 1<<10), room: linkWindow}
+	l := &link{conn: conn, in: bufio.NewReaderSize(conn, 1<<10), room: linkWindow, decode: decode}
 	l.widened.L = &l.mu
+	if secure, ok := conn.(*tls.Conn); ok {
+		if tcp, ok := secure.NetConn().(syscall.Conn); ok {
+			l.raw, _ = tcp.SyscallConn()
+			l.look = func(fd uintptr) { l.waits, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }
+		}
+	}
 	b := []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 	b = appendFrame(b, frameSettings, 0, 0, 6)
 	b = binary.BigEndian.AppendUint32(append(b, 0, 4), linkRoom)
@@ -133,6 +150,32 @@ func (l *link) send(m *fleetbanv1.ConnectRequest) error {
 		message, before = message[n:], nil
 	}
 	return nil
+}
+
+// free implements pipe: nothing that was written waits in the socket, and the window is open.
+func (l *link) free() bool {
+	if l.raw == nil || !l.mu.TryLock() {
+		return false
+	}
+	l.waits = -1
+	free := l.room >= fits && l.err == nil && l.raw.Control(l.look) == nil && l.waits == 0
+	l.mu.Unlock()
+	return free
+}
+
+// ready implements pipe.
+func (l *link) ready() bool {
+	p, _ := l.in.Peek(l.in.Buffered())
+	n := l.left
+	if n == 0 {
+		if len(p) < frameHeader || p[3] != frameData {
+			return false
+		}
+		n = int(p[0])<<16 | int(p[1])<<8 | int(p[2])
+		p = p[frameHeader:]
+	}
+	p = p[:min(len(p), n)]
+	return len(p) >= grpcPrefix && len(p)-grpcPrefix >= int(binary.BigEndian.Uint32(p[1:]))
 }
 
 // write writes what is framed. The caller holds the lock.
@@ -213,11 +256,16 @@ func (l *link) next() (*fleetbanv1.ConnectResponse, error) {
 	if err := l.take(b); err != nil {
 		return nil, err
 	}
-	m := new(fleetbanv1.ConnectResponse)
-	if err := proto.Unmarshal(b, m); err != nil {
+	m, err := l.decode(b)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errProtocol, err)
 	}
 	return m, nil
+}
+
+func decode(b []byte) (*fleetbanv1.ConnectResponse, error) {
+	m := new(fleetbanv1.ConnectResponse)
+	return m, proto.Unmarshal(b, m)
 }
 
 // take fills b from DATA frames.

@@ -14,7 +14,6 @@ import (
 type sender struct {
 	s          *session
 	eventsSent uint64
-	lastAck    time.Time
 	lastHealth time.Time
 	// standing is what the last Health said but for its counts; drift, if not zero, is when new counts are due, and pace what they
 	// wait for.
@@ -31,7 +30,9 @@ func (s *session) send(beat time.Duration) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		s.sending.Lock()
 		pause, err := w.due()
+		s.sending.Unlock()
 		if err != nil {
 			return err
 		}
@@ -49,9 +50,11 @@ func (s *session) send(beat time.Duration) error {
 		case <-s.cfg.Source.Appended():
 		case <-later:
 		case <-ticker.C:
+			s.sending.Lock()
 			err = s.stream.send(fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{
-				Cursors: s.cursors(nil), HostUnixMs: time.Now().UnixMilli(),
+				Cursors: s.cursors(), HostUnixMs: time.Now().UnixMilli(),
 			}.Build()}.Build())
+			s.sending.Unlock()
 		}
 		if err != nil {
 			return err
@@ -59,7 +62,7 @@ func (s *session) send(beat time.Duration) error {
 	}
 }
 
-// due sends what is due now, and returns how long until something else is; 0: nothing is.
+// due sends what is due now, and returns how long until something else is; 0: nothing is. The caller holds the session's sending.
 func (w *sender) due() (time.Duration, error) {
 	if err := w.events(); err != nil {
 		return 0, err
@@ -70,7 +73,7 @@ func (w *sender) due() (time.Duration, error) {
 			return 0, err
 		}
 	}
-	pause, err := w.ack()
+	pause, err := s.ack()
 	if err != nil {
 		return 0, err
 	}
@@ -81,9 +84,12 @@ func (w *sender) due() (time.Duration, error) {
 // health tells how the host is, where that has changed: at once what a person should know, and later what any ban changes.
 func (w *sender) health() (time.Duration, error) {
 	s := w.s
-	due := s.healthDue.Load()
-	if !due && w.drift.IsZero() {
+	due, counts := s.healthDue.Load(), s.countsDue.Load()
+	if !due && !counts {
 		return 0, nil
+	}
+	if counts && w.drift.IsZero() {
+		w.wait()
 	}
 	if left := healthGap - time.Since(w.lastHealth); left > 0 {
 		return left, nil
@@ -93,22 +99,29 @@ func (w *sender) health() (time.Duration, error) {
 		return left, nil // what is known to have changed waits
 	}
 	s.healthDue.Store(false)
+	s.countsDue.Store(false)
 	h := s.cfg.Health()
 	if is := standing(h); is != w.standing {
 		w.standing = is
 	} else if w.drift.IsZero() || left > 0 {
-		// Every ban changes the counts of every host. They must not delay its acknowledgements, nor come from all at once.
+		s.countsDue.Store(true)
 		if w.drift.IsZero() {
-			if w.pace *= 2; w.pace == 0 || time.Since(w.lastHealth) > 2*w.pace {
-				w.pace = driftLeast
-			}
-			w.pace = min(w.pace, driftMost)
-			w.drift = time.Now().Add(w.pace + time.Duration(rand.Int64N(int64(w.pace)))) //nolint:gosec // no secret
+			w.wait()
 		}
 		return max(time.Until(w.drift), time.Millisecond), nil
 	}
 	w.lastHealth, w.drift = time.Now(), time.Time{}
 	return 0, s.stream.send(fleetbanv1.ConnectRequest_builder{Health: h}.Build())
+}
+
+// wait has counts wait for more of their kind. Every ban changes those of every host: they must not delay its acknowledgements, nor come
+// from all at once.
+func (w *sender) wait() {
+	if w.pace *= 2; w.pace == 0 || time.Since(w.lastHealth) > 2*w.pace {
+		w.pace = driftLeast
+	}
+	w.pace = min(w.pace, driftMost)
+	w.drift = time.Now().Add(w.pace + time.Duration(rand.Int64N(int64(w.pace)))) //nolint:gosec // no secret
 }
 
 // standing is a Health without what any ban changes.
@@ -192,53 +205,4 @@ func (s *session) tellApplied(d *fleetbanv1.Delta, received time.Time) {
 		s.cfg.Log.Debug("change applied", "prefix", p.String(), "set", d.GetSet(), "version", d.GetVersion(),
 			"received_us", received.UnixMicro(), "applied_us", time.Now().UnixMicro())
 	}
-}
-
-// ack acknowledges what was applied: at once where the receiver has nothing else at hand, else gathered.
-func (w *sender) ack() (time.Duration, error) {
-	s := w.s
-	exceptions := s.exceptionsDue.Load()
-	s.mu.Lock()
-	due, since := len(s.unsent) > 0, s.ackSince
-	s.mu.Unlock()
-	if !due && !exceptions {
-		return 0, nil
-	}
-	if gap := time.Since(w.lastAck); gap < ackGap {
-		return ackGap - gap, nil
-	}
-	if busy := s.idleSince.Load() == 0; busy && !since.IsZero() && time.Since(since) < ackWait {
-		return ackWait - time.Since(since), nil
-	}
-	a := fleetbanv1.Ack_builder{}
-	if exceptions {
-		s.exceptionsDue.Store(false)
-		e, err := s.cfg.Sink.Exceptions(s.ctx)
-		if err == nil {
-			a.Exceptions, a.ExceptionsTotal, a.ExceptionsChanged = e.List, e.Total, true
-			s.c.setInert(e.Inert)
-		}
-	}
-	a.Inert = s.c.inert()
-	s.mu.Lock()
-	only := s.unsent
-	s.unsent, s.ackSince = map[string]bool{}, time.Time{}
-	s.mu.Unlock()
-	a.Cursors = s.cursors(only)
-	w.lastAck = time.Now()
-	s.c.setCursors(s.cursors(nil))
-	return 0, s.stream.send(fleetbanv1.ConnectRequest_builder{Ack: a.Build()}.Build())
-}
-
-// cursors is what is held of the sets that only names; nil names all.
-func (s *session) cursors(only map[string]bool) []*fleetbanv1.SetCursor {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := make([]*fleetbanv1.SetCursor, 0, len(s.held))
-	for set, c := range s.held {
-		if only == nil || only[set] {
-			out = append(out, c)
-		}
-	}
-	return out
 }

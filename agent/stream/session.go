@@ -40,6 +40,10 @@ type pipe interface {
 	// send sends a message; one goroutine at a time. Its error says little: receive tells why a stream ended.
 	send(m *fleetbanv1.ConnectRequest) error
 	receive() (*fleetbanv1.ConnectResponse, error)
+	// ready reports whether receive would not wait.
+	ready() bool
+	// free reports whether it is known that the next message, a short one, can be sent without waiting for the other end to read.
+	free() bool
 	// requestID is what the replica's log calls the stream, once something was received.
 	requestID() string
 	closeRequest()
@@ -63,6 +67,10 @@ func (p overHTTP) receive() (*fleetbanv1.ConnectResponse, error) {
 	return e.Message.(*fleetbanv1.ConnectResponse), nil //nolint:forcetypeassert // made by newResponse
 }
 
+func (overHTTP) ready() bool { return false }
+
+func (overHTTP) free() bool { return false }
+
 func (p overHTTP) requestID() string { return p.stream.ResponseHeader().Get("X-Request-Id") }
 
 func (p overHTTP) closeRequest() { _ = p.stream.CloseRequest() }
@@ -80,6 +88,9 @@ func (s *session) open(header http.Header, hello *fleetbanv1.ConnectRequest) (pi
 			l, err := newLink(conn, s.cfg.URL, header, hello)
 			if err != nil && l == nil {
 				return nil, err
+			}
+			if s.cfg.Decode != nil {
+				l.decode = s.cfg.Decode
 			}
 			return l, nil
 		}
@@ -117,9 +128,12 @@ type session struct {
 	ctx    context.Context //nolint:containedctx // a session is its context
 
 	// For the sender: something is due.
-	wake                     chan struct{}
-	healthDue, exceptionsDue atomic.Bool
-	out                      chan *fleetbanv1.ConnectRequest
+	wake                                chan struct{}
+	healthDue, countsDue, exceptionsDue atomic.Bool
+	out                                 chan *fleetbanv1.ConnectRequest
+	// sending is held by who makes something to send, until it is sent: what is acknowledged never goes back.
+	sending sync.Mutex
+	lastAck time.Time // under sending
 
 	// The receiver waits for a message since then; 0 while it is at work on one.
 	idleSince atomic.Int64
@@ -127,13 +141,23 @@ type session struct {
 	deaf      bool   // the sink is away: sets are left unread. The receiver's own.
 	blocked   map[string]bool
 
+	// ackDue: something is to be acknowledged. gathered: the sender knows, and waits for more.
+	ackDue   atomic.Bool
+	gathered bool // the receiver's own
+
 	mu       sync.Mutex
-	held     map[string]*fleetbanv1.SetCursor
-	unsent   map[string]bool // sets to be acknowledged
+	held     []held
 	ackSince time.Time
 	eventAck uint64
 	probe    uint64 // the event whose acknowledgement tells the round trip
 	probedAt time.Time
+}
+
+// held is what is held of a set, and whether that is still to be acknowledged.
+type held struct {
+	set    string
+	cursor *fleetbanv1.SetCursor
+	unsent bool
 }
 
 func newSession(c *Client) *session {
@@ -141,7 +165,7 @@ func newSession(c *Client) *session {
 		c: c, cfg: &c.cfg,
 		welcomed: make(chan struct{}), drain: make(chan struct{}), done: make(chan struct{}),
 		wake: make(chan struct{}, 1), out: make(chan *fleetbanv1.ConnectRequest),
-		blocked: map[string]bool{}, held: map[string]*fleetbanv1.SetCursor{}, unsent: map[string]bool{},
+		blocked: map[string]bool{},
 	}
 }
 
@@ -245,11 +269,9 @@ func (s *session) live() error {
 		s.deaf = s.cfg.Sink.Begin(s.ctx, s.welcome, s.c.clock.nowMS(), s.conn.peers()) != nil
 	}
 	for _, c := range hello.GetCursors() {
-		s.held[c.GetSet()] = c
-		if !s.deaf {
-			s.unsent[c.GetSet()] = true
-		}
+		s.held = append(s.held, held{c.GetSet(), c, !s.deaf})
 	}
+	s.ackDue.Store(!s.deaf && len(s.held) > 0)
 	s.exceptionsDue.Store(!s.deaf)
 	s.began.Store(time.Now().UnixNano())
 	s.c.welcomeStore()
@@ -285,11 +307,10 @@ func (s *session) hello() (*fleetbanv1.Hello, error) {
 		if s.ctx.Err() != nil {
 			return nil, err
 		}
-		// What it held when it was last asked: better a delta too many than a snapshot for nobody.
+		// What it held when it last said: better a delta too many than a snapshot for nobody.
 		s.deaf = true
-		cursors = s.c.lastCursors()
+		cursors = s.c.Status().Cursors
 	}
-	s.c.setCursors(cursors)
 	health := s.cfg.Health()
 	s.standing = standing(health)
 	return fleetbanv1.Hello_builder{
@@ -323,8 +344,16 @@ func (s *session) watch(longest, every time.Duration) *time.Timer {
 // receive takes what comes until the stream ends.
 func (s *session) receive() error {
 	for {
-		s.idleSince.Store(time.Now().UnixNano())
-		if s.ackDue() {
+		due := s.ackDue.Load()
+		switch {
+		case !s.stream.ready():
+			now := time.Now()
+			s.idleSince.Store(now.UnixNano())
+			if due && !s.acknowledge(now) {
+				s.poke(nil)
+			}
+		case due && !s.gathered:
+			s.gathered = true
 			s.poke(nil)
 		}
 		m, err := s.stream.receive()
@@ -396,23 +425,11 @@ func (s *session) apply(set string, u Update) error {
 		s.c.setRebuilding(set, false)
 	}
 	s.tellApplied(u.Delta, received)
-	s.mu.Lock()
-	s.held[set] = a.Cursor
-	s.unsent[set] = true
-	if s.ackSince.IsZero() {
-		s.ackSince = time.Now()
-	}
-	s.mu.Unlock()
 	if a.ExceptionsChanged {
 		s.exceptionsDue.Store(true)
 	}
+	s.hold(set, a.Cursor)
 	return nil
-}
-
-func (s *session) ackDue() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.unsent) > 0
 }
 
 func (s *session) eventsStored(ack *fleetbanv1.EventAck) {
