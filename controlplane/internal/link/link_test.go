@@ -20,8 +20,8 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/link"
 )
 
-// within is the longest that anything here may take.
-const within = 20 * time.Second
+// within is the longest that anything here may take, on a machine that runs many tests at once.
+const within = time.Minute
 
 // peer is a client that may do what clients don't.
 type peer struct {
@@ -63,13 +63,14 @@ func openOver(t *testing.T, drained func(), config *tls.Config) (*peer, <-chan a
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
 	if drained == nil {
 		drained = func() {}
 	}
 	out := make(chan accepted, 1)
 	go func() {
 		conn, err := l.Accept()
+		// Not before: a connection that nobody has accepted yet is reset by the end of its listener.
+		_ = l.Close()
 		if err != nil {
 			out <- accepted{nil, err}
 			return
@@ -87,6 +88,7 @@ func openOver(t *testing.T, drained func(), config *tls.Config) (*peer, <-chan a
 	}()
 	conn, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
+		_ = l.Close()
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
@@ -439,7 +441,8 @@ func TestViolations(t *testing.T) {
 		// On top of the 65,535 that it begins with.
 		"a window beyond its bound": func(p *peer) { p.must(p.framer.WriteWindowUpdate(1, 1<<31-1)) },
 		"a continuation of nothing": func(p *peer) { p.must(p.framer.WriteContinuation(1, true, nil)) },
-		"a frame that is too large": func(p *peer) { p.must(p.framer.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, 17<<10))) },
+		// Of the long ones the peer may end the connection before all is written.
+		"a frame that is too large": func(p *peer) { _ = p.framer.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, 17<<10)) },
 		"a short PING":              func(p *peer) { p.must(p.framer.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, 3))) },
 		"strange settings":          func(p *peer) { p.must(p.framer.WriteRawFrame(http2.FrameSettings, 0, 0, make([]byte, 5))) },
 		"a reset":                   func(p *peer) { p.must(p.framer.WriteRSTStream(1, http2.ErrCodeCancel)) },
@@ -471,8 +474,8 @@ func TestBadRequest(t *testing.T) {
 		},
 		"another stream": func(p *peer) { p.requestOn(3, "/") },
 		"a huge header": func(p *peer) {
-			p.must(p.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: p.block(
-				":method", "POST", "a", strings.Repeat("~", 9000), "b", strings.Repeat("b", 9000), "c", strings.Repeat("c", 9000), "d", strings.Repeat("d", 9000))}))
+			_ = p.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: p.block(
+				":method", "POST", "a", strings.Repeat("~", 9000), "b", strings.Repeat("b", 9000), "c", strings.Repeat("c", 9000), "d", strings.Repeat("d", 9000))})
 		},
 		"garbage": func(p *peer) {
 			p.must(p.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: []byte{0xff, 0xff, 0xff, 0xff, 0xff}}))
