@@ -31,6 +31,8 @@ const (
 	// driftLeast is how long changes of nothing but counts wait for more, and at most twice that. Where they go on, each wait is twice
 	// the one before, up to driftMost.
 	driftLeast, driftMost = time.Second, 10 * time.Second
+	// sinkShare is the part of the patience with a new stream that a Sink may take that hangs.
+	sinkShare = 3
 	// Bounds of the heartbeat that a Welcome may ask for.
 	minBeat, maxBeat = 50 * time.Millisecond, 25 * time.Second
 )
@@ -302,7 +304,9 @@ func (s *session) live() error {
 }
 
 func (s *session) hello() (*fleetbanv1.Hello, error) {
-	cursors, err := s.cfg.Sink.Cursors(s.ctx)
+	within, cancel := context.WithTimeout(s.ctx, s.cfg.Patience/sinkShare)
+	defer cancel()
+	cursors, err := s.cfg.Sink.Cursors(within)
 	if err != nil {
 		if s.ctx.Err() != nil {
 			return nil, err

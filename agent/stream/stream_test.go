@@ -26,7 +26,8 @@ import (
 	"github.com/fleetban/fleetban/proto/wire/hostauth"
 )
 
-const patience = 10 * time.Second
+// patience is the longest that anything here may take, on a machine that runs many tests at once.
+const patience = time.Minute
 
 // peer is the other end of the protocol under a test's hand: each stream that is opened is given to the test, which
 // sends and receives on it.
@@ -187,6 +188,7 @@ type sink struct {
 	executed   []string
 	begun      chan *fleetbanv1.Welcome
 	slow       chan struct{} // if not nil, Apply waits for it
+	hangs      atomic.Bool   // Cursors doesn't answer
 }
 
 func newSink() *sink {
@@ -199,7 +201,11 @@ func cursor(set string, version uint64) *fleetbanv1.SetCursor {
 	return fleetbanv1.SetCursor_builder{Set: set, Epoch: 1, Version: version, Digest: version}.Build()
 }
 
-func (s *sink) Cursors(context.Context) (out []*fleetbanv1.SetCursor, err error) {
+func (s *sink) Cursors(ctx context.Context) (out []*fleetbanv1.SetCursor, err error) {
+	if s.hangs.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.away {
@@ -333,7 +339,7 @@ func startWith(t *testing.T, p *peer, address string, sink stream.Sink, source s
 		URL: u, Key: p.private, HostID: "H1", Audience: "fleetban:test", Grant: "grant", Instance: "i",
 		Facts:  func() *fleetbanv1.HostFacts { return &fleetbanv1.HostFacts{} },
 		Health: func() *fleetbanv1.Health { return fleetbanv1.Health_builder{PolicyLevel: "ban"}.Build() },
-		Sink:   sink, Source: source, Patience: 3 * time.Second,
+		Sink:   sink, Source: source, Patience: patience / 2,
 	}
 	change(&cfg)
 	client := stream.New(cfg)
@@ -444,8 +450,8 @@ func TestAcksAreGatheredUnderLoad(t *testing.T) {
 	for v := range uint64(n) {
 		c.delta("all", v+1, fleetbanv1.RecordKind_RECORD_KIND_PRESENT)
 	}
+	began, acks := time.Now(), 0
 	close(sink.slow)
-	acks := 0
 	c.await("the last acknowledgement", func(m *fleetbanv1.ConnectRequest) bool {
 		if m.HasAck() {
 			acks++
@@ -457,8 +463,9 @@ func TestAcksAreGatheredUnderLoad(t *testing.T) {
 		}
 		return false
 	})
-	if acks > n/5 {
-		t.Errorf("%d acknowledgements of %d deltas", acks, n)
+	// Where the machine is slow, the agent isn't always at work, and then as many as are 5 ms apart.
+	if most := max(n/5, int(time.Since(began)/(5*time.Millisecond))+1); acks > most {
+		t.Errorf("%d acknowledgements of %d deltas, in %s", acks, n, time.Since(began))
 	}
 }
 
@@ -571,6 +578,23 @@ func TestSinkBackBeforeTheWelcome(t *testing.T) {
 	c.awaitAck("all", 1)
 }
 
+// A sink that doesn't answer at all keeps no stream from coming up: events and health need none.
+func TestSinkHangs(t *testing.T) {
+	t.Parallel()
+	p, sink, source := newPeer(t), newSink(), newSource(0)
+	sink.hangs.Store(true)
+	client := startWith(t, p, p.server.URL, sink, source, func(c *stream.Config) { c.Patience = 9 * time.Second })
+	c := p.next().welcome(fleetbanv1.Welcome_builder{})
+	source.add(1)
+	c.await("an event", (*fleetbanv1.ConnectRequest).HasEvents)
+	c.delta("all", 1, fleetbanv1.RecordKind_RECORD_KIND_PRESENT)
+	sink.hangs.Store(false)
+	client.Resync()
+	c = p.next().welcome(fleetbanv1.Welcome_builder{})
+	c.delta("all", 1, fleetbanv1.RecordKind_RECORD_KIND_PRESENT)
+	c.awaitAck("all", 1)
+}
+
 func TestDrainMakesBeforeItBreaks(t *testing.T) {
 	t.Parallel()
 	p, sink, source := newPeer(t), newSink(), newSource(0)
@@ -609,17 +633,18 @@ func TestHeartbeatsAndASilentPeer(t *testing.T) {
 	t.Parallel()
 	p := newPeer(t)
 	client := start(t, p, p.server.URL, newSink(), newSource(0))
-	c := p.next().welcome(fleetbanv1.Welcome_builder{HeartbeatMs: 100})
-	for range 6 {
+	c := p.next().welcome(fleetbanv1.Welcome_builder{HeartbeatMs: 1000})
+	var began time.Time
+	for range 3 {
 		c.await("a heartbeat", (*fleetbanv1.ConnectRequest).HasHeartbeat)
+		began = time.Now()
 		c.send(fleetbanv1.ConnectResponse_builder{Heartbeat: fleetbanv1.ServerHeartbeat_builder{ServerUnixMs: time.Now().UnixMilli() + 3_600_000}.Build()}.Build())
 	}
 	if o := client.Status().Offset; o < 59*time.Minute || o > 61*time.Minute {
 		t.Errorf("offset %v", o)
 	}
-	began := time.Now()
 	p.next() // it falls silent: another stream is opened
-	if d := time.Since(began); d < 150*time.Millisecond || d > 2*time.Second {
+	if d := time.Since(began); d < 2*time.Second || d > patience/2 {
 		t.Errorf("a silent peer was given up after %v", d)
 	}
 }
@@ -662,11 +687,12 @@ func TestFrozenConnection(t *testing.T) {
 	p := newPeer(t)
 	proxy := newFreezer(t, p.server.Listener.Addr().String())
 	start(t, p, "http://"+proxy.address, newSink(), newSource(200_000))
-	p.next().welcome(fleetbanv1.Welcome_builder{HeartbeatMs: 200})
+	c := p.next().welcome(fleetbanv1.Welcome_builder{HeartbeatMs: 200})
+	c.await("events, for which it has to be welcome", (*fleetbanv1.ConnectRequest).HasEvents)
 	proxy.freeze()
 	began := time.Now()
 	p.next()
-	if d := time.Since(began); d > 5*time.Second {
+	if d := time.Since(began); d > patience/2 {
 		t.Errorf("noticed after %v", d)
 	}
 }
@@ -692,11 +718,11 @@ func TestClockSkewIsCorrectedAtOnce(t *testing.T) {
 	began := time.Now()
 	client := start(t, p, p.server.URL, newSink(), newSource(0))
 	p.next().welcome(fleetbanv1.Welcome_builder{ServerUnixMs: time.Now().Add(ahead).UnixMilli()})
-	if d := time.Since(began); d > 2*time.Second {
+	if d := time.Since(began); d > patience/2 {
 		t.Errorf("took %v", d)
 	}
 	eventually(t, "connected", func() bool { return client.Status().Connected })
-	if d := client.ServerNow().Sub(time.Now().Add(ahead)).Abs(); d > time.Second {
+	if d := client.ServerNow().Sub(time.Now().Add(ahead)).Abs(); d > time.Minute {
 		t.Errorf("server time is off by %v", d)
 	}
 }

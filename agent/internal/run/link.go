@@ -28,6 +28,8 @@ type link struct {
 	log    *slog.Logger
 	// lately remembers that the helper was away. Optional.
 	lately *lately.Log
+	// callAtMost bounds a call of the helper that only touches the kernel and the disk.
+	callAtMost time.Duration
 	// spooled is rung when observations were taken in.
 	spooled chan struct{}
 	// first is closed when the helper has answered for the first time.
@@ -48,8 +50,8 @@ type link struct {
 const (
 	// The helper is tried again after these pauses.
 	linkPause, linkPauseMost = 100 * time.Millisecond, 2 * time.Second
-	// callAtMost bounds a call of the helper that only touches the kernel and the disk.
-	callAtMost = 30 * time.Second
+	// callPatience is callAtMost, outside of tests.
+	callPatience = 30 * time.Second
 	// executeAtMost is longer than the helper gives fail2ban.
 	executeAtMost = 3 * time.Minute
 	// baselineEvery is how often it is looked whether the spool wants a new baseline, and its disk is tried again.
@@ -62,7 +64,7 @@ const (
 
 func newLink(socket string, s *spool.Spool, controlPlane string, log *slog.Logger) *link {
 	return &link{
-		client: localrpc.NewClient(socket), spool: s, places: newPlaces(controlPlane, log), log: log, spooled: make(chan struct{}, 1), first: make(chan struct{}), problem: "the helper wasn't asked yet",
+		client: localrpc.NewClient(socket), callAtMost: callPatience, spool: s, places: newPlaces(controlPlane, log), log: log, spooled: make(chan struct{}, 1), first: make(chan struct{}), problem: "the helper wasn't asked yet",
 		healthChanged: func() {}, exceptionsChanged: func() {}, back: func() {},
 	}
 }
@@ -327,10 +329,10 @@ func (l *link) renewBaselines(ctx context.Context) {
 }
 
 func (l *link) call(ctx context.Context, procedure string, req, res proto.Message) error {
-	within, cancel := context.WithTimeout(ctx, callAtMost)
+	within, cancel := context.WithTimeout(ctx, l.callAtMost)
 	defer cancel()
 	err := l.client.Call(within, procedure, req, res)
-	if err != nil && within.Err() != nil && ctx.Err() == nil {
+	if err != nil && errors.Is(within.Err(), context.DeadlineExceeded) { // ours, or the caller's
 		// It hangs, and its streams stand. The stream to the control plane has given it up; that it is back is told by a new
 		// stream of its health alone.
 		l.mu.Lock()

@@ -43,6 +43,8 @@ type Config struct {
 	Log                  *slog.Logger
 	// RotateKeyEvery is how old the host's key may be; 0: it stays.
 	RotateKeyEvery time.Duration
+	// callAtMost bounds calls of the helper; 0: 30 s. Tests don't wait that long.
+	callAtMost time.Duration
 }
 
 // firstHelper is how long the first Hello waits for the helper, so that it can say what is held.
@@ -81,6 +83,9 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	r.lately.Log = cfg.Log
 	r.link = newLink(cfg.HelperSocket, r.spool, u.Hostname(), cfg.Log)
 	r.link.lately = &r.lately
+	if cfg.callAtMost > 0 {
+		r.link.callAtMost = cfg.callAtMost
+	}
 	r.client = stream.New(stream.Config{
 		URL: u, TLS: tlsConfig, Proxy: http.ProxyFromEnvironment, Key: id.Key, HostID: id.HostID, Audience: id.Audience, Grant: id.Grant,
 		Credentials: r.credentials(cfg.StateDir),

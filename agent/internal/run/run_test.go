@@ -42,7 +42,9 @@ type call struct {
 	in    chan *fleetbanv1.ConnectRequest
 	out   chan *fleetbanv1.ConnectResponse
 	gone  chan struct{}
-	seen  []*fleetbanv1.ConnectRequest
+	// broken is closed by a test that has the stream end.
+	broken chan struct{}
+	seen   []*fleetbanv1.ConnectRequest
 }
 
 func (*controlPlane) Enroll(_ context.Context, req *connect.Request[fleetbanv1.EnrollRequest]) (*connect.Response[fleetbanv1.EnrollResponse], error) {
@@ -57,7 +59,7 @@ func (p *controlPlane) Connect(ctx context.Context, s *connect.BidiStream[fleetb
 	if err != nil {
 		return err
 	}
-	c := &call{hello: m.GetHello(), in: make(chan *fleetbanv1.ConnectRequest, 10_000), out: make(chan *fleetbanv1.ConnectResponse), gone: make(chan struct{})}
+	c := &call{hello: m.GetHello(), in: make(chan *fleetbanv1.ConnectRequest, 10_000), out: make(chan *fleetbanv1.ConnectResponse), gone: make(chan struct{}), broken: make(chan struct{})}
 	go func() {
 		defer close(c.gone)
 		for {
@@ -76,6 +78,8 @@ func (p *controlPlane) Connect(ctx context.Context, s *connect.BidiStream[fleetb
 				return err
 			}
 		case <-c.gone:
+			return nil
+		case <-c.broken:
 			return nil
 		case <-ctx.Done():
 			return nil
