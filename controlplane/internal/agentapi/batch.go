@@ -3,11 +3,11 @@ package agentapi
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/fleetban/fleetban/controlplane/internal/hosts"
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -20,40 +20,55 @@ const (
 // healthEvery is the least time between two writes of health.
 const healthEvery = time.Second
 
-// acknowledge keeps an acknowledgement for the next batch; one that waits already is merged with it.
-func (t *tenant) acknowledge(st *stream, ack *fleetbanv1.Ack) {
-	t.mu.Lock()
-	if t.acksSince.IsZero() {
-		t.acksSince = time.Now()
-	}
-	if waiting := t.acks[st]; waiting != nil {
-		ack = mergeAcks(waiting, ack)
-	}
-	t.acks[st] = ack
-	t.mu.Unlock()
-	poke(t.flush)
+// unstored is what of a stream's acknowledgements isn't in Redis yet. The tenant's lock guards it.
+type unstored struct {
+	waits      bool          // it is in acked
+	cursors    []sets.Cursor // cumulative: one a set
+	inert      fleetbanv1.Inert
+	exceptions *fleetbanv1.Ack // nil: none are told
 }
 
-// mergeAcks is what both say: cursors are cumulative, the rest is the later one's.
-func mergeAcks(before, after *fleetbanv1.Ack) *fleetbanv1.Ack {
-	out := proto.CloneOf(after)
-	said := make(map[string]bool, len(after.GetCursors()))
-	for _, c := range after.GetCursors() {
-		said[c.GetSet()] = true
+// acknowledge keeps an acknowledgement for the next batch; one that waits already is merged with it: cursors are cumulative, the rest is
+// the later one's. exceptions is nil where none are told.
+func (t *tenant) acknowledge(st *stream, cursors []sets.Cursor, inert fleetbanv1.Inert, exceptions *fleetbanv1.Ack) {
+	t.mu.Lock()
+	u := &st.unstored
+	if u.gather(cursors); exceptions != nil {
+		u.exceptions = exceptions
 	}
-	cursors := out.GetCursors()
-	for _, c := range before.GetCursors() {
-		if !said[c.GetSet()] {
-			cursors = append(cursors, c)
+	u.inert = inert
+	poked := t.wait(st)
+	t.mu.Unlock()
+	if poked {
+		poke(t.flush)
+	}
+}
+
+// gather takes cursors, which are newer.
+func (u *unstored) gather(cursors []sets.Cursor) {
+next:
+	for _, c := range cursors {
+		for i := range u.cursors {
+			if u.cursors[i].Set == c.Set {
+				u.cursors[i] = c
+				continue next
+			}
 		}
+		u.cursors = append(u.cursors, c)
 	}
-	out.SetCursors(cursors)
-	if before.GetExceptionsChanged() && !after.GetExceptionsChanged() {
-		out.SetExceptionsChanged(true)
-		out.SetExceptions(before.GetExceptions())
-		out.SetExceptionsTotal(before.GetExceptionsTotal())
+}
+
+// wait puts the stream among those that have something unstored; false where it is. The caller holds the lock.
+func (t *tenant) wait(st *stream) bool {
+	if st.unstored.waits {
+		return false
 	}
-	return out
+	st.unstored.waits = true
+	if len(t.acked) == 0 {
+		t.ackedSince = time.Now()
+	}
+	t.acked = append(t.acked, st)
+	return true
 }
 
 // healthChanged has the stream's health stored soon.
@@ -86,76 +101,96 @@ func (t *tenant) storeAcknowledged(ctx context.Context) {
 	}
 }
 
+// ackBatch is what one script stores: acks[i] is what from[i] said.
+type ackBatch struct {
+	from  []*stream
+	acks  []hosts.AckWrite
+	since time.Time
+	held  []sets.Cursor // of all acks
+}
+
+// nextAcks takes what waits, at most acksAtOnce. It uses the memory of the batch before.
+func (t *tenant) nextAcks(b *ackBatch) {
+	clear(b.from)
+	clear(b.acks)
+	b.from, b.acks, b.held = b.from[:0], b.acks[:0], b.held[:0]
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b.since = t.ackedSince
+	n := 0
+	for ; n < len(t.acked) && len(b.acks) < acksAtOnce; n++ {
+		st := t.acked[n]
+		u := &st.unstored
+		if !u.waits {
+			continue // it has ended
+		}
+		from := len(b.held)
+		b.held = append(b.held, u.cursors...)
+		b.from = append(b.from, st)
+		b.acks = append(b.acks, hosts.AckWrite{Fence: st.currentFence(), Cursors: b.held[from:len(b.held):len(b.held)], Inert: u.inert, Exceptions: u.exceptions})
+		u.waits, u.cursors, u.exceptions = false, u.cursors[:0], nil
+	}
+	rest := copy(t.acked, t.acked[n:])
+	clear(t.acked[rest:])
+	t.acked = t.acked[:rest]
+}
+
 // storeAcks stores what waits; true when Redis failed and it waits still.
 func (t *tenant) storeAcks(ctx context.Context) bool {
+	var batch ackBatch
 	for {
-		t.mu.Lock()
-		batch := make([]hosts.AckWrite, 0, min(len(t.acks), acksAtOnce))
-		from := make([]*stream, 0, cap(batch))
-		for st, ack := range t.acks {
-			if len(batch) == acksAtOnce {
-				break
-			}
-			batch, from = append(batch, hosts.AckWrite{Fence: st.currentFence(), Ack: ack}), append(from, st)
-			delete(t.acks, st)
-		}
-		since := t.acksSince
-		if len(t.acks) == 0 {
-			t.acksSince = time.Time{}
-		}
-		t.mu.Unlock()
-		if len(batch) == 0 {
+		t.nextAcks(&batch)
+		if len(batch.acks) == 0 {
 			return false
 		}
-		stale, err := t.service.Hosts.StoreAcks(ctx, t.org, batch)
+		stale, err := t.service.Hosts.StoreAcks(ctx, t.org, batch.acks)
 		if err != nil {
 			t.service.Logger.DebugContext(ctx, "acknowledgements wait for Redis", slog.Any("error", err))
-			t.putBack(from, batch, since)
+			for i, st := range batch.from {
+				t.keep(st, &batch.acks[i], batch.since)
+			}
 			return true
 		}
-		t.service.Metrics.AcksStored(len(batch), time.Since(since))
+		t.service.Metrics.AcksStored(len(batch.acks), time.Since(batch.since))
 		if len(stale) > 0 {
 			// Either a newer stream took over, or Redis lost the host: in that case its acknowledgement is still wanted.
 			refused := make(map[string]bool, len(stale))
 			for _, id := range stale {
 				refused[id] = true
 			}
-			for i, st := range from {
-				if refused[st.grant.HostID] && st.currentFence() == batch[i].Fence {
-					t.keep(st, batch[i].Ack)
+			for i, st := range batch.from {
+				if refused[st.grant.HostID] && st.currentFence() == batch.acks[i].Fence {
+					t.keep(st, &batch.acks[i], time.Now())
 				}
 			}
 			poke(t.look)
-			if len(stale) == len(batch) {
+			if len(stale) == len(batch.acks) {
 				return true
 			}
 		}
 	}
 }
 
-func (t *tenant) putBack(from []*stream, batch []hosts.AckWrite, since time.Time) {
-	t.mu.Lock()
-	t.acksSince = since
-	t.mu.Unlock()
-	for i, st := range from {
-		t.keep(st, batch[i].Ack)
-	}
-}
-
-// keep puts back an acknowledgement that wasn't stored, under one that came since.
-func (t *tenant) keep(st *stream, ack *fleetbanv1.Ack) {
+// keep puts back an acknowledgement that wasn't stored, under one that came since. since is when it came.
+func (t *tenant) keep(st *stream, ack *hosts.AckWrite, since time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.streams[st.grant.HostID] != st {
 		return
 	}
-	if since := t.acks[st]; since != nil {
-		ack = mergeAcks(ack, since)
+	u := &st.unstored
+	later := slices.Clone(u.cursors)
+	u.cursors = append(u.cursors[:0], ack.Cursors...)
+	u.gather(later)
+	if u.exceptions == nil {
+		u.exceptions = ack.Exceptions
 	}
-	if t.acksSince.IsZero() {
-		t.acksSince = time.Now()
+	if !u.waits {
+		u.inert = ack.Inert
 	}
-	t.acks[st] = ack
+	if t.wait(st); since.Before(t.ackedSince) {
+		t.ackedSince = since
+	}
 }
 
 // storeHealth stores the health of hosts while it changes, at most once in healthEvery: what a ban changes, it changes on

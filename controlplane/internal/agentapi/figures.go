@@ -9,6 +9,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/metrics"
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -40,18 +41,18 @@ func (st *stream) framesSent(frames []*feed.Frame) {
 }
 
 // receive looks whether cursors that the host acknowledges are what it owes. The caller holds st.mu.
-func (st *stream) receive(cursors []*fleetbanv1.SetCursor) {
+func (st *stream) receive(cursors []sets.Cursor) {
 	if st.owed.heard == 0 {
 		return
 	}
 	for _, c := range cursors {
-		if c.GetSet() != st.owed.set {
+		if c.Set != st.owed.set {
 			continue
 		}
 		switch {
-		case c.GetEpoch() != st.owed.epoch:
+		case c.Epoch != st.owed.epoch:
 			st.owed = owed{} // it was made up for since
-		case c.GetVersion() >= st.owed.version:
+		case c.Version >= st.owed.version:
 			st.service.Metrics.Receipt(st.owed.heard.Ago())
 			st.owed = owed{}
 		}
@@ -100,7 +101,7 @@ func (s *Service) State() metrics.AgentState {
 	out.Streams, out.Organisations = len(streams), len(tenants)
 	for _, t := range tenants {
 		t.mu.Lock()
-		out.AcksWaiting += len(t.acks)
+		out.AcksWaiting += len(t.acked)
 		t.mu.Unlock()
 	}
 	for _, st := range streams {

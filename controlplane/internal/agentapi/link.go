@@ -19,16 +19,26 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/link"
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
 )
 
 // duplex is what carries a stream's messages: connect over net/http, or a link.
 type duplex interface {
-	Receive() (*fleetbanv1.ConnectRequest, error)
+	// Receive gives the next message. A plain acknowledgement, most of what comes, it may hand to st instead, and give nil.
+	Receive(st *stream) (*fleetbanv1.ConnectRequest, error)
 	// Send sends one message. On a link it never blocks.
 	Send(m *outgoing) error
 }
+
+// served is a stream's messages over net/http.
+type served struct {
+	*connect.BidiStream[fleetbanv1.ConnectRequest, outgoing]
+}
+
+// Receive implements duplex.
+func (s served) Receive(*stream) (*fleetbanv1.ConnectRequest, error) { return s.BidiStream.Receive() }
 
 // control is what unblocks a Receive, and bounds a Send; nil where the transport has nothing for it.
 type control interface {
@@ -43,10 +53,10 @@ type linked struct {
 }
 
 // Receive implements duplex.
-func (l linked) Receive() (*fleetbanv1.ConnectRequest, error) {
-	m, plain := l.raw.ahead()
-	if plain {
-		return m, nil
+func (l linked) Receive(st *stream) (*fleetbanv1.ConnectRequest, error) {
+	m := l.raw.ahead(st)
+	if m == nil {
+		return nil, nil
 	}
 	if err := l.received.Receive(m); err != nil {
 		return nil, err
@@ -93,12 +103,19 @@ func (c *linkConn) ResponseHeader() http.Header { return c.response }
 // ResponseTrailer implements connect.StreamingHandlerConn.
 func (c *linkConn) ResponseTrailer() http.Header { return c.trailer }
 
-// ahead receives a message. A plain acknowledgement is all that is to be had; of any other the Receive that follows says what
-// became of it, through the interceptors, which check it.
-func (c *linkConn) ahead() (m *fleetbanv1.ConnectRequest, plain bool) {
+// ahead receives a message, nil where it was a plain acknowledgement, which st has then; st may be nil. Of any other the Receive that
+// follows says what became of it, through the interceptors, which check it.
+func (c *linkConn) ahead(st *stream) (m *fleetbanv1.ConnectRequest) {
+	plain := false
 	c.decodedErr = c.Stream.Receive(func(b []byte) error {
-		if m, plain = plainAck(b); plain {
-			return nil
+		if st != nil {
+			var few [plainCursors]sets.Cursor
+			var cursors []sets.Cursor
+			var inert fleetbanv1.Inert
+			if cursors, inert, plain = plainAck(b, st.sets, few[:0]); plain {
+				st.acknowledge(cursors, inert, nil)
+				return nil
+			}
 		}
 		m = new(fleetbanv1.ConnectRequest)
 		if err := proto.Unmarshal(b, m); err != nil {
@@ -107,13 +124,13 @@ func (c *linkConn) ahead() (m *fleetbanv1.ConnectRequest, plain bool) {
 		return nil
 	})
 	if plain {
-		return m, true
+		return nil
 	}
 	if m == nil {
 		m = new(fleetbanv1.ConnectRequest)
 	}
 	c.decoded = m
-	return m, false
+	return m
 }
 
 // Receive implements connect.StreamingHandlerConn.

@@ -1,12 +1,14 @@
 package agentapi
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -40,21 +42,35 @@ func TestPlainAck(t *testing.T) {
 		plain bool
 	}{
 		"one set":               {ackOf(cursorOf("all")), true},
-		"two sets":              {ackOf(cursorOf("all"), cursorOf("tag:role=web")), true},
+		"two sets":              {ackOf(cursorOf("all"), cursorOf("allow")), true},
 		"nothing":               {ackOf(), true},
 		"inert":                 {inert, true},
+		"a set it lacks":        {ackOf(cursorOf("all"), cursorOf("tag:role=web")), true},
+		"five sets":             {ackOf(cursorOf("all"), cursorOf("a"), cursorOf("b"), cursorOf("c"), cursorOf("d")), false},
 		"of a kind not known":   {unknown, false},
 		"exceptions":            {changed, false},
 		"a set without a name":  {ackOf(cursorOf("")), false},
 		"a name that is longer": {ackOf(cursorOf(strings.Repeat("x", plainSet+1))), false},
 	} {
-		m, ok := plainAck(encoded(t, c.ack))
+		got, inert, ok := plainAck(encoded(t, c.ack), held, nil)
 		if ok != c.plain {
 			t.Errorf("%s: plain is %t", name, ok)
-		} else if want := c.ack.Build(); ok && !proto.Equal(m.GetAck(), want) {
-			t.Errorf("%s: got %v, want %v", name, m.GetAck(), want)
+		} else if want, wantInert := heldOf(c.ack.Build()); ok && (!slices.Equal(got, want) || inert != wantInert) {
+			t.Errorf("%s: got %v, want %v", name, got, want)
 		}
 	}
+}
+
+var held = []string{"all", "allow"}
+
+// heldOf is what a host that holds these sets is taken to have said.
+func heldOf(ack *fleetbanv1.Ack) (cursors []sets.Cursor, inert fleetbanv1.Inert) {
+	for _, c := range ack.GetCursors() {
+		if slices.Contains(held, c.GetSet()) {
+			cursors = append(cursors, sets.CursorFrom(c))
+		}
+	}
+	return cursors, ack.GetInert()
 }
 
 // FuzzPlainAck: what is decoded by hand is what the generated code decodes, and nothing that the rules refuse.
@@ -64,13 +80,16 @@ func FuzzPlainAck(f *testing.F) {
 	f.Add([]byte{tagAck, 4, tagCursors, 2, tagSet, 0})
 	f.Add([]byte{tagAck, 0, tagAck, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, ok := plainAck(b)
+		got, inert, ok := plainAck(b, held, nil)
 		if !ok {
 			return
 		}
-		want := new(fleetbanv1.ConnectRequest)
-		if err := proto.Unmarshal(b, want); err != nil || !proto.Equal(m, want) {
-			t.Errorf("%x is %v by hand and %v, %v else", b, m, want, err)
+		m := new(fleetbanv1.ConnectRequest)
+		if err := proto.Unmarshal(b, m); err != nil || m.WhichMessage() != fleetbanv1.ConnectRequest_Ack_case {
+			t.Fatalf("%x is an acknowledgement by hand, and %v, %v else", b, m, err)
+		}
+		if want, wantInert := heldOf(m.GetAck()); !slices.Equal(got, want) || inert != wantInert {
+			t.Errorf("%x is %v by hand and %v else", b, got, want)
 		}
 		if err := protovalidate.Validate(m); err != nil {
 			t.Error(err)

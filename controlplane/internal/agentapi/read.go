@@ -21,9 +21,11 @@ import (
 func (st *stream) read(ctx context.Context) error {
 	for {
 		st.reading.Store(monotonic())
-		m, err := st.conn.Receive()
+		m, err := st.conn.Receive(st)
 		st.reading.Store(0)
 		switch {
+		case err == nil && m == nil:
+			continue
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
@@ -43,7 +45,7 @@ func (st *stream) read(ctx context.Context) error {
 func (st *stream) handle(ctx context.Context, m *fleetbanv1.ConnectRequest) error {
 	switch m.WhichMessage() {
 	case fleetbanv1.ConnectRequest_Ack_case:
-		st.acknowledge(m.GetAck())
+		st.acked(m.GetAck())
 	case fleetbanv1.ConnectRequest_Events_case:
 		return st.record(ctx, m.GetEvents())
 	case fleetbanv1.ConnectRequest_Health_case:
@@ -72,25 +74,34 @@ func (st *stream) handle(ctx context.Context, m *fleetbanv1.ConnectRequest) erro
 	return nil
 }
 
-func (st *stream) acknowledge(ack *fleetbanv1.Ack) {
-	own := ack.GetCursors()[:0]
+// acked takes an acknowledgement of any kind.
+func (st *stream) acked(ack *fleetbanv1.Ack) {
+	cursors := make([]sets.Cursor, 0, len(ack.GetCursors()))
 	for _, c := range ack.GetCursors() {
 		if st.holds(c.GetSet()) {
-			own = append(own, c)
+			cursors = append(cursors, sets.CursorFrom(c))
 		}
 	}
-	ack.SetCursors(own)
+	exceptions := ack
+	if !ack.GetExceptionsChanged() {
+		exceptions = nil
+	}
+	st.acknowledge(cursors, ack.GetInert(), exceptions)
+}
+
+// acknowledge takes what an acknowledgement says of sets that the host holds. exceptions is nil where they aren't told.
+func (st *stream) acknowledge(cursors []sets.Cursor, inert fleetbanv1.Inert, exceptions *fleetbanv1.Ack) {
 	st.mu.Lock()
-	st.inert = ack.GetInert()
-	st.receive(own)
-	if ack.GetExceptionsChanged() {
+	st.inert = inert
+	st.receive(cursors)
+	if exceptions != nil {
 		st.refusals = nil
-		if len(ack.GetExceptions()) > 0 || ack.GetExceptionsTotal() > 0 {
-			st.refusals = ack
+		if len(exceptions.GetExceptions()) > 0 || exceptions.GetExceptionsTotal() > 0 {
+			st.refusals = exceptions
 		}
 	}
 	st.mu.Unlock()
-	st.tenant.acknowledge(st, ack)
+	st.tenant.acknowledge(st, cursors, inert, exceptions)
 }
 
 // offer takes what a host held when Redis lost it. Only what this control plane once issued is taken.

@@ -175,9 +175,9 @@ func (s *Service) Handler(interceptors ...connect.Interceptor) (string, http.Han
 	s.interceptors, s.connectSchema = interceptors, methods.ByName("Connect")
 	overHTTP := func(ctx context.Context, conn *connect.BidiStream[fleetbanv1.ConnectRequest, outgoing]) error {
 		if c, ok := ctx.Value(controllerKey{}).(*http.ResponseController); ok {
-			return s.connect(ctx, conn, c, nil)
+			return s.connect(ctx, served{conn}, c, nil)
 		}
-		return s.connect(ctx, conn, nil, nil)
+		return s.connect(ctx, served{conn}, nil, nil)
 	}
 	stream := connect.NewBidiStreamHandler(fleetbanv1connect.AgentServiceConnectProcedure, overHTTP,
 		connect.WithSchema(methods.ByName("Connect")), connect.WithHandlerOptions(options...), connect.WithCodec(frameCodec{}))

@@ -57,6 +57,8 @@ type stream struct {
 	ended    bool
 	err      error
 	cause    string
+
+	unstored unstored // the tenant's lock
 }
 
 // mailbox is what the writer is to send, the latest of each kind.
@@ -106,7 +108,7 @@ func (s *Service) connect(ctx context.Context, conn duplex, control control, pus
 // hello reads the first message.
 func (st *stream) hello() (*fleetbanv1.Hello, error) {
 	st.readDeadline(time.Now().Add(helloWithin))
-	m, err := st.conn.Receive()
+	m, err := st.conn.Receive(nil)
 	st.readDeadline(time.Time{})
 	if err != nil {
 		return nil, fmt.Errorf("receive Hello: %w", err)

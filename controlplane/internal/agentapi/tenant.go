@@ -34,10 +34,10 @@ type tenant struct {
 	streams  map[string]*stream // by host; the latest
 	settings settings
 	decided  *policy
-	acks     map[*stream]*fleetbanv1.Ack
-	// acksSince is when the oldest of acks came; zero where none waits.
-	acksSince time.Time
-	health    map[*stream]struct{}
+	// acked are the streams with something unstored, in the order in which it came; ackedSince is when the first of them came to wait.
+	acked      []*stream
+	ackedSince time.Time
+	health     map[*stream]struct{}
 }
 
 // settings is what hosts are told.
@@ -76,7 +76,7 @@ func (s *Service) acquire(ctx context.Context, org string) (*tenant, error) { //
 	}
 	t = &tenant{
 		service: s, org: org, refs: 1, streams: map[string]*stream{}, settings: first,
-		acks: map[*stream]*fleetbanv1.Ack{}, health: map[*stream]struct{}{},
+		health:  map[*stream]struct{}{},
 		refresh: make(chan struct{}, 1), look: make(chan struct{}, 1), flush: make(chan struct{}, 1), flushHealth: make(chan struct{}, 1),
 	}
 	s.tenants[org] = t
@@ -151,7 +151,7 @@ func (t *tenant) leave(st *stream) {
 		delete(t.streams, st.grant.HostID)
 	}
 	delete(t.health, st)
-	delete(t.acks, st)
+	st.unstored = unstored{} // and no batch takes it
 }
 
 func (st *stream) displaced() {
@@ -323,12 +323,10 @@ func (t *tenant) attachAnew(ctx context.Context, st *stream) error {
 		t.service.Logger.WarnContext(ctx, "addresses of host not recorded", slog.String("host", st.grant.HostID), slog.Any("error", err))
 	}
 	t.healthChanged(st)
-	again := fleetbanv1.Ack_builder{Inert: inert, ExceptionsChanged: true}.Build()
-	if refusals != nil {
-		again.SetExceptions(refusals.GetExceptions())
-		again.SetExceptionsTotal(refusals.GetExceptionsTotal())
+	if refusals == nil {
+		refusals = &fleetbanv1.Ack{}
 	}
-	t.acknowledge(st, again)
+	t.acknowledge(st, nil, inert, refusals)
 	st.note(func(m *mailbox) { m.commands = true })
 	return nil
 }

@@ -26,6 +26,7 @@ type entry struct {
 	enrolled        int64
 	keyed           int64
 	ephemeral       int64 // ms; 0: it stays
+	at              int   // in sorted
 }
 
 // sets are those that the host is to hold.
@@ -43,11 +44,20 @@ func Sets(tags map[string]string) []string {
 
 // directory returns the organisation's current directory.
 func (h *Hosts) directory(ctx context.Context, org string) (*directory, error) {
-	version, err := h.store.Client().Get(ctx, store.Key(org, "hostsver")).Result()
-	if err := missing(err); err != nil {
-		return nil, fmt.Errorf("read version of hosts: %w", err)
+	version, err := h.version(ctx, org)
+	if err != nil {
+		return nil, err
 	}
 	return h.directoryAt(ctx, org, version)
+}
+
+// version changes whenever the directory does.
+func (h *Hosts) version(ctx context.Context, org string) (string, error) {
+	version, err := h.store.Client().Get(ctx, store.Key(org, "hostsver")).Result()
+	if err := missing(err); err != nil {
+		return "", fmt.Errorf("read version of hosts: %w", err)
+	}
+	return version, nil
 }
 
 // directoryAt returns the directory, read anew unless the kept one is of that version.
@@ -74,6 +84,9 @@ func (h *Hosts) directoryAt(ctx context.Context, org, version string) (*director
 		d.sorted = append(d.sorted, e)
 	}
 	slices.SortFunc(d.sorted, func(a, b *entry) int { return strings.Compare(a.lower, b.lower) })
+	for i, e := range d.sorted {
+		e.at = i
+	}
 	h.mu.Lock()
 	h.dirs[org] = d
 	h.mu.Unlock()

@@ -106,8 +106,9 @@ type Hosts struct {
 	// patience is receiptPatience, and another in tests.
 	patience time.Duration
 
-	mu   sync.Mutex
-	dirs map[string]*directory // by organisation
+	mu      sync.Mutex
+	dirs    map[string]*directory                 // by organisation
+	watches map[string]map[*receiptWatch]struct{} // by organisation
 }
 
 // Fleet is what Hosts needs of package sets.
@@ -123,7 +124,7 @@ func New(st *store.Store, fleet Fleet, logger *slog.Logger) *Hosts {
 	if logger == nil {
 		logger = slog.Default()
 	}
-	return &Hosts{store: st, fleet: fleet, logger: logger, patience: receiptPatience, dirs: map[string]*directory{}}
+	return &Hosts{store: st, fleet: fleet, logger: logger, patience: receiptPatience, dirs: map[string]*directory{}, watches: map[string]map[*receiptWatch]struct{}{}}
 }
 
 // Identity is what enrolment establishes.

@@ -210,7 +210,3 @@ func parseCursor(set, s string) *fleetbanv1.SetCursor {
 	}
 	return fleetbanv1.SetCursor_builder{Set: set, Epoch: epoch, Version: version, Digest: digest}.Build()
 }
-
-func formatCursor(c *fleetbanv1.SetCursor) string {
-	return strconv.FormatUint(c.GetEpoch(), 10) + " " + strconv.FormatUint(c.GetVersion(), 10) + " " + strconv.FormatUint(c.GetDigest(), 16)
-}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,6 +45,20 @@ func (h *Hosts) Standings(ctx context.Context, org string, cursor *fleetbanv1.Se
 func (h *Hosts) StandingsWithin(
 	ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte,
 ) ([]Standing, error) {
+	all, err := h.look(ctx, org, within, cursor, packed)
+	return all.standings, err
+}
+
+// looked is what was read of all hosts within a scope.
+type looked struct {
+	directory *directory
+	standings []Standing
+	// refuse says of each whether it refuses anything; nil where that wasn't asked.
+	refuse []bool
+}
+
+// look reads where the hosts within a scope stand.
+func (h *Hosts) look(ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte) (looked, error) {
 	pipe := h.store.Client().Pipeline()
 	version := pipe.Get(ctx, store.Key(org, "hostsver"))
 	clock := pipe.Time(ctx)
@@ -55,18 +70,18 @@ func (h *Hosts) StandingsWithin(
 		exceptions = pipe.HGetAll(ctx, store.Key(org, "exceptions"))
 	}
 	if _, err := pipe.Exec(ctx); missing(err) != nil {
-		return nil, fmt.Errorf("read receipts: %w", missing(err))
+		return looked{}, fmt.Errorf("read receipts: %w", missing(err))
 	}
 	d, err := h.directoryAt(ctx, org, version.Val())
 	if err != nil {
-		return nil, err
+		return looked{}, err
 	}
 	heard := make(map[string]int64, len(live.Val()))
 	for _, z := range live.Val() {
 		id, _ := z.Member.(string)
 		heard[id] = int64(z.Score)
 	}
-	out := make([]Standing, 0, len(d.sorted))
+	all := looked{directory: d, standings: make([]Standing, 0, len(d.sorted))}
 	for _, e := range d.sorted {
 		if !within.Has(e.tags) {
 			continue
@@ -74,10 +89,11 @@ func (h *Hosts) StandingsWithin(
 		said := reported{seen: heard[e.id], acked: acks.Val()[e.id], inert: inert.Val()[e.id]}
 		if exceptions != nil {
 			said.exceptions = exceptions.Val()[e.id]
+			all.refuse = append(all.refuse, said.exceptions != "")
 		}
-		out = append(out, said.standing(e, cursor, packed, clock.Val()))
+		all.standings = append(all.standings, said.standing(e, cursor, packed, clock.Val()))
 	}
-	return out, nil
+	return all, nil
 }
 
 // reported is what Redis has of one host, as it is stored; empty where there is nothing.
@@ -97,8 +113,7 @@ func (w reported) standing(e *entry, cursor *fleetbanv1.SetCursor, packed [][]by
 		s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_OFFLINE
 		return s
 	}
-	acked := parseCursor(cursor.GetSet(), w.acked)
-	if acked == nil || acked.GetEpoch() < cursor.GetEpoch() || acked.GetVersion() < cursor.GetVersion() {
+	if epoch, version, ok := parseAcked(w.acked); !ok || !answers(epoch, version, cursor) {
 		s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING
 		return s
 	}
@@ -110,6 +125,20 @@ func (w reported) standing(e *entry, cursor *fleetbanv1.SetCursor, packed [][]by
 		s.State, s.Refusal = operatorv1.EnforcementState_ENFORCEMENT_STATE_REFUSED, refusal
 	}
 	return s
+}
+
+// answers reports whether an acknowledgement at an epoch and version is one of a cursor.
+func answers(epoch, version uint64, cursor *fleetbanv1.SetCursor) bool {
+	return epoch >= cursor.GetEpoch() && version >= cursor.GetVersion()
+}
+
+// parseAcked is what a stored cursor says but its digest, of ten thousand hosts at a time.
+func parseAcked(s string) (epoch, version uint64, ok bool) {
+	first, rest, _ := strings.Cut(s, " ")
+	second, _, digest := strings.Cut(rest, " ")
+	epoch, err1 := strconv.ParseUint(first, 10, 64)
+	version, err2 := strconv.ParseUint(second, 10, 64)
+	return epoch, version, digest && err1 == nil && err2 == nil
 }
 
 // Receipts sums Standings up.

@@ -24,7 +24,7 @@ func cursor(set string, version uint64) *fleetbanv1.SetCursor {
 
 func (f *fixture) ack(fence Fence, b fleetbanv1.Ack_builder) {
 	f.t.Helper()
-	if stale, err := f.StoreAcks(f.t.Context(), fence.Org, []AckWrite{{fence, b.Build()}}); err != nil || len(stale) != 0 {
+	if stale, err := f.StoreAcks(f.t.Context(), fence.Org, []AckWrite{AckOf(fence, b.Build())}); err != nil || len(stale) != 0 {
 		f.t.Fatal(stale, err)
 	}
 }
@@ -167,7 +167,7 @@ func TestWatchReceiptsWithRedisAway(t *testing.T) {
 	f.server.Start()
 	for _, fence := range fences {
 		testwait.Until(t, "the answer is stored", func() error {
-			_, err := f.StoreAcks(t.Context(), org, []AckWrite{{fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build()}})
+			_, err := f.StoreAcks(t.Context(), org, []AckWrite{AckOf(fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build())})
 			return err
 		})
 	}
@@ -237,7 +237,7 @@ func TestReceiptsOf5000(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		writes = append(writes, AckWrite{a.Fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 5)}}.Build()})
+		writes = append(writes, AckOf(a.Fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 5)}}.Build()))
 	}
 	began := time.Now()
 	for i := 0; i < n; i += 500 {

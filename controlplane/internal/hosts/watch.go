@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -35,8 +37,9 @@ const (
 // WatchReceipts sends receipts whenever they change, until every connected host has answered (the last one says so), ctx
 // ends, send fails, or Redis doesn't answer for receiptPatience.
 //
-// All hosts are looked at when it begins and every two seconds; in between only those that hadn't answered, at most twice a
-// second, or when the few that are probed more often have all answered. So ten thousand hosts that answer one after the
+// All hosts are looked at when it begins and every two seconds. In between, those whose streams are this replica's are known to have
+// answered when StoreAcks has stored it, without Redis being asked; and of the others only those that hadn't answered are looked at, at
+// most twice a second, or when the few that are probed more often have all answered. So ten thousand hosts that answer one after the
 // other cost as much as they are, and not as much again with each of them.
 func (h *Hosts) WatchReceipts(ctx context.Context, org string, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
 	send func(*operatorv1.WatchReceiptsResponse) error,
@@ -48,18 +51,15 @@ func (h *Hosts) WatchReceipts(ctx context.Context, org string, cursor *fleetbanv
 func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scope.Tags, cursor *fleetbanv1.SetCursor, packed [][]byte, bell Bell,
 	send func(*operatorv1.WatchReceiptsResponse) error,
 ) error {
-	rung := make(chan struct{}, 1)
+	w := &receiptWatch{hosts: h, org: org, within: within, cursor: cursor, packed: packed, rung: make(chan struct{}, 1)}
 	defer bell.Listen(func(b store.Bell) {
 		switch b.Kind {
 		case store.BellAcks, store.BellKick, store.BellEpoch:
-			select {
-			case rung <- struct{}{}:
-			default:
-			}
+			w.ring()
 		default:
 		}
 	})()
-	w := receiptWatch{hosts: h, org: org, within: within, cursor: cursor, packed: packed}
+	defer w.follow()()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	last, good := "", time.Now()
@@ -98,7 +98,7 @@ func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scop
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-rung:
+		case <-w.rung:
 		case <-timer.C:
 		}
 	}
@@ -116,18 +116,114 @@ type receiptWatch struct {
 	within scope.Tags
 	cursor *fleetbanv1.SetCursor
 	packed [][]byte
+	rung   chan struct{} // one element
 
-	standings []Standing // of all hosts within
-	open      []int      // of standings: those that are pending or offline
-	version   string     // of the directory that they were read by
-	all, each time.Time  // when all, and all open ones, were looked at last
-	next      time.Time  // when to look again without a bell
+	looked
+	at        []int     // for each of the directory, its place in standings, or -1
+	open      []int     // of standings: those that are pending or offline
+	told      int       // how many were open when they were last all looked at
+	all, each time.Time // when all, and all open ones, were looked at last
+	next      time.Time // when to look again without a bell
+
+	mu      sync.Mutex
+	answers []answer
+}
+
+// answer is what was stored of a host while the watch stood.
+type answer struct {
+	host  string
+	inert fleetbanv1.Inert
+	// refusals: it told anew what it refuses.
+	refusals bool
+}
+
+// follow has the watch told of what this replica stores, until stop.
+func (w *receiptWatch) follow() (stop func()) {
+	h := w.hosts
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.watches[w.org] == nil {
+		h.watches[w.org] = map[*receiptWatch]struct{}{}
+	}
+	h.watches[w.org][w] = struct{}{}
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if delete(h.watches[w.org], w); len(h.watches[w.org]) == 0 {
+			delete(h.watches, w.org)
+		}
+	}
+}
+
+// answered tells the watches of an organisation what was stored: all of acks but those of the hosts that are stale.
+func (h *Hosts) answered(org string, acks []AckWrite, stale []string) {
+	h.mu.Lock()
+	watches := make([]*receiptWatch, 0, len(h.watches[org]))
+	for w := range h.watches[org] {
+		watches = append(watches, w)
+	}
+	h.mu.Unlock()
+	for _, w := range watches {
+		w.hear(acks, stale)
+	}
+}
+
+func (w *receiptWatch) hear(acks []AckWrite, stale []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range acks {
+		a := &acks[i]
+		for _, c := range a.Cursors {
+			if c.Set == w.cursor.GetSet() && answers(c.Epoch, c.Version, w.cursor) && (len(stale) == 0 || !slices.Contains(stale, a.Fence.Host)) {
+				w.answers = append(w.answers, answer{a.Fence.Host, a.Inert, a.Exceptions != nil})
+			}
+		}
+	}
+	w.ring()
+}
+
+func (w *receiptWatch) ring() {
+	select {
+	case w.rung <- struct{}{}:
+	default:
+	}
+}
+
+// take takes the answers that this replica stored. Those of hosts that refuse anything, or that this directory doesn't have, are for Redis
+// to tell. same is as read has it.
+func (w *receiptWatch) take(ctx context.Context) (same bool, err error) {
+	w.mu.Lock()
+	answers := w.answers
+	w.answers = nil
+	w.mu.Unlock()
+	var ask []int
+	for _, a := range answers {
+		e := w.directory.byID[a.host]
+		if e == nil || w.at[e.at] < 0 {
+			continue
+		}
+		i := w.at[e.at]
+		s := &w.standings[i]
+		switch {
+		case s.State != operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING:
+		case len(w.packed) > 0 && (a.refusals || w.refuse[i]):
+			ask = append(ask, i)
+		case a.inert != fleetbanv1.Inert_INERT_UNSPECIFIED:
+			s.State, s.Inert = operatorv1.EnforcementState_ENFORCEMENT_STATE_INERT, a.inert
+		default:
+			s.State = operatorv1.EnforcementState_ENFORCEMENT_STATE_ENFORCED
+		}
+	}
+	return w.read(ctx, ask)
 }
 
 // look reads what may have changed. changed: standings are another.
 func (w *receiptWatch) look(ctx context.Context) (changed bool, err error) {
 	if time.Since(w.all) >= receiptRecheck {
 		return true, w.readAll(ctx)
+	}
+	if same, err := w.take(ctx); err != nil || !same {
+		return true, err
 	}
 	if time.Since(w.each) < receiptProgress {
 		probe := w.pending(receiptProbe)
@@ -143,7 +239,16 @@ func (w *receiptWatch) look(ctx context.Context) (changed bool, err error) {
 	}
 	w.each = time.Now()
 	w.next = w.all.Add(receiptRecheck)
-	before := len(w.open)
+	if w.settle(); len(w.open) == 0 {
+		// The last has answered: of those that the fleet had a moment ago.
+		version, err := w.hosts.version(ctx, w.org)
+		if err != nil {
+			return true, err
+		}
+		if version != w.directory.version {
+			return true, w.readAll(ctx)
+		}
+	}
 	for open := w.open; len(open) > 0; {
 		n := min(len(open), 1000)
 		if same, err := w.read(ctx, open[:n]); err != nil || !same {
@@ -152,7 +257,9 @@ func (w *receiptWatch) look(ctx context.Context) (changed bool, err error) {
 		open = open[n:]
 	}
 	w.settle()
-	return len(w.open) != before, nil
+	changed = len(w.open) != w.told
+	w.told = len(w.open)
+	return changed, nil
 }
 
 // pending is up to n of those that are connected and haven't answered.
@@ -180,19 +287,25 @@ func (w *receiptWatch) settle() {
 }
 
 func (w *receiptWatch) readAll(ctx context.Context) error {
-	version, err := w.hosts.store.Client().Get(ctx, store.Key(w.org, "hostsver")).Result()
-	if missing(err) != nil {
-		return fmt.Errorf("read version of hosts: %w", missing(err))
-	}
-	if w.standings, err = w.hosts.StandingsWithin(ctx, w.org, w.within, w.cursor, w.packed); err != nil {
+	w.mu.Lock()
+	w.answers = w.answers[:0] // Redis has them
+	w.mu.Unlock()
+	all, err := w.hosts.look(ctx, w.org, w.within, w.cursor, w.packed)
+	if err != nil {
 		return err
 	}
-	w.version, w.all, w.each, w.next = version, time.Now(), time.Now(), time.Now().Add(receiptRecheck)
-	w.open = w.open[:0]
-	for i := range w.standings {
-		w.open = append(w.open, i)
+	w.looked, w.all, w.each, w.next = all, time.Now(), time.Now(), time.Now().Add(receiptRecheck)
+	w.at, w.open = w.at[:0], w.open[:0]
+	for _, e := range all.directory.sorted {
+		at := -1
+		if n := len(w.open); n < len(all.standings) && all.standings[n].HostID == e.id {
+			at = n
+			w.open = append(w.open, n)
+		}
+		w.at = append(w.at, at)
 	}
 	w.settle()
+	w.told = len(w.open)
 	return nil
 }
 
@@ -219,23 +332,16 @@ func (w *receiptWatch) read(ctx context.Context, some []int) (same bool, err err
 	if _, err := pipe.Exec(ctx); missing(err) != nil {
 		return false, fmt.Errorf("read receipts: %w", missing(err))
 	}
-	if version.Val() != w.version {
+	if version.Val() != w.directory.version {
 		return false, w.readAll(ctx)
 	}
-	d, err := h.directoryAt(ctx, w.org, w.version)
-	if err != nil {
-		return false, err
-	}
 	for n, i := range some {
-		e := d.byID[ids[n]]
-		if e == nil {
-			return false, w.readAll(ctx)
-		}
 		said := reported{seen: int64(live.Val()[n]), acked: stored(acks, n), inert: stored(inert, n)}
 		if exceptions != nil {
 			said.exceptions = stored(exceptions, n)
+			w.refuse[i] = said.exceptions != ""
 		}
-		w.standings[i] = said.standing(e, w.cursor, w.packed, clock.Val())
+		w.standings[i] = said.standing(w.directory.byID[ids[n]], w.cursor, w.packed, clock.Val())
 	}
 	return true, nil
 }

@@ -245,7 +245,7 @@ func (h *Host) ack(ack fleetbanv1.Ack_builder) error {
 	for _, set := range hosts.Sets(h.tags) {
 		ack.Cursors = append(ack.Cursors, states.Set(set).Cursor.Proto())
 	}
-	_, err = h.cp.Hosts.StoreAcks(ctx, h.cp.Org.ID, []hosts.AckWrite{{Fence: h.fence, Ack: ack.Build()}})
+	_, err = h.cp.Hosts.StoreAcks(ctx, h.cp.Org.ID, []hosts.AckWrite{hosts.AckOf(h.fence, ack.Build())})
 	return err
 }
 
