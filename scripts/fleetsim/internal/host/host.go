@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -23,9 +24,6 @@ import (
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
-
-// healthPause is how long the agent's helper gathers changes of its health.
-const healthPause = 100 * time.Millisecond
 
 // Sabotage is a fault of a host that a check must find.
 type Sabotage int
@@ -65,11 +63,10 @@ type Host struct {
 	slow            atomic.Int64 // nanoseconds that applying an update takes
 	wasSlow         atomic.Bool
 	up              atomic.Bool
-	sick            atomic.Bool // a Health is about to be told
+	client          atomic.Pointer[stream.Client] // nil while it is stopped
 
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
-	client *stream.Client
 	stop   context.CancelFunc
 	done   chan struct{}
 	banned map[jailed]*fleetbanv1.ObservedBan
@@ -150,9 +147,11 @@ func (h *Host) Start(ctx context.Context) {
 	client := stream.New(stream.Config{
 		URL: h.URL, TLS: h.TLS, Dial: h.dial, Key: h.key, HostID: h.ID, Audience: h.audience, Grant: h.grant,
 		Instance: randomName(), Facts: h.facts, Health: h.health, Sink: h.kernel, Source: h.spool, Changed: h.statusChanged,
+		Decode: h.World.shared.decode,
 	})
 	done := make(chan struct{})
-	h.client, h.stop, h.done = client, cancel, done
+	h.stop, h.done = cancel, done
+	h.client.Store(client)
 	go func() {
 		defer close(done)
 		_ = client.Run(ctx)
@@ -170,9 +169,7 @@ func (h *Host) Stop() {
 	}
 	stop()
 	<-done
-	h.mu.Lock()
-	h.client = nil
-	h.mu.Unlock()
+	h.client.Store(nil)
 	h.setUp(false)
 }
 
@@ -240,6 +237,14 @@ type tracked struct {
 	host *Host
 }
 
+// SyscallConn implements syscall.Conn: the stream looks whether the socket has room.
+func (t *tracked) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := t.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
+
 func (t *tracked) Close() error {
 	err := t.Conn.Close()
 	// Cut holds the lock.
@@ -251,14 +256,8 @@ func (t *tracked) Close() error {
 	return err
 }
 
-func (h *Host) current() *stream.Client {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.client
-}
-
 func (h *Host) statusChanged() {
-	if c := h.current(); c != nil {
+	if c := h.client.Load(); c != nil {
 		h.setUp(c.Status().Connected)
 	}
 }
@@ -278,7 +277,7 @@ func (h *Host) Up() bool { return h.up.Load() }
 
 // Status is the stream's.
 func (h *Host) Status() stream.Status {
-	if c := h.current(); c != nil {
+	if c := h.client.Load(); c != nil {
 		return c.Status()
 	}
 	return stream.Status{Problem: "stopped"}
@@ -350,17 +349,11 @@ func (h *Host) unbanned(prefixes [][]byte, command string) {
 	h.changed()
 }
 
-// changed has the host's health told, as the agent's helper does: what it enforces is counted in it.
+// changed has the host's health told when that is due: what it enforces is counted in it, and that is all that ever changes here.
 func (h *Host) changed() {
-	if h.sick.Swap(true) {
-		return
+	if c := h.client.Load(); c != nil {
+		c.CountsChanged()
 	}
-	time.AfterFunc(healthPause, func() {
-		h.sick.Store(false)
-		if c := h.current(); c != nil {
-			c.HealthChanged()
-		}
-	})
 }
 
 func (h *Host) health() *fleetbanv1.Health {

@@ -26,14 +26,10 @@ func (h *Host) Held(name string) Held {
 		return Held{}
 	}
 	out := Held{Epoch: s.epoch, Version: s.version, Said: s.digest}
-	k.world.records.mu.RLock()
-	defer k.world.records.mu.RUnlock()
-	for _, id := range s.held {
-		if id != 0 {
-			r := k.world.records.all[id]
-			out.Records = append(out.Records, r)
-			out.Digest ^= r.hash
-		}
+	for _, e := range s.held.all {
+		r := k.world.records.get(e.id)
+		out.Records = append(out.Records, r)
+		out.Digest ^= r.hash
 	}
 	return out
 }

@@ -2,12 +2,15 @@ package host
 
 import (
 	"context"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/fleetban/fleetban/agent/stream"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+	"github.com/fleetban/fleetban/proto/wire/banset"
 )
 
 // kernel is a host's sets, as the agent's helper keeps them.
@@ -23,14 +26,13 @@ type kernel struct {
 	since int64
 }
 
-// set is one set: by slot the number of the record that is held, and the version that brought it.
+// set is one set.
 type set struct {
 	name                   string
 	kind                   fleetbanv1.SetKind
 	epoch, version, digest uint64
 	present                uint64 // how many records are in force
-	held                   []uint32
-	versions               []uint64
+	held                   held
 	merged                 bool
 	pending                *pages
 }
@@ -39,7 +41,7 @@ type set struct {
 type pages struct {
 	first *fleetbanv1.SnapshotPage
 	next  uint32
-	held  map[uint32]uint32
+	held  map[uint32]*Record // by slot
 }
 
 func newKernel(w *World, h *Host) *kernel {
@@ -149,95 +151,79 @@ func (k *kernel) delta(s *set, d *fleetbanv1.Delta) stream.Outcome {
 		return stream.Done
 	}
 	// What can't be read must change nothing.
-	ids, out := k.intern(d.GetRecords())
-	if out != 0 {
-		return out
+	c := k.world.change(d, d.GetVersion(), d.GetRecords())
+	if c.outcome != 0 {
+		return c.outcome
 	}
-	digest := s.digest
-	seen := make(map[uint32]uint32, len(ids)) // slot → what is held by then
-	for _, id := range ids {
-		r := k.world.records.get(id)
-		old, ok := seen[r.slot]
-		if !ok {
-			old = s.at(r.slot)
-		}
-		if old != 0 {
-			digest ^= k.world.records.get(old).hash
-		}
-		digest ^= r.hash
-		if r.Kind == fleetbanv1.RecordKind_RECORD_KIND_EXPIRED {
-			id = 0
-		}
-		seen[r.slot] = id
-	}
+	digest := k.digest(s, c)
 	if digest != d.GetDigest() && !s.merged {
 		return stream.Gap
 	}
-	for _, id := range ids {
-		k.put(s, id, d.GetVersion())
-	}
+	k.put(s, c.records, d.GetVersion())
 	s.pending = nil
 	s.epoch, s.version, s.digest = d.GetEpoch(), d.GetVersion(), digest
 	s.merged = s.merged && s.digest != d.GetDigest()
 	return stream.Done
 }
 
-func (k *kernel) intern(in []*fleetbanv1.Record) ([]uint32, stream.Outcome) {
-	ids := make([]uint32, 0, len(in))
-	for _, m := range in {
-		switch m.GetKind() {
-		case fleetbanv1.RecordKind_RECORD_KIND_PRESENT, fleetbanv1.RecordKind_RECORD_KIND_RETRACTED, fleetbanv1.RecordKind_RECORD_KIND_EXPIRED:
-		default:
-			return nil, stream.UnknownKind
+// digest is what the set's digest comes to by a change, of what this host holds.
+func (k *kernel) digest(s *set, c *change) uint64 {
+	digest := s.digest
+	if c.once {
+		for _, r := range c.records {
+			if old := s.held.at(r.slot); old != 0 {
+				digest ^= k.world.records.get(old).hash
+			}
+			digest ^= r.hash
 		}
-		id, _, err := k.world.records.intern(m)
-		if err != nil {
-			return nil, stream.Gap
-		}
-		ids = append(ids, id)
+		return digest
 	}
-	return ids, 0
+	by := make(map[uint32]uint64, len(c.records)) // slot → the part of what is held by then
+	for _, r := range c.records {
+		was, ok := by[r.slot]
+		if old := s.held.at(r.slot); !ok && old != 0 {
+			was = k.world.records.get(old).hash
+		}
+		digest ^= was ^ r.hash
+		by[r.slot] = r.hash
+	}
+	return digest
 }
 
-func (s *set) at(slot uint32) uint32 {
-	if int(slot) < len(s.held) {
-		return s.held[slot]
-	}
-	return 0
-}
-
-// put holds a record. The digest is the caller's.
-func (k *kernel) put(s *set, id uint32, version uint64) {
-	r := k.world.records.get(id)
-	if n := int(r.slot) + 1; n > len(s.held) {
-		s.held = append(s.held, make([]uint32, n-len(s.held))...)
-		s.versions = append(s.versions, make([]uint64, n-len(s.versions))...)
-	}
-	old := s.held[r.slot]
-	was := old != 0 && k.world.records.get(old).Present()
-	if r.Kind == fleetbanv1.RecordKind_RECORD_KIND_EXPIRED {
-		id = 0
-	}
-	if k.sabotage == KeepRetracted && was && r.Kind == fleetbanv1.RecordKind_RECORD_KIND_RETRACTED {
-		k.sabotage = None
-		return
-	}
-	s.held[r.slot], s.versions[r.slot] = id, version
-	if was {
-		s.present--
-	}
-	if r.Present() {
-		s.present++
-	}
-	k.world.Applied.Add(1)
-	if r.Present() && !was && s.name == "all" {
-		k.world.arrived(r.slot, k.host.Number, k.host.class(), k.since)
+// put holds records. The digest is the caller's.
+func (k *kernel) put(s *set, records []*Record, version uint64) {
+	at := k.world.arriving(k.host)
+	defer at.close()
+	for _, r := range records {
+		was := false
+		if old := s.held.at(r.slot); old != 0 {
+			was = k.world.records.get(old).Present()
+		}
+		if k.sabotage == KeepRetracted && was && r.Kind == fleetbanv1.RecordKind_RECORD_KIND_RETRACTED {
+			k.sabotage = None
+			continue
+		}
+		id := r.id
+		if r.Kind == fleetbanv1.RecordKind_RECORD_KIND_EXPIRED {
+			id = 0
+		}
+		s.held.put(r.slot, id, version)
+		if was {
+			s.present--
+		}
+		if r.Present() {
+			s.present++
+		}
+		at.applied++
+		if r.Present() && !was && s.name == banset.All {
+			at.arrived(r.window, k.since)
+		}
 	}
 }
 
 func (k *kernel) page(s *set, p *fleetbanv1.SnapshotPage) stream.Outcome {
 	if p.GetPage() == 0 {
-		s.pending = &pages{first: p, held: map[uint32]uint32{}}
+		s.pending = &pages{first: p, held: map[uint32]*Record{}}
 	}
 	w := s.pending
 	if w == nil || w.next != p.GetPage() || w.first.GetEpoch() != p.GetEpoch() || w.first.GetVersion() != p.GetVersion() ||
@@ -245,15 +231,14 @@ func (k *kernel) page(s *set, p *fleetbanv1.SnapshotPage) stream.Outcome {
 		s.pending = nil
 		return stream.Gap
 	}
-	ids, out := k.intern(p.GetRecords())
-	if out != 0 {
+	c := k.world.change(p, p.GetVersion()+uint64(p.GetPage()), p.GetRecords())
+	if c.outcome != 0 {
 		s.pending = nil
-		return out
+		return c.outcome
 	}
-	for _, id := range ids {
-		r := k.world.records.get(id)
+	for _, r := range c.records {
 		if r.Kind != fleetbanv1.RecordKind_RECORD_KIND_EXPIRED {
-			w.held[r.slot] = id
+			w.held[r.slot] = r
 		}
 	}
 	w.next++
@@ -263,27 +248,25 @@ func (k *kernel) page(s *set, p *fleetbanv1.SnapshotPage) stream.Outcome {
 	s.pending = nil
 	k.world.Snapshots.Add(1)
 	var digest uint64
-	for _, id := range w.held {
-		digest ^= k.world.records.get(id).hash
+	for _, r := range w.held {
+		digest ^= r.hash
 	}
 	if digest != p.GetDigest() && !p.GetPartial() {
 		return stream.Gap
 	}
-	for slot, old := range s.held {
-		if old == 0 || w.held[uint32(slot)] != 0 { //nolint:gosec // a slot
+	for slot, e := range s.held.all {
+		if w.held[slot] != nil {
 			continue
 		}
 		// What a whole snapshot doesn't name goes, but for tombstones: the control plane may need them back one day.
-		if r := k.world.records.get(old); !p.GetPartial() && r.Present() {
-			s.held[slot] = 0
+		if r := k.world.records.get(e.id); !p.GetPartial() && r.Present() {
+			s.held.put(slot, 0, p.GetVersion())
 			s.present--
 		} else if p.GetPartial() {
 			digest ^= r.hash
 		}
 	}
-	for _, id := range w.held {
-		k.put(s, id, p.GetVersion())
-	}
+	k.put(s, slices.Collect(maps.Values(w.held)), p.GetVersion())
 	s.epoch, s.version, s.digest = p.GetEpoch(), p.GetVersion(), digest
 	s.merged = p.GetPartial() && digest != p.GetDigest()
 	return stream.Done
@@ -302,9 +285,9 @@ func (k *kernel) Held(_ context.Context, name string, above uint64, page func([]
 	k.mu.Lock()
 	var out []*fleetbanv1.Record
 	if s := k.sets[name]; s != nil {
-		for slot, id := range s.held {
-			if id != 0 && s.versions[slot] > above {
-				out = append(out, message(k.world.records.get(id)))
+		for _, e := range s.held.all {
+			if e.version() > above {
+				out = append(out, message(k.world.records.get(e.id)))
 			}
 		}
 	}

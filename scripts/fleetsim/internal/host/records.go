@@ -2,7 +2,9 @@ package host
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
@@ -15,9 +17,11 @@ type Record struct {
 	Kind           fleetbanv1.RecordKind
 	Since, Expires int64
 
-	slot uint32 // the prefix's
-	hash uint64 // its part of the digest; 0 where it has none
-	mac  string
+	id     uint32
+	slot   uint32  // the prefix's
+	window *window // the prefix's
+	hash   uint64  // its part of the digest; 0 where it has none
+	mac    string
 }
 
 // Present reports whether the prefix is in the set, and what is then in the kernel.
@@ -31,50 +35,55 @@ type recordKey struct {
 	mac            string
 }
 
-// records numbers records and prefixes, each from 1. What is numbered never changes.
+// tableChunk is how many records are allocated at once.
+const tableChunk = 4096
+
+// records numbers records and prefixes, each from 1. What is numbered never changes, so a number is looked up without a lock.
 type records struct {
-	mu      sync.RWMutex
-	ids     map[recordKey]uint32
-	all     []*Record
+	chunks atomic.Pointer[[]*[tableChunk]Record]
+
+	mu      sync.Mutex
+	n       uint32 // records, and the 0 that is none
+	ids     map[recordKey]*Record
 	slots   map[string]uint32
 	windows []*window // by slot
 }
 
 func newRecords() *records {
-	return &records{ids: map[recordKey]uint32{}, all: []*Record{nil}, slots: map[string]uint32{}, windows: []*window{nil}}
+	t := &records{n: 1, ids: map[recordKey]*Record{}, slots: map[string]uint32{}, windows: []*window{nil}}
+	t.chunks.Store(&[]*[tableChunk]Record{new([tableChunk]Record)})
+	return t
 }
 
-// intern is the number of what a message says.
-func (t *records) intern(r *fleetbanv1.Record) (uint32, *Record, error) {
-	packed := r.GetPrefix()
-	t.mu.RLock()
-	// The compiler makes no copies for a look-up.
-	id, ok := t.ids[recordKey{string(packed), r.GetKind(), r.GetSinceUnixMs(), r.GetExpiresUnixMs(), string(r.GetMac())}]
-	if ok {
-		record := t.all[id]
-		t.mu.RUnlock()
-		return id, record, nil
-	}
-	t.mu.RUnlock()
-	p, err := prefix.Unpack(packed)
-	if err != nil {
-		return 0, nil, err
-	}
-	record := &Record{Prefix: p, Kind: r.GetKind(), Since: r.GetSinceUnixMs(), Expires: r.GetExpiresUnixMs(), mac: string(r.GetMac())}
-	if record.Present() {
-		record.hash = banset.Hash(packed, record.Expires)
-	}
+// intern is what a message says.
+func (t *records) intern(m *fleetbanv1.Record) (*Record, error) {
+	packed := m.GetPrefix()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key := recordKey{string(packed), record.Kind, record.Since, record.Expires, record.mac}
-	if id, ok := t.ids[key]; ok {
-		return id, t.all[id], nil
+	// The compiler makes no copies for a look-up.
+	r, ok := t.ids[recordKey{string(packed), m.GetKind(), m.GetSinceUnixMs(), m.GetExpiresUnixMs(), string(m.GetMac())}]
+	if ok {
+		return r, nil
 	}
-	record.slot = t.slot(key.prefix)
-	id = uint32(len(t.all)) //nolint:gosec // memory ends first
-	t.all = append(t.all, record)
-	t.ids[key] = id
-	return id, record, nil
+	p, err := prefix.Unpack(packed)
+	if err != nil {
+		return nil, err
+	}
+	chunks := *t.chunks.Load()
+	if int(t.n) == len(chunks)*tableChunk {
+		chunks = append(slices.Clone(chunks), new([tableChunk]Record))
+		t.chunks.Store(&chunks)
+	}
+	key := recordKey{string(packed), m.GetKind(), m.GetSinceUnixMs(), m.GetExpiresUnixMs(), string(m.GetMac())}
+	slot := t.slot(key.prefix)
+	r = &chunks[t.n/tableChunk][t.n%tableChunk]
+	*r = Record{Prefix: p, Kind: key.kind, Since: key.since, Expires: key.expires, id: t.n, slot: slot, window: t.windows[slot], mac: key.mac}
+	if r.Present() {
+		r.hash = banset.Hash(packed, r.Expires)
+	}
+	t.n++
+	t.ids[key] = r
+	return r, nil
 }
 
 // slot numbers a prefix. The caller holds the lock.
@@ -83,22 +92,14 @@ func (t *records) slot(packed string) uint32 {
 	if !ok {
 		n = uint32(len(t.windows)) //nolint:gosec // memory ends first
 		t.slots[packed] = n
-		t.windows = append(t.windows, &window{})
+		t.windows = append(t.windows, &window{slot: n})
 	}
 	return n
 }
 
+// get is the record of a number that intern has given.
 func (t *records) get(id uint32) *Record {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.all[id]
-}
-
-// window is what is being measured of a prefix.
-func (t *records) window(slot uint32) *window {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.windows[slot]
+	return &(*t.chunks.Load())[id/tableChunk][id%tableChunk]
 }
 
 func (t *records) windowOf(p netip.Prefix) *window {

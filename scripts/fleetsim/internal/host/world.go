@@ -1,6 +1,7 @@
 package host
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 // World is what the hosts of one process share.
 type World struct {
 	records *records
+	shared  shared
 	shards  [16]shard
 	// Counts of what hosts did, since the World was made.
 	Deltas, Pages, Snapshots, Syncs, Gaps, Applied, Connects, Executed atomic.Int64
@@ -35,10 +37,26 @@ func Observe(h *hdrhistogram.Histogram, d time.Duration) {
 	_ = h.RecordValue(min(max(d.Microseconds(), 1), longest))
 }
 
+// shard is what is measured of a part of the hosts.
 type shard struct {
 	mu   sync.Mutex
 	live [2]*hdrhistogram.Histogram // by class
 	late *hdrhistogram.Histogram
+	bans []arrivals // by slot
+}
+
+// arrivals is on how many hosts a ban has arrived, and when on the last, Unix nanoseconds.
+type arrivals struct {
+	count int
+	last  int64
+}
+
+// of is a ban's. The caller holds the lock.
+func (s *shard) of(slot uint32) *arrivals {
+	if n := int(slot) + 1; n > len(s.bans) {
+		s.bans = append(s.bans, make([]arrivals, n-len(s.bans))...)
+	}
+	return &s.bans[slot]
 }
 
 // Class tells hosts apart in measurements.
@@ -52,15 +70,14 @@ const (
 
 // window is what is measured of a ban of one prefix: from when it was made until each host has it.
 type window struct {
+	slot  uint32
 	made  atomic.Int64 // Unix nanoseconds; 0 where nothing is measured
 	maker atomic.Int32 // the host's number; -1 for none
-	count atomic.Int32
-	last  atomic.Int64 // Unix nanoseconds
 }
 
 // NewWorld makes a World.
 func NewWorld() *World {
-	w := &World{records: newRecords()}
+	w := &World{records: newRecords(), shared: shared{seed: maphash.MakeSeed()}}
 	for i := range w.shards {
 		w.shards[i].live = [2]*hdrhistogram.Histogram{Histogram(), Histogram()}
 		w.shards[i].late = Histogram()
@@ -71,8 +88,12 @@ func NewWorld() *World {
 // Made says that a ban of p was made now, by the host of that number, -1 for none, and is to be measured.
 func (w *World) Made(p netip.Prefix, maker int) {
 	m := w.records.windowOf(p)
-	m.count.Store(0)
-	m.last.Store(0)
+	for i := range w.shards {
+		s := &w.shards[i]
+		s.mu.Lock()
+		*s.of(m.slot) = arrivals{}
+		s.mu.Unlock()
+	}
 	m.maker.Store(int32(maker)) //nolint:gosec // hosts fit
 	m.made.Store(time.Now().UnixNano())
 }
@@ -100,11 +121,24 @@ func (w *World) Last(prefixes []netip.Prefix, most int) *hdrhistogram.Histogram 
 	h := Histogram()
 	for _, p := range prefixes {
 		m := w.records.windowOf(p)
-		if made := m.made.Load(); made != 0 && int(m.count.Load()) >= most {
-			Observe(h, time.Duration(m.last.Load()-made))
+		all := w.arrivals(m.slot)
+		if made := m.made.Load(); made != 0 && all.count >= most {
+			Observe(h, time.Duration(all.last-made))
 		}
 	}
 	return h
+}
+
+func (w *World) arrivals(slot uint32) (all arrivals) {
+	for i := range w.shards {
+		s := &w.shards[i]
+		s.mu.Lock()
+		a := s.of(slot)
+		all.count += a.count
+		all.last = max(all.last, a.last)
+		s.mu.Unlock()
+	}
+	return all
 }
 
 // Close ends the measurement of bans: who comes to know of them later isn't late.
@@ -117,23 +151,41 @@ func (w *World) Close(prefixes []netip.Prefix) {
 // Connected is how many hosts have a stream now.
 func (w *World) Connected() int { return int(w.connected.Load()) }
 
-// arrived measures a ban that is new on a host.
-func (w *World) arrived(slot uint32, host int, class Class, since int64) {
-	m := w.records.window(slot)
+// arriving is what arrives on a host with one change, all of it now.
+type arriving struct {
+	world *World
+	shard *shard
+	host  int
+	class Class
+	now   int64 // Unix nanoseconds
+
+	applied int64
+}
+
+// arriving begins to measure; close is to be called.
+func (w *World) arriving(h *Host) *arriving {
+	a := &arriving{world: w, shard: &w.shards[h.Number%len(w.shards)], host: h.Number, class: h.class(), now: time.Now().UnixNano()}
+	a.shard.mu.Lock()
+	return a
+}
+
+func (a *arriving) close() {
+	a.shard.mu.Unlock()
+	a.world.Applied.Add(a.applied)
+}
+
+// arrived measures a ban that is new on the host, whose stream began then.
+func (a *arriving) arrived(m *window, began int64) {
 	made := m.made.Load()
-	if made == 0 || int(m.maker.Load()) == host {
+	if made == 0 || int(m.maker.Load()) == a.host {
 		return
 	}
-	now := time.Now().UnixNano()
-	m.count.Add(1)
-	for last := m.last.Load(); now > last && !m.last.CompareAndSwap(last, now); last = m.last.Load() {
+	ban := a.shard.of(m.slot)
+	ban.count++
+	ban.last = max(ban.last, a.now)
+	h := a.shard.live[a.class]
+	if made < began {
+		h = a.shard.late
 	}
-	s := &w.shards[host%len(w.shards)]
-	s.mu.Lock()
-	if made >= since {
-		Observe(s.live[class], time.Duration(now-made))
-	} else {
-		Observe(s.late, time.Duration(now-made))
-	}
-	s.mu.Unlock()
+	Observe(h, time.Duration(a.now-made))
 }
