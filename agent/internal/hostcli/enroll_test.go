@@ -30,7 +30,7 @@ import (
 
 const (
 	secret   = "fbj_a-secret-that-nobody-else-may-see"
-	patience = 30 * time.Second
+	patience = time.Minute
 )
 
 // control is a control plane that enrols one host and sees it connect.

@@ -127,7 +127,7 @@ func echo(t testing.TB, ns, addr string) {
 }
 
 const (
-	patience = 5 * time.Second        // for what must work
+	patience = 30 * time.Second       // for what must work
 	silence  = 400 * time.Millisecond // for what must not: a drop can only be seen as nothing
 )
 

@@ -23,7 +23,11 @@ import (
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
-const patience = 15 * time.Second
+// patience is the longest that anything here may take, on a machine that runs many tests at once.
+const patience = time.Minute
+
+// slow is how late a busy machine may be, ms. What is wrong by design is wrong by more: by an hour of a zone, or a quarter of one.
+const slow = 60_000
 
 // watcher reads a subscription and keeps what a receiver would: all changes, and the state they and the baselines make.
 type watcher struct {
@@ -214,7 +218,7 @@ const (
 
 func TestBansAndUnbans(t *testing.T) {
 	t.Parallel()
-	s := fail2bantest.Start(t, fail2bantest.Options{Jails: []fail2bantest.Jail{{Name: "sshd"}, {Name: "fleet"}, {Name: "short", BanTime: 3}}})
+	s := fail2bantest.Start(t, fail2bantest.Options{Jails: []fail2bantest.Jail{{Name: "sshd"}, {Name: "fleet"}, {Name: "short", BanTime: 6}}})
 	s.Command("set", "sshd", "banip", "192.0.2.99")
 	w := start(t, observe.Config{Client: s.Client()})
 	w.ready()
@@ -230,7 +234,7 @@ func TestBansAndUnbans(t *testing.T) {
 	s.Attack("sshd", "192.0.2.1") // by log lines
 	c := w.ban("sshd", "192.0.2.1")
 	near(t, "duration", c.GetBan().GetDurationMs(), 600_000, 0)
-	near(t, "age", c.GetAgeMs(), 0, 2000)
+	near(t, "age", c.GetAgeMs(), 0, slow)
 	if c.GetLoggedUnixMs() == 0 || c.GetReadUnixMs() < c.GetLoggedUnixMs() || c.GetConfirmedUnixMs() < c.GetReadUnixMs() {
 		t.Errorf("times on the way: %v", c)
 	}
@@ -280,7 +284,7 @@ func TestIncrementExtends(t *testing.T) {
 	s.Stop()
 	w.health("down", func(h *fleetbanv1.Fail2BanHealth) bool { return h.GetState() == fleetbanv1.Fail2BanHealth_STATE_DOWN })
 	s.WriteConfig(fail2bantest.Options{Jails: []fail2bantest.Jail{
-		{Name: "sshd", BanTime: 2, Lines: []string{"bantime.increment = true", "bantime.factor = 50", "bantime.rndtime = 0"}},
+		{Name: "sshd", BanTime: 4, Lines: []string{"bantime.increment = true", "bantime.factor = 50", "bantime.rndtime = 0"}},
 	}})
 	s.Launch()
 	w.health("up", up)
@@ -302,7 +306,7 @@ func TestRestartRestores(t *testing.T) {
 		for _, level := range []string{"INFO", "NOTICE"} {
 			t.Run(name+" at "+level, func(t *testing.T) {
 				t.Parallel()
-				s := fail2bantest.Start(t, fail2bantest.Options{LogLevel: level, Jails: []fail2bantest.Jail{{Name: "sshd"}, {Name: "web", BanTime: 5}}})
+				s := fail2bantest.Start(t, fail2bantest.Options{LogLevel: level, Jails: []fail2bantest.Jail{{Name: "sshd"}, {Name: "web", BanTime: 8}}})
 				w := start(t, observe.Config{Client: s.Client()})
 				w.ready()
 				var many []string
@@ -402,7 +406,7 @@ func TestShorterBanTimeIsNoUnban(t *testing.T) {
 	t.Parallel()
 	s := fail2bantest.Start(t, fail2bantest.Options{})
 	// Looks are far apart, so that the unbans are in the log before the new ban time is seen.
-	const look = 4 * time.Second
+	const look = 8 * time.Second
 	w := start(t, observe.Config{Client: s.Client(), PollInterval: look})
 	w.ready()
 	s.Command("set", "sshd", "banip", "192.0.2.1", "192.0.2.2")
@@ -435,7 +439,7 @@ func TestLateBanIsCorrected(t *testing.T) {
 	w.ban("sshd", "192.0.2.1")
 	w.until("a shorter length from the line on", func() bool {
 		d := w.find("sshd", "192.0.2.1", "extension").GetExtension().GetDurationMs()
-		return d > 290_000 && d <= 301_000
+		return d > 300_000-slow && d <= 301_000
 	})
 	again := w.o.Subscribe(observe.Position{}) // w's own ends; the baseline has what was put right
 	fail2bantest.Eventually(t, patience, "the right age", func() bool {
@@ -448,7 +452,7 @@ func TestLateBanIsCorrected(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, b := range msg.GetBaseline().GetBanned() {
-			return b.GetAgeMs() > 299_000 && b.GetAgeMs() < 330_000 && b.GetDurationMs() == 600_000
+			return b.GetAgeMs() > 299_000 && b.GetAgeMs() < 300_000+2*slow && b.GetDurationMs() == 600_000
 		}
 		return false
 	})
@@ -553,7 +557,7 @@ func TestPollingWithoutALog(t *testing.T) {
 		{LogTarget: "STDOUT", Env: []string{"TZ=Asia/Kathmandu"}},
 	} {
 		t.Run(opts.LogTarget+opts.LogLevel+strings.Join(opts.Env, ""), func(t *testing.T) {
-			opts.Jails = []fail2bantest.Jail{{Name: "sshd"}, {Name: "short", BanTime: 3}}
+			opts.Jails = []fail2bantest.Jail{{Name: "sshd"}, {Name: "short", BanTime: 5}}
 			s := fail2bantest.Start(t, opts)
 			w := start(t, observe.Config{Client: s.Client()})
 			w.ready()
@@ -564,10 +568,10 @@ func TestPollingWithoutALog(t *testing.T) {
 			s.Command("set", "sshd", "banip", "192.0.2.1")
 			banned := time.Now()
 			c := w.ban("sshd", "192.0.2.1")
-			if late := time.Since(banned); late > 2*time.Second {
+			if late := time.Since(banned); late > slow*time.Millisecond {
 				t.Errorf("known after %s", late)
 			}
-			near(t, "age", c.GetAgeMs(), 0, 3000)
+			near(t, "age", c.GetAgeMs(), 0, slow)
 			near(t, "duration", c.GetBan().GetDurationMs(), 600_000, 0)
 			s.Command("set", "sshd", "unbanip", "192.0.2.1")
 			w.unban("sshd", "192.0.2.1", person)
@@ -589,12 +593,12 @@ func TestOtherZones(t *testing.T) {
 			w.ready()
 			w.until("the old ban, of the right age", func() bool {
 				b := w.state["sshd 192.0.2.1"]
-				return b != nil && b.GetAgeMs() < 10_000 && b.GetDurationMs() == 600_000
+				return b != nil && b.GetAgeMs() < slow && b.GetDurationMs() == 600_000
 			})
 			s.Command("set", "sshd", "banip", "192.0.2.2")
 			c := w.ban("sshd", "192.0.2.2")
-			near(t, "age", c.GetAgeMs(), 0, 2000)
-			near(t, "logged", int64(c.GetLoggedUnixMs()), time.Now().UnixMilli(), 5000)
+			near(t, "age", c.GetAgeMs(), 0, slow)
+			near(t, "logged", int64(c.GetLoggedUnixMs()), time.Now().UnixMilli(), slow)
 			s.Command("set", "sshd", "unbanip", "192.0.2.1")
 			w.unban("sshd", "192.0.2.1", person)
 			for _, c := range w.all() {
@@ -682,7 +686,7 @@ func TestHealthOfWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "s")
-	w := start(t, observe.Config{Client: fail2ban.New(socket), CallTimeout: time.Second})
+	w := start(t, observe.Config{Client: fail2ban.New(socket), CallTimeout: 5 * time.Second})
 	has := func(state fleetbanv1.Fail2BanHealth_State, text string) func(*fleetbanv1.Fail2BanHealth) bool {
 		return func(h *fleetbanv1.Fail2BanHealth) bool {
 			return h.GetState() == state && strings.Contains(h.GetProblem(), text)

@@ -210,7 +210,7 @@ func TestUnbansWhileAHalfIsDead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHalves(t, fail2bantest.Options{Jails: []fail2bantest.Jail{{Name: "short", BanTime: 3}, {Name: "sshd"}}})
+			h := newHalves(t, fail2bantest.Options{Jails: []fail2bantest.Jail{{Name: "short", BanTime: 6}, {Name: "sshd"}}})
 			h.saved()
 			h.ban("sshd", byPerson, stays)
 			h.ban("short", runsOut)

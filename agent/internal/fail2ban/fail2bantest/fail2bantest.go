@@ -19,6 +19,9 @@ import (
 	"github.com/fleetban/fleetban/agent/internal/fail2ban"
 )
 
+// patience is how long a server may take to start or to end, on a machine that runs many tests at once.
+const patience = time.Minute
+
 // Jail is one jail of the configuration. Its filter bans on lines of the form "<time> failure from ADDR" (see Attack).
 type Jail struct {
 	Name string
@@ -206,7 +209,7 @@ func (s *Server) Launch() {
 
 	client := fail2ban.New(s.Socket)
 	defer client.Close()
-	Eventually(s.tb, 20*time.Second, "fail2ban has all its jails up", func() bool {
+	Eventually(s.tb, patience, "fail2ban has all its jails up", func() bool {
 		select {
 		case <-exited:
 			b, _ := os.ReadFile(stdout)
@@ -235,10 +238,10 @@ func (s *Server) signal(sig syscall.Signal) {
 	_ = cmd.Process.Signal(sig)
 	select {
 	case <-exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		_ = cmd.Process.Kill()
 		<-exited
-		s.tb.Errorf("fail2ban-server didn't end within 20 s of %v", sig)
+		s.tb.Errorf("fail2ban-server didn't end within %s of %v", patience, sig)
 	}
 }
 
