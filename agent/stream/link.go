@@ -114,40 +114,34 @@ func (l *link) send(m *fleetbanv1.ConnectRequest) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	at := len(l.out) // 0, or what goes before the first message
-	l.out = append(l.out, make([]byte, frameHeader+grpcPrefix)...)
-	b, err := proto.MarshalOptions{}.MarshalAppend(l.out, m)
+	b, err := proto.MarshalOptions{}.MarshalAppend(append(l.out, make([]byte, frameHeader+grpcPrefix)...), m)
+	next := at + frameHeader
+	n := len(b) - next - grpcPrefix
+	if err == nil && n > maxMessage {
+		err = connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("a message of %d bytes", n))
+	}
 	if err != nil {
-		l.out = l.out[:at]
 		return err
 	}
-	message := b[at+frameHeader:]
-	if len(message)-grpcPrefix > maxMessage {
-		l.out = l.out[:at]
-		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("a message of %d bytes", len(message)))
-	}
-	binary.BigEndian.PutUint32(message[1:], uint32(len(message)-grpcPrefix)) //nolint:gosec // at most maxMessage
+	binary.BigEndian.PutUint32(b[next+1:], uint32(n)) //nolint:gosec // at most maxMessage
 	if l.out = b[:0]; cap(b) > 64<<10 {
 		l.out = nil // what a burst needed isn't kept
 	}
-	if n := len(message); n <= maxFrame && n <= l.room && l.err == nil {
-		appendFrame(b[:at], frameData, 0, 1, n)
-		l.room -= n
-		return l.write(b)
-	}
-	before := b[:at:at]
-	for len(message) > 0 {
+	for from := 0; next < len(b); from = next - frameHeader {
 		for l.room <= 0 && l.err == nil {
 			l.widened.Wait()
 		}
-		n := min(len(message), maxFrame, l.room)
+		n := min(len(b)-next, maxFrame, l.room)
 		if l.err != nil {
 			return l.err
 		}
+		// A head is written over the end of the frame before, which is sent.
+		appendFrame(b[:next-frameHeader], frameData, 0, 1, n)
 		l.room -= n
-		if err := l.write(append(appendFrame(before, frameData, 0, 1, n), message[:n]...)); err != nil {
+		if err := l.write(b[from : next+n]); err != nil {
 			return err
 		}
-		message, before = message[n:], nil
+		next += n
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ func linkTo(t *testing.T) (*link, *far) {
 	a, b := net.Pipe()
 	t.Cleanup(func() { _, _ = a.Close(), b.Close() })
 	f := &far{t, b}
-	_ = b.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = b.SetDeadline(time.Now().Add(time.Minute))
 	u, _ := url.Parse("https://fleet.test/base")
 	type begun struct {
 		l   *link
@@ -316,7 +316,7 @@ func TestLinkOrElse(t *testing.T) {
 	t.Cleanup(server.Close)
 	u, _ := url.Parse(server.URL)
 	dials := 0
-	cfg := Config{URL: u, Patience: 10 * time.Second, TLS: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // of this test
+	cfg := Config{URL: u, Patience: time.Minute, TLS: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // of this test
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			dials++
 			return (&net.Dialer{}).DialContext(ctx, network, address)

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"time"
 
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -29,9 +30,11 @@ func (s *session) send(beat time.Duration) error {
 	defer ticker.Stop()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var m *fleetbanv1.ConnectRequest
+	var beats bool
 	for {
 		s.sending.Lock()
-		pause, err := w.due()
+		pause, err := w.round(m, beats)
 		s.sending.Unlock()
 		if err != nil {
 			return err
@@ -41,28 +44,37 @@ func (s *session) send(beat time.Duration) error {
 			timer.Reset(pause)
 			later = timer.C
 		}
+		m, beats = nil, false
 		select {
 		case <-s.ctx.Done():
 			return nil
-		case m := <-s.out:
-			err = s.stream.send(m)
+		case m = <-s.out:
 		case <-s.wake:
 		case <-s.cfg.Source.Appended():
 		case <-later:
 		case <-ticker.C:
-			s.sending.Lock()
-			err = s.stream.send(fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{
-				Cursors: s.cursors(), HostUnixMs: time.Now().UnixMilli(),
-			}.Build()}.Build())
-			s.sending.Unlock()
-		}
-		if err != nil {
-			return err
+			beats = true
 		}
 	}
 }
 
-// due sends what is due now, and returns how long until something else is; 0: nothing is. The caller holds the session's sending.
+// round sends m, if it isn't nil, a heartbeat if that is to be, and what is due. It returns how long until something else is due; 0:
+// nothing is. The caller holds the session's sending.
+func (w *sender) round(m *fleetbanv1.ConnectRequest, beats bool) (time.Duration, error) {
+	if beats {
+		m = fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{
+			Cursors: w.s.cursors(), HostUnixMs: time.Now().UnixMilli(),
+		}.Build()}.Build()
+	}
+	if m != nil {
+		if err := w.s.stream.send(m); err != nil {
+			return 0, err
+		}
+	}
+	return w.due()
+}
+
+// due sends what is due now, and returns how long until something else is; 0: nothing is.
 func (w *sender) due() (time.Duration, error) {
 	if err := w.events(); err != nil {
 		return 0, err
@@ -127,20 +139,17 @@ func (w *sender) wait() {
 // standing is a Health without what any ban changes.
 func standing(h *fleetbanv1.Health) string {
 	f, e := h.GetFail2Ban(), h.GetEnforcer()
-	b := make([]byte, 0, 64)
+	parts := []string{f.GetProblem(), e.GetBackend(), e.GetProblem(), h.GetSpool().GetProblem(), h.GetPolicyLevel()}
 	for _, n := range []int64{
 		int64(f.GetState()), int64(f.GetSource()), int64(len(f.GetJails())), int64(e.GetInert()), int64(e.GetRepairs()), e.GetOffUntilUnixMs(), //nolint:gosec // to be told apart
 		int64(h.GetSpool().GetLost()), //nolint:gosec // as above
 	} {
-		b = append(strconv.AppendInt(b, n, 10), ' ')
-	}
-	for _, text := range []string{f.GetProblem(), e.GetBackend(), e.GetProblem(), h.GetSpool().GetProblem(), h.GetPolicyLevel()} {
-		b = append(append(b, text...), 0)
+		parts = append(parts, strconv.FormatInt(n, 10))
 	}
 	for _, finding := range h.GetFindings() {
-		b = append(append(append(append(b, finding.GetCode()...), 0), finding.GetProblem()...), 0)
+		parts = append(parts, finding.GetCode(), finding.GetProblem())
 	}
-	return string(b)
+	return strings.Join(parts, "\x00")
 }
 
 // least is the lesser of two pauses, of which 0 is none.
