@@ -41,8 +41,10 @@ func newReplica(t *testing.T) *replica {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	return &replica{t, l, &tls.Config{Certificates: plain.TLS.Certificates, NextProtos: []string{linkAgreed}, MinVersion: tls.VersionTLS13},
-		&url.URL{Scheme: "https", Host: l.Addr().String()}}
+	return &replica{
+		t, l, &tls.Config{Certificates: plain.TLS.Certificates, NextProtos: []string{linkAgreed}, MinVersion: tls.VersionTLS13},
+		&url.URL{Scheme: "https", Host: l.Addr().String()},
+	}
 }
 
 // dialSmall connects with a send buffer as small as it goes.
@@ -93,9 +95,11 @@ func (sets) Cursors(context.Context) ([]*fleetbanv1.SetCursor, error)           
 func (sets) Begin(context.Context, *fleetbanv1.Welcome, int64, []netip.Addr) error { return nil }
 func (sets) Settings(context.Context, *fleetbanv1.Settings, int64) error           { return nil }
 func (sets) Exceptions(context.Context) (Exceptions, error)                        { return Exceptions{}, nil }
+
 func (sets) Execute(context.Context, *fleetbanv1.Command, int64) *fleetbanv1.CommandResult {
 	return nil
 }
+
 func (sets) Held(context.Context, string, uint64, func([]*fleetbanv1.Record) error) error { return nil }
 
 func (s sets) Apply(_ context.Context, u Update, _ int64) (Applied, error) {

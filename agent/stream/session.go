@@ -178,7 +178,7 @@ func (s *session) run(ctx context.Context) {
 	s.mu.Unlock()
 	s.conn = dial(s.cfg)
 	stop := context.AfterFunc(s.ctx, s.conn.close) //nolint:contextcheck // s.ctx comes of ctx, above
-	err := s.live()
+	err := s.live() //nolint:contextcheck // as above
 	if cause := context.Cause(s.ctx); cause != nil { //nolint:contextcheck // as above
 		err = cause
 	}

@@ -5,6 +5,8 @@
 //	kernel: records, digest ◀─ Kernel │ stream │ ◀─────────────────────
 //	                                  └────────┘
 //
-// All hosts of a process share a [World]: records are the same on each of them, so each host holds four bytes a record
-// and the World holds what they mean. A host still has its own idea of what is in each set, and its own digest over it.
+// All hosts of a process share a [World]: records are the same on each of them, so each host holds their numbers and the World what they
+// mean. What comes in the same bytes is decoded once for all of them, as if hosts were what they are, machines of their own that do that
+// at once. A host still has its own idea of what is in each set, and its own digest over it: it compares that with the control plane's
+// for each change.
 package host

@@ -31,22 +31,32 @@ type Peer struct {
 	// subscribed begins the line that says that a subscription stands.
 	subscribed string
 	publish    func(body string) string
+	// join is what the publisher subscribes to all answers with, and answer what a subscriber writes to give one; empty where one that
+	// subscribes can't.
+	join, answer string
 }
 
 // Measured is what a peer took.
 type Measured struct {
 	// Last is from a message until the last subscriber has it.
 	Last *hdrhistogram.Histogram
+	// Answered is from a message until the publisher has an answer of each subscriber to it; empty where they can't give one.
+	Answered *hdrhistogram.Histogram
 	// PerSecond is deliveries a second of many messages at once.
 	PerSecond float64
 }
 
 const (
 	channel = "fleetsim"
-	// size of a message, bytes: about a ban.
-	size   = 100
-	rounds = 30
+	inbox   = "fleetsim.answers"
+	// size of a message, bytes: about a ban; and of an answer: about its acknowledgement.
+	size, answerSize = 100, 40
+	// Rounds is how many messages are measured, one after the other.
+	Rounds = 30
 )
+
+// NATS is the name of the peer that a fleet is held against.
+const NATS = "NATS"
 
 // All are the peers that this machine has.
 func All() (out []Peer) {
@@ -63,12 +73,14 @@ func All() (out []Peer) {
 	})
 	if _, err := exec.LookPath("nats-server"); err == nil {
 		out = append(out, Peer{
-			Name: "NATS",
+			Name: NATS,
 			command: func(_, port string) *exec.Cmd {
 				return exec.Command("nats-server", "-a", "127.0.0.1", "-p", port) //nolint:noctx // Measure ends it
 			},
 			subscribe: "CONNECT {\"verbose\":false}\r\nSUB " + channel + " 1\r\nPING\r\n", subscribed: "PONG",
 			publish: func(body string) string { return fmt.Sprintf("PUB %s %d\r\n%s\r\n", channel, len(body), body) },
+			join:    "CONNECT {\"verbose\":false}\r\nSUB " + inbox + " 1\r\nPING\r\n",
+			answer:  fmt.Sprintf("PUB %s %d\r\n%s\r\n", inbox, answerSize, strings.Repeat("a", answerSize)),
 		})
 	}
 	return out
@@ -99,21 +111,32 @@ func (p Peer) Measure(ctx context.Context, dir string, subscribers, burst int) (
 		return Measured{}, err
 	}
 	defer publisher.Close()
-	go func() { _, _ = io.Copy(io.Discard, publisher) }()
+	back := bufio.NewReaderSize(publisher, 64<<10)
+	if p.join != "" {
+		if err := p.subscribeWith(p.join, publisher, back); err != nil {
+			return Measured{}, err
+		}
+	}
 	var (
-		got   atomic.Int64 // messages, over all subscribers
-		want  atomic.Int64
-		done  = make(chan struct{}, 1)
-		wg    sync.WaitGroup
-		conns []net.Conn
+		answers atomic.Bool
+		got     = counter{done: make(chan struct{}, 1)}
+		wg      sync.WaitGroup
+		conns   []net.Conn
 	)
 	defer func() {
+		_ = publisher.Close()
 		for _, c := range conns {
 			_ = c.Close()
 		}
 		wg.Wait()
 	}()
-	mark := []byte(strings.Repeat("x", size))
+	mark, answer := []byte(strings.Repeat("x", size)), []byte(strings.Repeat("a", answerSize))
+	wg.Go(func() {
+		_ = each(back, answer, func() error {
+			got.add()
+			return nil
+		})
+	})
 	for range subscribers {
 		c, err := dial(ctx, address)
 		if err != nil {
@@ -121,52 +144,88 @@ func (p Peer) Measure(ctx context.Context, dir string, subscribers, burst int) (
 		}
 		conns = append(conns, c)
 		r := bufio.NewReaderSize(c, 1024)
-		if err := p.join(c, r); err != nil {
+		if err := p.subscribeWith(p.subscribe, c, r); err != nil {
 			return Measured{}, err
 		}
 		wg.Go(func() {
-			for {
-				line, err := r.ReadSlice('\n')
-				if err != nil {
-					return
+			_ = each(r, mark, func() error {
+				if answers.Load() {
+					_, err := io.WriteString(c, p.answer)
+					return err
 				}
-				if bytes.HasPrefix(line, mark) && got.Add(1) == want.Load() {
-					select {
-					case done <- struct{}{}:
-					default:
-					}
-				}
-			}
+				got.add()
+				return nil
+			})
 		})
 	}
 	send := func(n int) (time.Duration, error) {
-		got.Store(0)
-		want.Store(int64(n * subscribers))
+		got.await(int64(n * subscribers))
 		began := time.Now()
 		if _, err := io.WriteString(publisher, strings.Repeat(p.publish(string(mark)), n)); err != nil {
 			return 0, err
 		}
 		select {
-		case <-done:
+		case <-got.done:
 			return time.Since(began), nil
 		case <-ctx.Done():
-			return 0, fmt.Errorf("%d of %d were delivered: %w", got.Load(), want.Load(), ctx.Err())
+			return 0, fmt.Errorf("%d of %d came: %w", got.n.Load(), n*subscribers, ctx.Err())
 		}
 	}
-	m := Measured{Last: host.Histogram()}
-	for range rounds {
-		took, err := send(1)
-		if err != nil {
-			return m, err
+	m := Measured{Last: host.Histogram(), Answered: host.Histogram()}
+	measure := func(h *hdrhistogram.Histogram) error {
+		for range Rounds {
+			took, err := send(1)
+			if err != nil {
+				return err
+			}
+			host.Observe(h, took)
 		}
-		host.Observe(m.Last, took)
+		return nil
+	}
+	if err := measure(m.Last); err != nil {
+		return m, err
 	}
 	took, err := send(burst)
 	if err != nil {
 		return m, err
 	}
 	m.PerSecond = float64(burst*subscribers) / took.Seconds()
-	return m, nil
+	if p.answer == "" {
+		return m, nil
+	}
+	answers.Store(true)
+	return m, measure(m.Answered)
+}
+
+// counter tells when so many have come.
+type counter struct {
+	n, want atomic.Int64
+	done    chan struct{}
+}
+
+// await counts anew, up to n.
+func (c *counter) await(n int64) {
+	c.n.Store(0)
+	c.want.Store(n)
+}
+
+func (c *counter) add() {
+	if c.n.Add(1) == c.want.Load() {
+		c.done <- struct{}{}
+	}
+}
+
+// each calls f for each message of that body, until either fails.
+func each(r *bufio.Reader, body []byte, f func() error) error {
+	for {
+		line, err := r.ReadSlice('\n')
+		if err == nil && bytes.HasPrefix(line, body) {
+			err = f()
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // dial connects as soon as the server listens.
@@ -186,8 +245,8 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	}
 }
 
-func (p Peer) join(c net.Conn, r *bufio.Reader) error {
-	if _, err := io.WriteString(c, p.subscribe); err != nil {
+func (p Peer) subscribeWith(words string, c net.Conn, r *bufio.Reader) error {
+	if _, err := io.WriteString(c, words); err != nil {
 		return err
 	}
 	for {

@@ -75,6 +75,9 @@ type Peer struct {
 	Name string `json:"name"`
 	// Last is from one message until the last of as many subscribers as there were hosts has it.
 	Last Distribution `json:"last_delivery"`
+	// Answered is from one message until its publisher has an answer of each of them, as a ban is acknowledged; none where they can't
+	// give one.
+	Answered *Distribution `json:"last_answer,omitempty"`
 	// PerSecond is deliveries a second, of many messages at once.
 	PerSecond float64 `json:"deliveries_per_second"`
 }
@@ -144,6 +147,13 @@ func (r *Report) Print(out io.Writer) {
 		for _, row := range r.ratios(p) {
 			fmt.Fprintf(out, "  %s: %s\n", row.Name, number(row.Value))
 		}
+		if p.Answered == nil {
+			continue
+		}
+		fmt.Fprintf(out, "%s, each subscriber answering: last answer to one message p50 %.1f ms, max %.1f ms\n", p.Name, p.Answered.P50, p.Answered.Max)
+		for _, row := range r.answerRatios(p) {
+			fmt.Fprintf(out, "  %s: %s\n", row.Name, number(row.Value))
+		}
 	}
 	if r.WatchGaps > 0 {
 		fmt.Fprintf(out, "\nthe watch of events had %d gaps: what was not recorded can't be told from what was trimmed\n", r.WatchGaps)
@@ -176,6 +186,18 @@ func (r *Report) ratios(p Peer) (out []Row) {
 		for _, row := range s.Rows {
 			if row.Name == rowDelivered && p.PerSecond > 0 {
 				out = append(out, Row{Name: s.Name + ", " + row.Name + ": times that of " + p.Name, Value: row.Value / p.PerSecond})
+			}
+		}
+	}
+	return out
+}
+
+// answerRatios sets a peer's last answer beside the last receipt.
+func (r *Report) answerRatios(p Peer) (out []Row) {
+	for _, s := range r.Scenarios {
+		for _, h := range s.Hists {
+			if h.Name == histReceipts && p.Answered.P50 > 0 {
+				out = append(out, Row{Name: s.Name + ", " + h.Name + ", p50: times the last answer of " + p.Name + ", each subscriber answering", Value: h.P50 / p.Answered.P50})
 			}
 		}
 	}

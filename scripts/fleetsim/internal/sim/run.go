@@ -180,7 +180,12 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 			if err != nil {
 				return o.report, fmt.Errorf("measure %s: %w", p.Name, err)
 			}
-			o.report.Peers = append(o.report.Peers, Peer{Name: p.Name, Last: distribution("last delivery", m.Last), PerSecond: m.PerSecond})
+			took := Peer{Name: p.Name, Last: distribution("last delivery", m.Last), PerSecond: m.PerSecond}
+			if m.Answered.TotalCount() > 0 {
+				answered := distribution("last answer", m.Answered)
+				took.Answered = &answered
+			}
+			o.report.Peers = append(o.report.Peers, took)
 		}
 	}
 	if len(o.report.Violations) > 0 {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"text/tabwriter"
+
+	"github.com/fleetban/fleetban/scripts/fleetsim/internal/peer"
 )
 
 // Point is what one size of fleet costs. Durations are milliseconds.
@@ -23,6 +25,8 @@ type Point struct {
 	Delivered float64
 	// NATS is a NATS server's last delivery of one message to as many, median, and NATSDelivered its messages a second; 0 without it.
 	NATS, NATSDelivered float64
+	// NATSAnswered is until it has an answer of each, median.
+	NATSAnswered float64
 }
 
 // Scale plays the same with fleets of several sizes on one replica.
@@ -67,9 +71,12 @@ func (r *Report) point() Point {
 			}
 		}
 	}
-	for _, peer := range r.Peers {
-		if peer.Name == "NATS" {
-			p.NATS, p.NATSDelivered = peer.Last.P50, peer.PerSecond
+	for _, other := range r.Peers {
+		if other.Name == peer.NATS {
+			p.NATS, p.NATSDelivered = other.Last.P50, other.PerSecond
+			if other.Answered != nil {
+				p.NATSAnswered = other.Answered.P50
+			}
 		}
 	}
 	return p
@@ -78,10 +85,10 @@ func (r *Report) point() Point {
 // PrintScale writes the table for people.
 func PrintScale(out io.Writer, points []Point) {
 	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "hosts\tconnected s\tkB a stream\tidle % of a core\tlast host ms\tlast receipt ms\tNATS ms\treceipt : NATS\tCPU µs a ban and host\tstorm, bans/s\tNATS, messages/s\tstorm : NATS\t")
+	fmt.Fprintln(w, "hosts\tconnected s\tkB a stream\tidle % of a core\tlast host ms\tlast receipt ms\tNATS ms\treceipt : NATS\treceipt : NATS answered\tCPU µs a ban and host\tstorm, bans/s\tNATS, messages/s\tstorm : NATS\t")
 	for _, p := range points {
-		fmt.Fprintf(w, "%d\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f\t%s\t%.1f\t%.0f\t%.0f\t%s\t\n", p.Hosts, p.Connected/1000, p.PerStream, p.Idle,
-			p.Last, p.Receipts, p.NATS, ratio(p.Receipts, p.NATS), p.CPU, p.Delivered, p.NATSDelivered, ratio(p.Delivered, p.NATSDelivered))
+		fmt.Fprintf(w, "%d\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f\t%s\t%s\t%.1f\t%.0f\t%.0f\t%s\t\n", p.Hosts, p.Connected/1000, p.PerStream, p.Idle,
+			p.Last, p.Receipts, p.NATS, ratio(p.Receipts, p.NATS), ratio(p.Receipts, p.NATSAnswered), p.CPU, p.Delivered, p.NATSDelivered, ratio(p.Delivered, p.NATSDelivered))
 	}
 	_ = w.Flush()
 }
