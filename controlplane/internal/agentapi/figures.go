@@ -19,6 +19,21 @@ type owed struct {
 	set            string
 	epoch, version uint64
 	heard          feed.Moment
+	sent           int64 // ms, see monotonic
+}
+
+// owe notes what the host will owe an answer for, before it is sent: the answer may be there before who sends goes on.
+func (st *stream) owe(frames []*feed.Frame) {
+	st.more = len(frames) >= framesAtOnce
+	heard, last := st.sub.Heard(), frames[len(frames)-1].Cursor
+	if heard == 0 || last.Set == "" {
+		return
+	}
+	st.mu.Lock()
+	if st.owed.heard == 0 {
+		st.owed = owed{set: last.Set, epoch: last.Epoch, version: last.Version, heard: heard, sent: monotonic()}
+	}
+	st.mu.Unlock()
 }
 
 // framesSent counts what was just sent.
@@ -28,36 +43,35 @@ func (st *stream) framesSent(frames []*feed.Frame) {
 		bytes += len(f.Bytes)
 	}
 	heard := st.sub.Heard()
-	st.service.Metrics.FramesSent(len(frames), bytes, heard.Ago())
-	last := frames[len(frames)-1].Cursor
-	if heard == 0 || last.Set == "" {
-		return
+	took := heard.Ago()
+	st.service.Metrics.FramesSent(len(frames), bytes, took)
+	if heard != 0 {
+		st.tenant.pace.wrote(took)
 	}
-	st.mu.Lock()
-	if st.owed.heard == 0 {
-		st.owed = owed{set: last.Set, epoch: last.Epoch, version: last.Version, heard: heard}
-	}
-	st.mu.Unlock()
 }
 
-// receive looks whether cursors that the host acknowledges are what it owes. The caller holds st.mu.
-func (st *stream) receive(cursors []sets.Cursor) {
+// receive looks whether cursors that the host acknowledges are what it owes. waited: something waits for that to be sent. The caller
+// holds st.mu.
+func (st *stream) receive(cursors []sets.Cursor) (waited bool) {
 	if st.owed.heard == 0 {
-		return
+		return false
 	}
 	for _, c := range cursors {
 		if c.Set != st.owed.set {
 			continue
 		}
 		switch {
-		case c.Epoch != st.owed.epoch:
-			st.owed = owed{} // it was made up for since
+		case c.Epoch != st.owed.epoch: // it was made up for since
 		case c.Version >= st.owed.version:
 			st.service.Metrics.Receipt(st.owed.heard.Ago())
-			st.owed = owed{}
+		default:
+			return false
 		}
-		return
+		waited = st.held
+		st.owed, st.held = owed{}, false
+		return waited
 	}
+	return false
 }
 
 // endOf is why a stream ended, as metrics name it.

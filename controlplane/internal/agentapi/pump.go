@@ -157,12 +157,16 @@ func (p *pushedStream) quick(st *stream) bool {
 		return false
 	}
 	empty := !box.events && box.settings == nil && box.drain == nil && !box.heartbeat && len(box.beats) == 0
+	waits := st.waits()
 	st.mu.Unlock()
 	if !empty {
 		if _, err := w.mail(p.ctx); err != nil {
 			st.end(err, "the connection broke")
 			return true
 		}
+	}
+	if waits {
+		return true
 	}
 	frames, ok := st.sub.Held(p.frames[:0], framesAtOnce)
 	if !ok {
@@ -191,6 +195,7 @@ func (p *pushedStream) send(st *stream, frames []*feed.Frame) {
 		p.batch = append(p.batch, f.Message)
 	}
 	begun := time.Now()
+	st.owe(frames)
 	err := p.w.link.Stream.Send(p.batch...)
 	st.sent.Store(monotonic())
 	if err != nil {

@@ -93,7 +93,7 @@ func (st *stream) acked(ack *fleetbanv1.Ack) {
 func (st *stream) acknowledge(cursors []sets.Cursor, inert fleetbanv1.Inert, exceptions *fleetbanv1.Ack) {
 	st.mu.Lock()
 	st.inert = inert
-	st.receive(cursors)
+	waited := st.receive(cursors)
 	if exceptions != nil {
 		st.refusals = nil
 		if len(exceptions.GetExceptions()) > 0 || exceptions.GetExceptionsTotal() > 0 {
@@ -102,6 +102,9 @@ func (st *stream) acknowledge(cursors []sets.Cursor, inert fleetbanv1.Inert, exc
 	}
 	st.mu.Unlock()
 	st.tenant.acknowledge(st, cursors, inert, exceptions)
+	if waited {
+		st.rouse()
+	}
 }
 
 // offer takes what a host held when Redis lost it. Only what this control plane once issued is taken.

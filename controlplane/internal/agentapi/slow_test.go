@@ -1,6 +1,7 @@
 package agentapi_test
 
 import (
+	"errors"
 	"net/http"
 	"net/netip"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/v1/fleetbanv1connect"
 	"github.com/fleetban/fleetban/proto/wire/banset"
@@ -84,5 +86,55 @@ func TestSlowConsumer(t *testing.T) {
 	// What the replica no longer kept was read anew.
 	if again() == before {
 		t.Error("all that the slow host missed was kept for it")
+	}
+}
+
+// TestPace: a replica that has no time sends a host the next changes when it has answered for those before, or after a while; one that has
+// time waits for nothing. However the stream is served.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	for _, overHTTP := range []bool{false, true} {
+		t.Run(map[bool]string{false: "link", true: "http"}[overHTTP], func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t)
+			f.overHTTP = overHTTP
+			one := f.replica("one")
+			h := one.enrol("a", nil)
+			s := h.connect(one)
+			// What it begins with is no change: from the one after it is followed.
+			one.manual("203.0.113.1", time.Hour)
+			s.ack(s.delta("all", "203.0.113.1", present))
+			for _, text := range []string{"203.0.113.2", "203.0.113.3", "203.0.113.4"} {
+				one.manual(text, time.Hour)
+				s.delta("all", text, present)
+			}
+
+			one.Slow(f.org, time.Hour)
+			one.manual("203.0.113.5", time.Hour)
+			testwait.Until(t, "the next change is held back", func() error {
+				if !one.HoldsBack(f.org, h.id) {
+					return errors.New("it isn't")
+				}
+				return nil
+			})
+			at := one.manual("203.0.113.6", time.Hour)
+			// The answer, to what was sent of these.
+			at.Version -= 2
+			s.ack(at.Proto())
+			s.ack(s.delta("all", "203.0.113.5", present))
+			s.ack(s.delta("all", "203.0.113.6", present))
+			one.manual("203.0.113.7", time.Hour)
+			s.delta("all", "203.0.113.7", present)
+
+			// Another doesn't answer.
+			two := f.replica("two")
+			s = two.enrol("b", nil).connect(two)
+			s.delta("all", "203.0.113.7", present)
+			two.Slow(f.org, 100*time.Millisecond)
+			for _, text := range []string{"203.0.113.8", "203.0.113.9"} {
+				two.manual(text, time.Hour)
+				s.delta("all", text, present)
+			}
+		})
 	}
 }

@@ -38,6 +38,7 @@ type stream struct {
 	name     string
 	sets     []string
 	sub      *feed.Subscription // the writer's
+	more     bool               // the writer's: there was more to send than was sent at once
 
 	// Milliseconds of a monotonic clock. reading is 0 while a message is being worked on: a peer isn't silent then.
 	reading, sent, sending atomic.Int64
@@ -52,6 +53,7 @@ type stream struct {
 	refusals *fleetbanv1.Ack    // last list of exceptions, where there are some
 	inert    fleetbanv1.Inert   // last said
 	owed     owed
+	held     bool // something waits until what is owed has come
 	mark     mark
 	box      mailbox
 	ended    bool
@@ -298,11 +300,7 @@ func (st *stream) note(f func(*mailbox)) {
 	st.mu.Lock()
 	f(&st.box)
 	st.mu.Unlock()
-	if st.pushed != nil {
-		st.pushed.schedule(st)
-		return
-	}
-	poke(st.wake)
+	st.rouse()
 }
 
 // tick is called for each stream some twenty times a heartbeat.

@@ -282,11 +282,11 @@ func TestUnknownMessageIsSkipped(t *testing.T) {
 func TestHeartbeatsAndSilence(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
-	one := f.replica("one", heartbeat(200*time.Millisecond))
+	one := f.replica("one", heartbeat(time.Second))
 	h := one.enrol("a", nil)
 	s := h.connect(one)
 	beat := func(m *fleetbanv1.ConnectResponse) bool { return m.GetHeartbeat() != nil }
-	for range 5 {
+	for range 3 {
 		s.next("a heartbeat", beat)
 		s.send(fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{}.Build()})
 	}

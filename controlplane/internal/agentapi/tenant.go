@@ -27,6 +27,8 @@ type tenant struct {
 	cancel context.CancelFunc
 	closed sync.WaitGroup
 
+	pace pace
+
 	// One element each.
 	refresh, look, flush, flushHealth chan struct{}
 
@@ -79,6 +81,7 @@ func (s *Service) acquire(ctx context.Context, org string) (*tenant, error) { //
 		health:  map[*stream]struct{}{},
 		refresh: make(chan struct{}, 1), look: make(chan struct{}, 1), flush: make(chan struct{}, 1), flushHealth: make(chan struct{}, 1),
 	}
+	t.pace.most.Store(mostPatience.Nanoseconds())
 	s.tenants[org] = t
 	var release func()
 	t.feed, release = s.Feeds.Acquire(org)

@@ -45,7 +45,7 @@ func journey(f *fleet) {
 	}
 	sa.next("the order to unban", func(m *fleetbanv1.ConnectResponse) bool { return m.GetCommand() != nil })
 	sb.delta("all", "203.0.113.1", fleetbanv1.RecordKind_RECORD_KIND_RETRACTED)
-	sa.ban(2, "sshd", "203.0.113.2", 1500*time.Millisecond)
+	sa.ban(2, "sshd", "203.0.113.2", 4*time.Second)
 	sb.delta("all", "203.0.113.2", present)
 	sb.delta("all", "203.0.113.2", fleetbanv1.RecordKind_RECORD_KIND_EXPIRED)
 	if ids, err := f.orgs.IDs(t.Context()); err != nil || len(ids) != 1 {

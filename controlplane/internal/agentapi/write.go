@@ -57,7 +57,17 @@ func (st *stream) write(ctx context.Context, welcome *fleetbanv1.Welcome, cursor
 		if err != nil {
 			return err
 		}
-		frames, feedErr := st.sub.Next(ctx, framesAtOnce)
+		st.mu.Lock()
+		waits := st.waits()
+		st.mu.Unlock()
+		var frames []*feed.Frame
+		var feedErr error
+		if !waits {
+			frames, feedErr = st.sub.Next(ctx, framesAtOnce)
+		}
+		if len(frames) > 0 {
+			st.owe(frames)
+		}
 		for _, f := range frames {
 			begun := time.Now()
 			if err := st.sendOut(&outgoing{bytes: f.Message}); err != nil {
