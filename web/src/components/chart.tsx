@@ -25,10 +25,11 @@ export function Chart({ label, times, series, height = 180, theme, locale }: { l
       {
         width: node.clientWidth || 300,
         height,
+        padding: [6, 12, 0, 0],
         legend: { show: false },
         cursor: { show: false },
         scales: { y: { range: (_, __, max) => [0, Math.max(max * 1.1, 4)] } },
-        axes: [{ ...axis, size: 28, values: (_, at) => at.map((s) => clock.format(s * 1000)) }, { ...axis, size: 40 }],
+        axes: [{ ...axis, size: 28, values: (_, at) => at.map((s) => clock.format(s * 1000)) }, { ...axis, size: 34 }],
         series: [
           {},
           ...series.map((s) => ({

@@ -17,17 +17,17 @@ const tones: Partial<Record<Kind, Tone>> = {
   [Kind.NOTICE]: "info",
 };
 
-/** EventLine is one thing that happened, in one line. */
+/** EventLine is one thing that happened, in one line; on a phone in as many as it takes. */
 export function EventLine({ event }: { event: FleetEvent }) {
   const { t, locale } = useFirst();
   const at = Number(event.atUnixMs);
   return (
-    <li className="flex min-w-0 items-baseline gap-2.5 px-4 py-1.5">
+    <li className="flex min-w-0 items-baseline gap-x-2.5 gap-y-0.5 px-4 py-1.5 max-sm:flex-wrap">
       <time dateTime={new Date(at).toISOString()} title={exact(at, locale)} className="shrink-0 font-mono text-xs text-soft tabular-nums">
         {clock(at, locale)}
       </time>
       <Badge tone={tones[event.kind] ?? "none"}>{t.eventKinds[event.kind]}</Badge>
-      <span className="min-w-0 flex-1 truncate">
+      <span className="min-w-0 break-words max-sm:basis-full sm:flex-1 sm:truncate">
         {event.prefix && <AddressLink of={event.prefix} />} {event.hostName && <HostLink name={event.hostName} />}
         {event.jail && <span className="text-soft"> {visible(event.jail, 64)}</span>}
         {event.actor && <span> {t.event.by(visible(event.actor, 80))}</span>}

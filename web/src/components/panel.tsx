@@ -20,7 +20,7 @@ export function Page({ title, lead, actions, children, coming }: {
           <h1 className="text-xl font-semibold tracking-tight break-words">{title}</h1>
           {lead && <p className="mt-0.5 max-w-prose text-soft">{lead}</p>}
         </div>
-        {actions && <div className="flex flex-wrap gap-2">{actions}</div>}
+        {actions && <div className="flex flex-wrap gap-2 max-sm:w-full max-sm:*:grow">{actions}</div>}
       </header>
       {children}
     </div>

@@ -133,7 +133,17 @@ export function Audit() {
           <Empty icon={<ScrollText size={24} aria-hidden />} title={t.audit.none} />
         </Panel>
       ) : (
-        <LongTable label={t.pages.audit} columns={columns} widths="4rem 7rem minmax(12rem,1fr) 7rem minmax(14rem,2fr) 6rem 7rem 5.5rem" least="62rem" rows={rows} rowId={(e) => String(e.number)} total={rows.length} more={more} />
+        <LongTable
+          label={t.pages.audit}
+          columns={columns}
+          widths="4.5rem 7rem minmax(11rem,1fr) 7rem minmax(14rem,2fr) 6rem 7rem 5.5rem"
+          least="62rem"
+          narrow={{ widths: "minmax(0,1fr) auto auto", areas: '"actor action at" "target target more"', height: 68, heads: ["actor", "action", "at"] }}
+          rows={rows}
+          rowId={(e) => String(e.number)}
+          total={rows.length}
+          more={more}
+        />
       )}
       <Entry entry={shown} onClose={() => setShown(undefined)} />
     </Page>

@@ -193,7 +193,9 @@ export function Bans() {
         <LongTable
           label={t.pages.bans}
           columns={columns}
-          widths="2.5rem minmax(11rem,1.2fr) minmax(14rem,2fr) minmax(10rem,1.4fr) 9rem 9rem" least="58rem"
+          widths="3rem minmax(13rem,1.2fr) minmax(14rem,2.4fr) minmax(7rem,1fr) 8rem 8rem"
+          least="58rem"
+          narrow={{ widths: "3rem minmax(0,1fr) auto", areas: '"choose prefix expires" "choose why why"', height: 60, heads: ["choose", "prefix", "since", "expires"] }}
           rows={rows}
           rowId={(b) => b.prefix}
           total={Number(first?.matching ?? rows.length)}

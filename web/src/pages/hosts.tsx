@@ -57,7 +57,7 @@ export function Hosts() {
       {
         id: "tags",
         header: t.hosts.tags,
-        cell: ({ row }) => <span className="text-soft">{tagsOf(row.original).map((tag) => visible(tag, 60)).join(", ")}</span>,
+        cell: ({ row }) => <span className="text-soft">{tagsOf(row.original).map((tag) => visible(tag, 60)).join(", ") || "–"}</span>,
       },
       { id: "seen", header: t.hosts.seen, cell: ({ row }) => <Time ms={row.original.seenUnixMs} /> },
     ],
@@ -101,7 +101,9 @@ export function Hosts() {
         <LongTable
           label={t.pages.hosts}
           columns={columns}
-          widths="minmax(11rem,2fr) 10rem 7rem 5rem 6rem minmax(8rem,1fr) minmax(8rem,1fr) 8rem" least="62rem"
+          widths="minmax(11rem,2fr) 10rem 7rem 5rem 6rem minmax(8rem,1fr) minmax(8rem,1fr) 8rem"
+          least="62rem"
+          narrow={{ widths: "minmax(0,1fr) auto", areas: '"name state" "tags seen"', height: 60, heads: ["name", "state"] }}
           rows={rows}
           rowId={(h) => h.hostId}
           total={rows.length}

@@ -180,7 +180,10 @@ function Figure({ name, value, note, to, tone = "" }: { name: string; value: str
   );
 }
 
-/** HostStrip is each host as a square: at a glance, whether all are well. */
+/** As many hosts have their names shown; more are squares. */
+const named = 16;
+
+/** HostStrip is each host, at a glance whether all are well: by name where they are few. */
 function HostStrip({ hosts }: { hosts: Host[] }) {
   const { t } = useFirst();
   const shades = { ok: "bg-ok", warn: "bg-warn", bad: "bg-bad", info: "bg-accent", none: "bg-line-strong" };
@@ -192,7 +195,14 @@ function HostStrip({ hosts }: { hosts: Host[] }) {
         const label = `${visible(h.name, 80)}: ${t.hostStates[state.name]}`;
         return (
           <li key={h.hostId}>
-            <Link to="/hosts/$host" params={{ host: h.name }} title={label} aria-label={label} className={`block size-6 rounded ${shades[state.tone]} opacity-80 hover:opacity-100`} />
+            {hosts.length <= named ? (
+              <Link to="/hosts/$host" params={{ host: h.name }} title={label} aria-label={label} className="flex max-w-48 items-center gap-2 rounded-md border border-line bg-surface px-2.5 py-1 hover:border-line-strong">
+                <span className={`size-2.5 shrink-0 rounded-full ${shades[state.tone]}`} aria-hidden />
+                <span className="truncate text-[13px]">{visible(h.name, 40)}</span>
+              </Link>
+            ) : (
+              <Link to="/hosts/$host" params={{ host: h.name }} title={label} aria-label={label} className={`block size-6 rounded ${shades[state.tone]} opacity-80 hover:opacity-100`} />
+            )}
           </li>
         );
       })}
@@ -200,13 +210,18 @@ function HostStrip({ hosts }: { hosts: Host[] }) {
   );
 }
 
+function toTheEnd(values: number[]): number[] {
+  return [...values, values.at(-1) ?? 0];
+}
+
 function Rate({ of }: { of: GetActivityResponse }) {
   const { t, locale } = useFirst();
-  const times = useMemo(() => of.buckets.map((_, i) => (Number(of.fromUnixMs) + i * Number(of.stepMs)) / 1000), [of]);
+  // One more than there are: the last bucket has a width, too.
+  const times = useMemo(() => Array.from({ length: of.buckets.length + 1 }, (_, i) => (Number(of.fromUnixMs) + i * Number(of.stepMs)) / 1000), [of]);
   const series = useMemo(
     () => [
-      { name: t.overview.observed, colour: "--accent", values: of.buckets.map((b) => b.observed) },
-      { name: t.overview.banned, colour: "--bad", values: of.buckets.map((b) => b.banned) },
+      { name: t.overview.observed, colour: "--accent", values: toTheEnd(of.buckets.map((b) => b.observed)) },
+      { name: t.overview.banned, colour: "--bad", values: toTheEnd(of.buckets.map((b) => b.banned)) },
     ],
     [of, t],
   );

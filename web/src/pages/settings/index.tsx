@@ -43,7 +43,7 @@ export function Settings() {
   return (
     <Page title={t.pages.settings}>
       <Tabs.Root value={current} onValueChange={(value) => void navigate({ search: { tab: value } })} className="flex flex-col gap-4">
-        <Tabs.List ref={list} aria-label={t.pages.settings} className="flex gap-1 overflow-x-auto border-b border-line">
+        <Tabs.List ref={list} aria-label={t.pages.settings} className="sideways flex gap-1 overflow-x-auto border-b border-line [--behind:var(--ground)]">
           {tabs.map(([id, name]) => (
             <Tabs.Trigger
               key={id}

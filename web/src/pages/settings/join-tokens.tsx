@@ -56,7 +56,7 @@ export function JoinTokens() {
   );
   const rows = answer.data?.joinTokens ?? [];
   return (
-    <Panel id="join-tokens" title={t.settings.joinTokens} flush actions={rows.length > 0 && <AddButton />}>
+    <Panel id="join-tokens" title={t.settings.joinTokens} flush actions={rows.length > 0 && <AddButton small />}>
       <ProblemNote error={answer.error} retry={() => void refetch()} />
       {answer.isPending ? (
         <Waiting />

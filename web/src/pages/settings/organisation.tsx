@@ -38,7 +38,7 @@ export function Organisation() {
                 t.settings.nobody
               ),
             ]),
-            ...f.sets.map((s): [string, string] => [`${t.settings.set} ${visible(s.cursor?.set ?? "", 60)}`, t.settings.setLine(number(s.records), number(s.cursor?.version ?? 0n))]),
+            ...f.sets.map((s): [string, string] => [`${t.settings.set} ${visible(s.cursor?.set ?? "", 60)}`, t.settings.setLine(s.records, number(s.records), number(s.cursor?.version ?? 0n))]),
           ]}
         />
       )}

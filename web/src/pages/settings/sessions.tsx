@@ -14,6 +14,7 @@ import { Time } from "@/components/time";
 import { note } from "@/components/toast";
 import { type Session, SessionService } from "@/gen/fleetban/operator/v1/people_pb";
 import { useText } from "@/i18n";
+import { program } from "@/lib/program";
 import { visible } from "@/lib/visible";
 
 /** Sessions is where one is signed in, and how to end that. */
@@ -32,7 +33,7 @@ export function Sessions() {
         () => createClient(SessionService, transport).revokeSession({ id }),
       ).catch((err: unknown) => note(<ProblemNote error={err} />, { bad: true }));
     return [
-      { id: "agent", header: t.settings.program, cell: ({ row }) => <span className="break-words">{visible(row.original.userAgent, 120) || "–"}</span> },
+      { id: "agent", header: t.settings.program, cell: ({ row: { original: s } }) => <span className="block min-w-40 break-words" title={visible(s.userAgent, 300)}>{program(s.userAgent) ?? (visible(s.userAgent, 120) || "–")}</span> },
       { id: "address", header: t.audit.from, cell: ({ row }) => <span className="font-mono text-[13px]">{visible(row.original.address, 64)}</span> },
       { id: "began", header: t.settings.began, cell: ({ row }) => <Time ms={row.original.beganUnixMs} /> },
       { id: "used", header: t.settings.used, cell: ({ row }) => <Time ms={row.original.usedUnixMs} /> },
