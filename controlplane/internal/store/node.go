@@ -22,16 +22,24 @@ import (
 //     the others there, and a script that finds nothing would take it for an empty set. It waits until all have moved.
 //   - Where Redis is set to write with so many replicas at least (min-replicas-to-write), a script's answer comes only
 //     when so many have confirmed it: what was acknowledged outlives a failover.
+//
+// And it sends together what many want of the server in one moment: see combiner.
 type node struct {
-	client  *redis.Client
-	cluster bool
+	client   *redis.Client
+	cluster  bool
+	combiner combiner
+	observe  func(operation string, took time.Duration, err error)
 	// patience is how long replicas may take to confirm.
 	patience time.Duration
 	// replicas that must confirm a script, as the server was last heard to be set.
 	replicas atomic.Int32
 }
 
-func (s *Store) newNode(timeout time.Duration) *node { return &node{patience: timeout / 3} }
+func (s *Store) newNode(timeout time.Duration) *node {
+	n := &node{patience: timeout / 3, observe: s.observe}
+	n.combiner = combiner{send: n.together, patience: timeout}
+	return n
+}
 
 func (n *node) hooked() *redis.Client {
 	n.client.AddHook(n)
@@ -96,7 +104,7 @@ func (n *node) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			return err
 		}
 		if !isScript(cmd) {
-			err := n.final(next(ctx, cmd))
+			err := n.final(n.send(ctx, cmd, next))
 			if config, ok := cmd.(*redis.MapStringStringCmd); ok && err == nil { // also what Inspect reads
 				n.heedConfig(config.Val())
 			}
@@ -104,7 +112,7 @@ func (n *node) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 		}
 		replicas := n.replicas.Load()
 		if replicas == 0 {
-			return n.moving(n.final(next(ctx, cmd)))
+			return n.moving(n.final(n.send(ctx, cmd, next)))
 		}
 		pipe := n.client.Pipeline()
 		_ = pipe.Process(ctx, cmd)
@@ -121,12 +129,37 @@ func (n *node) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
+// send sends a command by itself, or with others that come in the same moment.
+func (n *node) send(ctx context.Context, cmd redis.Cmder, alone redis.ProcessHook) error {
+	if !combinable(cmd) {
+		return alone(ctx, cmd)
+	}
+	began := time.Now()
+	err, together := n.combiner.do(ctx, cmd, alone)
+	// A cluster's observer stands before this, the others' behind it, where it saw nothing.
+	if together && !n.cluster && n.observe != nil && !isScript(cmd) {
+		n.observe(operationCommand, time.Since(began), Classify(failure(err)))
+	}
+	return err
+}
+
+// together sends a pipeline of commands that have nothing to do with each other.
+func (n *node) together(cmds []redis.Cmder) {
+	ctx := context.WithValue(context.Background(), scriptCall{}, true)
+	pipe := n.client.Pipeline()
+	for _, cmd := range cmds {
+		_ = pipe.Process(ctx, cmd)
+	}
+	_, _ = pipe.Exec(ctx)
+}
+
 // ProcessPipelineHook implements redis.Hook.
 func (n *node) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error { return next(ctx, cmds) }
 }
 
-// scriptCall marks the context of a pipeline that is a script with its WAIT, for the observer.
+// scriptCall marks the context of a pipeline that is a script with its WAIT, or what a combiner made, for the observer: each of its
+// commands is told of by itself.
 type scriptCall struct{}
 
 func isScript(cmd redis.Cmder) bool { name := cmd.Name(); return name == "evalsha" || name == "eval" }
