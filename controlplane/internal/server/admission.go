@@ -22,8 +22,13 @@ const (
 	waitAtMost = 5 * time.Second
 	// waitLongest is when one is sent away that waits: more addresses came after it than were there when its wait was reckoned.
 	waitLongest = 2 * waitAtMost
+	// queueAtLeast may wait however long they seem to have to: the last pace may be that of a bad moment, and a room that stands empty
+	// until those come that were sent away is time lost for all.
+	queueAtLeast = 1024
 	// firstPace is how long one arrival takes, until that is measured.
-	firstPace = 2 * time.Millisecond
+	firstPace = time.Millisecond
+	// paceOver is how long arrivals are counted for a measure of their pace: long enough for many, which come in bursts.
+	paceOver = 250 * time.Millisecond
 )
 
 // admission lets agents in one after the other where they come faster than they can be served: those that have come are served in
@@ -32,12 +37,14 @@ const (
 //
 //	enter ─▶ a place is free: in ─▶ leave
 //	     └─▶ its address' queue (waitAtMost) ─▶ in ─▶ leave
-//	     └─▶ away, until its turn: one after the other, at the pace that is measured
+//	     └─▶ away, until its turn: one after the other, at the pace that is measured, at firstPace where that is slower: who comes
+//	         too early costs a ClientHello and waits again, who comes too late has lost that time
 //
 // A place that is free goes to the addresses that wait in turn, one agent of each: whoever comes a thousand times from one address has
 // the share of one address, and a fleet behind one address has all of it where nobody else comes.
 type admission struct {
 	places int
+	least  int // queueAtLeast
 
 	mu      sync.Mutex
 	inside  int
@@ -45,7 +52,8 @@ type admission struct {
 	order   []*source                // the same; the first is next
 	waiting int                      // in all queues
 	pace    time.Duration            // between two that left while others waited: a mean that follows
-	left    time.Time                // when the last one did
+	since   time.Time                // when those were first counted that left; somebody has waited ever since
+	left    int                      // how many did
 	turn    time.Time                // of the last one that was sent away and nobody waits of its address
 }
 
@@ -79,7 +87,7 @@ type arrival struct {
 }
 
 func newAdmission() *admission {
-	return &admission{places: arrivingPerCore * runtime.GOMAXPROCS(0), pace: firstPace, sources: map[netip.Prefix]*source{}}
+	return &admission{places: arrivingPerCore * runtime.GOMAXPROCS(0), least: queueAtLeast, pace: firstPace, sources: map[netip.Prefix]*source{}}
 }
 
 // enter returns when the agent may come in; leave is to be called when it has its Welcome, or never will, and may be called again.
@@ -98,8 +106,9 @@ func (a *admission) enter(ctx context.Context, from netip.Prefix) (leave func(),
 	} else {
 		share++
 	}
-	if wait := time.Duration(min(before*share+share-1, a.waiting)) * a.pace; wait > waitAtMost {
-		after = a.away(s, wait, time.Duration(share)*a.pace)
+	ahead := min(before*share+share-1, a.waiting)
+	if time.Duration(ahead)*a.pace > waitAtMost && ahead >= a.least {
+		after = a.away(s, share)
 		a.mu.Unlock()
 		return nil, after
 	}
@@ -110,7 +119,9 @@ func (a *admission) enter(ctx context.Context, from netip.Prefix) (leave func(),
 	}
 	w := &arrival{in: make(chan struct{})}
 	s.queue = append(s.queue, w)
-	a.waiting++
+	if a.waiting++; a.waiting == 1 {
+		a.since, a.left = time.Now(), 0
+	}
 	a.mu.Unlock()
 	longest := time.NewTimer(waitLongest)
 	defer longest.Stop()
@@ -128,20 +139,19 @@ func (a *admission) enter(ctx context.Context, from netip.Prefix) (leave func(),
 	default:
 		w.gave = true
 	}
-	return nil, max(a.away(a.sources[from], waitAtMost, time.Duration(len(a.order))*a.pace), time.Second)
+	return nil, max(a.away(a.sources[from], len(a.order)), time.Second)
 }
 
 // away is how long one is sent away for that would have to wait too long. s is nil where nobody waits of its address, which is so
-// where very many addresses come; pace is that of its address' turns. The caller holds the lock.
-func (a *admission) away(s *source, wait, pace time.Duration) time.Duration {
-	turn := &a.turn
+// where very many addresses come; share is how many addresses take turns. The caller holds the lock.
+func (a *admission) away(s *source, share int) time.Duration {
+	turn, pace := &a.turn, min(a.pace, firstPace)
 	if s != nil {
 		turn = &s.turn
-	} else {
-		pace = a.pace
+		pace *= time.Duration(share)
 	}
 	now := time.Now()
-	if soonest := now.Add(wait / 2); turn.Before(soonest) {
+	if soonest := now.Add(waitAtMost / 2); turn.Before(soonest) {
 		*turn = soonest
 	}
 	*turn = turn.Add(pace)
@@ -156,13 +166,14 @@ func (a *admission) placed() (leave func()) {
 	once := sync.OnceFunc(func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		now := time.Now()
-		if a.waiting > 0 && !a.left.IsZero() {
-			// One that was long ago tells nothing of the pace.
-			a.pace += (min(now.Sub(a.left), 10*a.pace) - a.pace) / 16
-			a.pace = min(max(a.pace, 20*time.Microsecond), 100*time.Millisecond)
+		if a.waiting > 0 {
+			a.left++
+			if now := time.Now(); now.Sub(a.since) >= paceOver {
+				a.pace = (a.pace + now.Sub(a.since)/time.Duration(a.left)) / 2
+				a.pace = min(max(a.pace, 20*time.Microsecond), 100*time.Millisecond)
+				a.since, a.left = now, 0
+			}
 		}
-		a.left = now
 		a.next()
 	})
 	slow := time.AfterFunc(arrivingFor, once)
