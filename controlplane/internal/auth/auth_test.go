@@ -272,7 +272,7 @@ func TestCredentials(t *testing.T) {
 // A revoked token loses the stream it holds.
 func TestRevokedTokenLosesItsStream(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	r := start(t, auth.Limits{}, 10*time.Millisecond)
 	token := r.token(t, optionsv1.Permission_PERMISSION_FLEET_READ)
@@ -329,7 +329,7 @@ func TestFailuresAreLimited(t *testing.T) {
 func TestCallsAreLimited(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	r := start(t, auth.Limits{Calls: 20}, 0)
+	r := start(t, auth.Limits{Calls: rate}, 0)
 	token := r.token(t, optionsv1.Permission_PERMISSION_FLEET_READ)
 	began := time.Now()
 	done := 0
@@ -339,7 +339,7 @@ func TestCallsAreLimited(t *testing.T) {
 		done++
 	}
 	wantError(t, err, connect.CodeResourceExhausted, fleetbanv1.Reason_REASON_RATE_LIMITED)
-	if most := 20 + int(time.Since(began).Seconds()*20) + 2; done < 20 || done > most {
-		t.Errorf("%d calls in %s were let through at 20 a second", done, time.Since(began))
+	if most := rate + int(time.Since(began).Seconds()*rate) + 2; done < rate || done > most {
+		t.Errorf("%d calls in %s were let through at %d a second", done, time.Since(began), rate)
 	}
 }

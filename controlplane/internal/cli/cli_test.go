@@ -382,7 +382,7 @@ func (b *syncBuffer) await(ctx context.Context, t *testing.T, s string) string {
 
 func TestWatch(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	cp := apitest.Start(t)
 	p := at(t, cp)

@@ -423,7 +423,7 @@ func TestRedisWentBack(t *testing.T) {
 func TestRedisEmptied(t *testing.T) {
 	t.Parallel()
 	redis := redistest.Start(t)
-	r := newReplica(t, redis, 2*time.Second)
+	r := newReplica(t, redis, 5*time.Second)
 	h := newHolder(t)
 	r.ban(t, time.Hour, addr(1), addr(2))
 	if _, err := r.sets.Unban(t.Context(), org, sets.UnbanInput{Prefixes: []netip.Prefix{addr(2)}, Actor: "alice"}); err != nil {
@@ -637,7 +637,7 @@ func TestListen(t *testing.T) {
 	want := store.Bell{Kind: store.BellKick, Host: "H1", Fence: 7}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case got := <-heard:
@@ -652,7 +652,7 @@ func TestListen(t *testing.T) {
 				t.Fatal(err)
 			}
 		case <-deadline:
-			t.Fatal("not heard within 20 s")
+			t.Fatal("not heard within a minute")
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/cli"
+	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 )
 
 // build builds a program, with files of its tree replaced.
@@ -84,12 +86,7 @@ func startControlPlane(ctx context.Context, t *testing.T, dir string) controlPla
 	build(ctx, t, filepath.Join(top, "controlplane"), "./cmd/fleetban-controlplane", program, map[string]string{
 		filepath.Join(top, "controlplane/internal/installer/dist/fleetban-agent-linux-"+runtime.GOARCH): agent,
 	})
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a free port
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	_ = listener.Close()
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(redistest.FreePort(t)))
 	cp := controlPlane{url: "https://" + address}
 	out := &notices{}
 	cmd := exec.CommandContext(ctx, program, "serve", "--data-dir", filepath.Join(dir, "data"), "--listen", address, "--public-url", cp.url, "--drain-window", "100ms")

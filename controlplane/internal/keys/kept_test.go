@@ -201,7 +201,7 @@ func kept(t *testing.T, wrappers []keys.Wrapper) (replica func() keys.Source, ra
 // open opens as a replica with a folder does, and tells the secret's fingerprint.
 func open(t *testing.T, st *store.Store, dir string, wrappers ...keys.Wrapper) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	k, _, err := keys.Kept{Store: st, Wrappers: wrappers, Copy: filepath.Join(dir, "copy"), Logger: quiet}.Open(ctx)
 	if err != nil {

@@ -26,7 +26,7 @@ const (
 	good     = "plinth-verandah-oxbow"
 	better   = "gasket.tundra.mulberry"
 	owner    = "ada@example.com"
-	deadline = 20 * time.Second
+	deadline = time.Minute
 )
 
 var home = netip.MustParseAddr("192.0.2.7")
@@ -222,7 +222,9 @@ func TestAttemptsAreLimited(t *testing.T) {
 	}
 	elsewhere := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}) }
 	// A token comes back every 6 s: a slow machine may see a few more.
-	if n := tries(func(int) string { return owner }, elsewhere, 25); n < attemptsPerAccount || n > attemptsPerAccount+5 {
+	began := time.Now()
+	back := func() int { return int(time.Since(began)/(6*time.Second)) + 1 }
+	if n := tries(func(int) string { return owner }, elsewhere, 25); n < attemptsPerAccount || n > attemptsPerAccount+max(5, back()) {
 		t.Errorf("%d attempts at one account were heard", n)
 	}
 	// One address, and one IPv6 network, whatever accounts they name.
@@ -293,6 +295,15 @@ func TestLoginFlood(t *testing.T) {
 	}
 }
 
+// inTurn does something, and again as long as it is told that too many are before it: a busy machine hashes slowly.
+func inTurn(do func() error) error {
+	for {
+		if err := do(); !errors.Is(err, ErrBusy) {
+			return err
+		}
+	}
+}
+
 // Exactly one of many first owners wins, on whatever replica, with the same address or with different ones.
 func TestFirstOwnerIsOne(t *testing.T) {
 	t.Parallel()
@@ -307,7 +318,11 @@ func TestFirstOwnerIsOne(t *testing.T) {
 				if !same {
 					email = string(rune('a'+i)) + owner
 				}
-				switch _, err := replicas[i%2].FirstOwner(t.Context(), org, email, good+string(rune('a'+i))); {
+				err := inTurn(func() error {
+					_, err := replicas[i%2].FirstOwner(t.Context(), org, email, good+string(rune('a'+i)))
+					return err
+				})
+				switch {
 				case err == nil:
 					won.Add(1)
 				case !errors.Is(err, ErrOwnerStands) && !errors.Is(err, ErrBadLogin):
@@ -429,7 +444,11 @@ func TestInvitationIsUsedOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range 6 {
 		all.Go(func() {
-			switch _, _, err := p.Accept(t.Context(), secret, good, netip.Addr{}, nil); {
+			err := inTurn(func() error {
+				_, _, err := p.Accept(t.Context(), secret, good, netip.Addr{}, nil)
+				return err
+			})
+			switch {
 			case err == nil:
 				won.Add(1)
 			case !errors.Is(err, ErrBadInvitation):

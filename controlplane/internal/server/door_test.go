@@ -59,7 +59,7 @@ func TestDoor(t *testing.T) {
 	select {
 	case c := <-agents:
 		_ = c.Close()
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("an agent's connection didn't come to the links")
 	}
 	agent = dial(link.Agreed, "h2", link.Protocol)
@@ -288,7 +288,7 @@ func TestDoorBehindProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	_, _ = io.WriteString(conn, "PROXY TCP4 203.0.113.9 127.0.0.1 1234 443\r\n")
 	if err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", link.Protocol}}).HandshakeContext(t.Context()); err != nil { //nolint:gosec // of this test
 		t.Fatal(err)
@@ -298,7 +298,7 @@ func TestDoorBehindProxy(t *testing.T) {
 		if got != "203.0.113.9:1234" {
 			t.Errorf("the agent is known by %s", got)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the agent didn't come to the links")
 	}
 }

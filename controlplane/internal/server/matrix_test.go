@@ -278,7 +278,7 @@ func (h *house) ask(replica int, method protoreflect.MethodDescriptor, credentia
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(h.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), within)
 	defer cancel()
 	kind := "application/json"
 	if method.IsStreamingServer() {

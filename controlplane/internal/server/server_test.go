@@ -39,7 +39,7 @@ import (
 	"github.com/fleetban/fleetban/proto/wire/prefix"
 )
 
-const within = 20 * time.Second
+const within = time.Minute
 
 var apiToken = regexp.MustCompile(`\bfbt_[0-9A-Za-z]+\b`)
 

@@ -298,17 +298,16 @@ func TestBatch(t *testing.T) {
 	var callers sync.WaitGroup
 	results := make([]error, 50)
 	cursors := make([]sets.Cursor, 50)
-	started := make(chan struct{}, 50)
 	for n := range 50 {
+		if n == 1 {
+			testwait.For(t, "the first is on its way", func() bool { n, flying := f.Waiting(org); return flying && n == 0 })
+		}
 		callers.Go(func() {
-			started <- struct{}{}
 			r, err := f.Ban(ctx, org, sets.BanInput{Prefixes: []netip.Prefix{address(n)}, Set: banset.All, Duration: time.Hour, Actor: "alice"})
 			results[n], cursors[n] = err, r.Cursor
 		})
 	}
-	for range 50 {
-		<-started
-	}
+	testwait.For(t, "all others wait for the first", func() bool { n, _ := f.Waiting(org); return n == 49 })
 	f.redis.Resume()
 	callers.Wait()
 	var last uint64

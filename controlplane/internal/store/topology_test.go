@@ -32,9 +32,7 @@ func TestNothingIsRepeated(t *testing.T) {
 	defer func() { _ = plain.Close() }()
 	ctx := t.Context()
 	ours, theirs := store.Key("O", "ours"), store.Key("O", "theirs")
-	if err := add.Run(ctx, st, []string{store.Key("O", "loaded")}, 1).Err(); err != nil {
-		t.Fatal(err)
-	}
+	testwait.Until(t, "the script is loaded", func() error { return add.Run(ctx, st, []string{store.Key("O", "loaded")}, 1).Err() })
 	// Several connections stand before the pause: one that times out is not used again, also if the machine is slow.
 	for _, c := range []redis.UniversalClient{st.Client(), plain} {
 		var calls sync.WaitGroup
@@ -50,7 +48,7 @@ func TestNothingIsRepeated(t *testing.T) {
 	took := time.Since(began)
 	_ = plain.IncrBy(ctx, theirs, 1).Err()
 	master.Resume()
-	if !errors.Is(err, store.ErrOutcomeUnknown) || took > 10*time.Second {
+	if !errors.Is(err, store.ErrOutcomeUnknown) || took > 30*time.Second {
 		t.Errorf("after %s: %v", took, err)
 	}
 	// What was sent while it was paused may be read after what is sent now.

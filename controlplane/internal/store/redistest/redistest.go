@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -226,8 +227,28 @@ func (n *Node) Kill() {
 	n.cmd = nil
 }
 
-// Pause stops the server from answering; Resume lets it go on.
-func (n *Node) Pause() { _ = n.cmd.Process.Signal(syscall.SIGSTOP) }
+// Pause stops the server from answering, and returns when it has stopped; Resume lets it go on.
+func (n *Node) Pause() {
+	n.t.Helper()
+	_ = n.cmd.Process.Signal(syscall.SIGSTOP)
+	n.poll("redis-server has stopped", func(context.Context) error {
+		// All of its threads, for it answers in any: a signal stops each where it is next looked at.
+		states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", n.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		for _, path := range states {
+			state, err := os.ReadFile(path) //nolint:gosec // of /proc
+			if err != nil {
+				return err
+			}
+			if !strings.Contains(string(state), ") T ") {
+				return fmt.Errorf("a thread goes on: %s", state)
+			}
+		}
+		return nil
+	})
+}
 
 // Resume ends Pause.
 func (n *Node) Resume() { _ = n.cmd.Process.Signal(syscall.SIGCONT) }
@@ -261,19 +282,25 @@ func poll(t testing.TB, what, log string, do func(context.Context) error) {
 
 var taken atomic.Int32
 
-// freePort finds a port that nobody listens on now, below those that the kernel gives to clients. Another process may take
-// it before it is used: processes start at different places.
-func freePort(t testing.TB) int {
+// FreePort finds a port that nobody listens on now, below those that the kernel gives to clients. Until the test ends no other test
+// is given it, in whatever process: who has it listens on an abstract socket of its number.
+func FreePort(t testing.TB) int {
 	t.Helper()
 	const first, last = 18000, 32000
 	taken.CompareAndSwap(0, mathrand.Int32N(last-first)) //nolint:gosec // a place to begin
 	for range 1000 {
 		port := first + int(taken.Add(1))%(last-first)
+		ours, err := net.Listen("unix", fmt.Sprintf("@fleetban-test-port-%d", port))
+		if err != nil {
+			continue
+		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			_ = l.Close()
+			t.Cleanup(func() { _ = ours.Close() })
 			return port
 		}
+		_ = ours.Close()
 	}
 	t.Fatal("no free port")
 	return 0

@@ -116,7 +116,7 @@ func (s *Secure) url(scheme, rest string) string {
 func StartSecure(t testing.TB, secure *Secure) *Server {
 	t.Helper()
 	n := newNode(t)
-	n.secure, n.port = secure, freePort(t)
+	n.secure, n.port = secure, FreePort(t)
 	n.args = append(append(secure.arguments(n.port), "--bind", "127.0.0.1"), durable...)
 	s := &Server{t: t, url: secure.url("redis", n.Addr()), nodes: []*Node{n}}
 	s.Start()

@@ -23,8 +23,9 @@ type RedisCluster struct {
 	Server
 }
 
-// nodeTimeout is after how long the servers of a cluster take one for dead.
-const nodeTimeout = 2 * time.Second
+// nodeTimeout is after how long the servers of a cluster take one for dead once a test has one die, calmly before: on a busy machine
+// a server may say nothing for seconds.
+const nodeTimeout, calmly = 2 * time.Second, 30 * time.Second
 
 // StartCluster starts a cluster of three masters and stops it when the test ends.
 func StartCluster(t testing.TB) *RedisCluster {
@@ -59,10 +60,10 @@ func StartSecureCluster(t testing.TB, secure *Secure) *RedisCluster {
 
 func newClusterNode(t testing.TB, secure *Secure) *Node {
 	n := newNode(t)
-	n.secure, n.port = secure, freePort(t)
+	n.secure, n.port = secure, FreePort(t)
 	n.args = append(append(secure.arguments(n.port), []string{
-		"--repl-diskless-sync-delay", "0", "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort(t)),
-		"--cluster-node-timeout", strconv.FormatInt(nodeTimeout.Milliseconds(), 10), "--cluster-replica-validity-factor", "0",
+		"--repl-diskless-sync-delay", "0", "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(FreePort(t)),
+		"--cluster-node-timeout", strconv.FormatInt(calmly.Milliseconds(), 10), "--cluster-replica-validity-factor", "0",
 	}...), durable...)
 	return n
 }
@@ -243,7 +244,8 @@ func (c *RedisCluster) move(key string, first func(keys []string, migrate func(s
 	}
 }
 
-// AddReplica starts another server and makes it the replica of the key's master; it has all data when this returns.
+// AddReplica starts another server and makes it the replica of the key's master; it has all data when this returns. From then on the
+// servers take one that says nothing for dead soon.
 func (c *RedisCluster) AddReplica(key string) (master, replica *Node) {
 	c.t.Helper()
 	master = c.Masters(key)[0]
@@ -255,6 +257,7 @@ func (c *RedisCluster) AddReplica(key string) (master, replica *Node) {
 	replica.poll("it is a replica", func(ctx context.Context) error { return client.ClusterReplicate(ctx, id).Err() })
 	replica.poll("it has all data", replica.inSync)
 	c.settle()
+	c.Set("cluster-node-timeout", strconv.FormatInt(nodeTimeout.Milliseconds(), 10))
 	return master, replica
 }
 
@@ -266,7 +269,7 @@ type Sentinels struct {
 
 const masterName = "fleet"
 
-// downAfter is after how long a Sentinel takes a server for dead.
+// downAfter is after how long a Sentinel takes a server for dead where a test waits for that; else after calmly.
 const downAfter = time.Second
 
 // StartSentinels starts them, waits until all know each other, and stops them when the test ends. options are added to
@@ -282,7 +285,7 @@ func StartSecureSentinels(t testing.TB, secure *Secure, options ...string) *Sent
 	s := &Sentinels{Server: Server{t: t}}
 	for i := range 3 {
 		n := newNode(t)
-		n.secure, n.port = secure, freePort(t)
+		n.secure, n.port = secure, FreePort(t)
 		n.args = append(append(secure.arguments(n.port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"), durable...)
 		n.args = append(n.args, options...)
 		if i > 0 {
@@ -297,10 +300,10 @@ func StartSecureSentinels(t testing.TB, secure *Secure, options ...string) *Sent
 	var addresses []string
 	for range 3 {
 		n := newNode(t)
-		n.secure, n.port = secure, freePort(t)
+		n.secure, n.port = secure, FreePort(t)
 		config := secure.sentinel(n.port) + fmt.Sprintf("bind 127.0.0.1\nsentinel monitor %s 127.0.0.1 %d 2\nsentinel down-after-milliseconds %s %d\n"+
 			"sentinel failover-timeout %s 6000\nsentinel parallel-syncs %s 2\n",
-			masterName, s.nodes[0].port, masterName, downAfter.Milliseconds(), masterName, masterName)
+			masterName, s.nodes[0].port, masterName, calmly.Milliseconds(), masterName, masterName)
 		if secure != nil {
 			config += "sentinel auth-pass " + masterName + " " + secure.Password + "\n"
 		}
@@ -355,6 +358,8 @@ func (s *Sentinels) replaced(old *Node, after time.Duration) (master *Node) {
 	for i, n := range s.sentinels {
 		clients[i] = n.Client()
 	}
+	s.downAfter(downAfter)
+	defer s.downAfter(calmly)
 	told := time.Now().Add(after)
 	s.sentinels[0].poll("another server is the master", func(ctx context.Context) error {
 		var last error
@@ -381,6 +386,18 @@ func (s *Sentinels) replaced(old *Node, after time.Duration) (master *Node) {
 		return last
 	})
 	return master
+}
+
+// downAfter tells the Sentinels after how long a server is dead.
+func (s *Sentinels) downAfter(d time.Duration) {
+	s.t.Helper()
+	for _, n := range s.sentinels {
+		c := n.Client()
+		if err := c.Do(s.t.Context(), "sentinel", "set", masterName, "down-after-milliseconds", d.Milliseconds()).Err(); err != nil {
+			s.t.Fatal(err)
+		}
+		_ = c.Close()
+	}
 }
 
 // Pair waits until every Sentinel takes the same of the two servers other than dead for the master, and the other follows it.
