@@ -17,4 +17,5 @@ export const pages: readonly (readonly [name: string, path: string])[] = [
   ["organisation", "/settings?tab=organisation"],
   ["sso", "/settings?tab=sso"],
   ["approval-policy", "/settings?tab=approvals"],
+  ["terminal", "/terminal"],
 ];

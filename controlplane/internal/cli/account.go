@@ -126,10 +126,8 @@ func reasonOf(err error) fleetbanv1.Reason {
 
 // needsBrowser: a passkey is bound to the console's address, and a terminal has none.
 func needsBrowser(at string) error {
-	at = strings.TrimRight(at, "/")
 	return usage("this account's second factor is a passkey, and a terminal can't use one",
-		"sign in with it at "+at+", make a personal API token there (Settings, API tokens), and give it here: "+
-			"fleetban login --url "+at+" --token-stdin; or enable codes there, beside the passkey")
+		"fleetban login --url "+strings.TrimRight(at, "/")+" --browser, and approve it in a browser, where you sign in with the passkey")
 }
 
 type factorsCmd struct{}

@@ -48,6 +48,8 @@ type client struct {
 	setup     operatorv1connect.SetupServiceClient
 	// anonymousSSO carries no credential.
 	sso, anonymousSSO operatorv1connect.SsoServiceClient
+	// terminal carries no credential.
+	terminal operatorv1connect.TerminalServiceClient
 	// person is who is signed in; nil where an API token is used.
 	person *signedIn
 	close  func()
@@ -101,6 +103,7 @@ func newClient(cfg config) (*client, error) {
 		joining:      operatorv1connect.NewMemberServiceClient(doer, u, connect.WithInterceptors(named{})),
 		sso:          operatorv1connect.NewSsoServiceClient(doer, u, options...),
 		anonymousSSO: operatorv1connect.NewSsoServiceClient(doer, u, connect.WithInterceptors(named{})),
+		terminal:     operatorv1connect.NewTerminalServiceClient(doer, u, connect.WithInterceptors(named{})),
 		setup:        operatorv1connect.NewSetupServiceClient(doer, u, connect.WithInterceptors(named{})),
 		person:       person,
 		close:        transport.CloseIdleConnections,

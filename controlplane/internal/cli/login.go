@@ -22,6 +22,7 @@ type loginCmd struct {
 	PasswordStdin bool   `name:"password-stdin" help:"Read the password from standard input instead of asking for it."`
 	CodeStdin     bool   `name:"code-stdin" help:"Read the code, where one is asked for, from standard input: the line after the password (FLEETBAN_CODE)."`
 	SSO           bool   `name:"sso" help:"Sign in with the organisation's identity provider, in a browser on this machine."`
+	Browser       bool   `help:"Sign in as whoever types a code in a browser where they are signed in, on any machine: with a passkey, an identity provider, or none of them here."`
 	Fresh         bool   `help:"With --sso: have the provider ask you to sign in anew. It proves, for ten minutes, who you are."`
 	Organisation  string `placeholder:"ID" help:"Which, where a person belongs to several; default the one first joined."`
 }
@@ -41,6 +42,12 @@ func (l *loginCmd) offline(r *run) error {
 	if l.Fresh && !l.SSO {
 		return usage("--fresh is for sign-ins with an identity provider", "give --sso too")
 	}
+	if l.Browser && (l.SSO || l.Email != "" || l.TokenStdin) {
+		return usage("--browser is a way of its own to sign in", "give it without --sso, --email and --token-stdin")
+	}
+	if l.Browser {
+		return l.byBrowser(r, path)
+	}
 	if l.Email != "" {
 		return l.asPerson(r, path)
 	}
@@ -48,7 +55,7 @@ func (l *loginCmd) offline(r *run) error {
 		return l.withProvider(r, path)
 	}
 	if l.PasswordStdin || l.Organisation != "" {
-		return usage("--password-stdin and --organisation are for people", "give --email E-MAIL too, or --token-stdin for an API token")
+		return usage("--password-stdin and --organisation are for people", "give --email E-MAIL or --browser too, or --token-stdin for an API token")
 	}
 	token, err := l.read(r)
 	if err != nil {

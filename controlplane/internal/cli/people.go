@@ -57,11 +57,7 @@ func (l *loginCmd) asPerson(r *run, path string) error {
 			return err
 		}
 	}
-	cfg := config{URL: strings.TrimRight(r.g.URL, "/"), Pin: r.g.Pin, CAFile: r.g.CAFile}
-	// What is there is replaced, and need not be readable.
-	if former, err := loadConfig(path); err == nil {
-		cfg.Devices = former.Devices
-	}
+	cfg := r.freshConfig(path)
 	var err error
 	if r.api, err = newClient(cfg); err != nil {
 		return err
@@ -81,30 +77,11 @@ func (l *loginCmd) asPerson(r *run, path string) error {
 		if in, err = l.secondFactor(r, asked, device); err != nil {
 			return err
 		}
-		// Somebody may have looked for their phone.
-		ctx, cancel = r.call()
-		defer cancel()
 	}
 	person := in.GetPerson()
 	cfg.Session = newSession(person.GetEmail(), in.GetTokens(), r.env.Now())
 	cfg.Devices = withDevice(cfg.Devices, person.GetEmail(), in.GetDevice())
-	unlock, err := lock(ctx, path+".lock")
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := cfg.save(path); err != nil {
-		return err
-	}
-	if !r.out.people() {
-		r.out.json(map[string]string{"url": cfg.URL, "config": path, "email": person.GetEmail(), "organisation_id": person.GetOrganisationId()})
-		return nil
-	}
-	r.out.line("Logged in to %s as %s, %s. Written to %s.", cfg.URL, safe(person.GetEmail()), roleText(person.GetRole()), path)
-	if person.GetMustEnrolSecondFactor() {
-		r.out.line("Your organisation asks for a second factor, and you have none: you can do nothing else before fleetban account totp enable.")
-	}
-	return nil
+	return r.signedInAs(cfg, path, person)
 }
 
 type logoutCmd struct{}

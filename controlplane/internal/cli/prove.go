@@ -81,7 +81,7 @@ func (r *run) askProof(has *operatorv1.GetProofOptionsResponse) (*operatorv1.Pro
 	case has.GetProviderUrl() != "":
 		return nil, usage("you signed in with your organisation's identity provider, which has to look again", "fleetban login --url "+r.g.URL+" --sso --fresh")
 	default:
-		return nil, usage("your account has a passkey and nothing else, and a terminal can't use one", "do this in the console: "+r.g.URL)
+		return nil, usage("your account has a passkey and nothing else, and a terminal can't use one", "sign in anew, with a browser: fleetban login --url "+r.g.URL+" --browser")
 	}
 	file := r.terminal()
 	if file == nil {

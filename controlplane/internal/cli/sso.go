@@ -24,7 +24,7 @@ const browserWithin = 10 * time.Minute
 
 // withProvider is login by way of a browser on this machine and the organisation's identity provider.
 func (l *loginCmd) withProvider(r *run, path string) error {
-	cfg := config{URL: strings.TrimRight(r.g.URL, "/"), Pin: r.g.Pin, CAFile: r.g.CAFile}
+	cfg := r.freshConfig(path)
 	var err error
 	if r.api, err = newClient(cfg); err != nil {
 		return err
@@ -43,20 +43,7 @@ func (l *loginCmd) withProvider(r *run, path string) error {
 	}
 	person := res.Msg.GetPerson()
 	cfg.Session = newSession(person.GetEmail(), res.Msg.GetTokens(), r.env.Now())
-	unlock, err := lock(ctx, path+".lock")
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := cfg.save(path); err != nil {
-		return err
-	}
-	if !r.out.people() {
-		r.out.json(map[string]string{"url": cfg.URL, "config": path, "email": person.GetEmail(), "organisation_id": person.GetOrganisationId()})
-		return nil
-	}
-	r.out.line("Logged in to %s as %s, %s. Written to %s.", cfg.URL, safe(person.GetEmail()), roleText(person.GetRole()), path)
-	return nil
+	return r.signedInAs(cfg, path, person)
 }
 
 // fromBrowser waits on this machine's loopback for what the browser brings.

@@ -86,7 +86,7 @@ func Services() []protoreflect.ServiceDescriptor {
 		operatorv1.File_fleetban_operator_v1_operator_proto, operatorv1.File_fleetban_operator_v1_audit_proto,
 		operatorv1.File_fleetban_operator_v1_people_proto, operatorv1.File_fleetban_operator_v1_setup_proto, operatorv1.File_fleetban_operator_v1_sso_proto,
 		operatorv1.File_fleetban_operator_v1_factors_proto, operatorv1.File_fleetban_operator_v1_tokens_proto, operatorv1.File_fleetban_operator_v1_approvals_proto,
-		operatorv1.File_fleetban_operator_v1_insight_proto,
+		operatorv1.File_fleetban_operator_v1_insight_proto, operatorv1.File_fleetban_operator_v1_terminal_proto,
 	} {
 		for i := range file.Services().Len() {
 			out = append(out, file.Services().Get(i))

@@ -96,15 +96,15 @@ func (a *PeopleAPI) SignIn(ctx context.Context, req *connect.Request[operatorv1.
 
 // Begin begins the session of a person who has proved to be that, with method (sessions.Password and so on), in org, or
 // where it is empty in the one they joined first: every sign-in ends here, and is recorded here. ctx must carry where the
-// call came from (auth.WithAddress, audit.WithClient), as the interceptors do it.
-func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, method string) (sessions.Tokens, error) {
+// call came from (auth.WithAddress, audit.WithClient), as the interceptors do it. more is recorded beside the method.
+func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, method string, more ...audit.Detail) (sessions.Tokens, error) {
 	if org == "" {
 		if len(account.Orgs) == 0 {
 			return sessions.Tokens{}, noOrganisation()
 		}
 		org = account.Orgs[0]
 	}
-	details := []audit.Detail{{Name: "with", After: method}}
+	details := append([]audit.Detail{{Name: "with", After: method}}, more...)
 	breakGlass, err := a.mayUse(ctx, org, account.ID, method)
 	if err != nil {
 		return sessions.Tokens{}, err

@@ -309,6 +309,14 @@ func TestPasskeySignIn(t *testing.T) {
 	if _, err := signs(asked.Msg.GetChallenge(), asked.Msg.GetPasskeyOptionsJson()); !refused(err) {
 		t.Errorf("a challenge twice: %v", err)
 	}
+	// A terminal, which can use no passkey, is signed in by it too.
+	code := h.asks(0, "")
+	if err := h.lets(1, in.GetTokens().GetAccessToken(), code); err != nil {
+		t.Error(err)
+	}
+	if got, err := h.takes(0, code, terminalVerifier); err != nil || got.GetPerson().GetEmail() != ownerEmail {
+		t.Error(got, err)
+	}
 	listed, err := h.factors(0, in.GetTokens().GetAccessToken()).GetFactors(ctx, connect.NewRequest(&operatorv1.GetFactorsRequest{}))
 	if err != nil || len(listed.Msg.GetPasskeys()) != 1 || listed.Msg.GetPasskeys()[0].GetUsedUnixMs() == 0 {
 		t.Errorf("%v, %v", listed, err)

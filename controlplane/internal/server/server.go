@@ -51,6 +51,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/setup"
 	"github.com/fleetban/fleetban/controlplane/internal/sso"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
+	"github.com/fleetban/fleetban/controlplane/internal/terminals"
 	"github.com/fleetban/fleetban/controlplane/internal/version"
 	"github.com/fleetban/fleetban/controlplane/internal/webconsole"
 )
@@ -313,6 +314,12 @@ func (s *Server) build(ctx context.Context) error {
 		return fmt.Errorf("--trusted-proxy: %w", err)
 	}
 	(&operatorapi.SSOAPI{SSO: providers, People: signedIn, Orgs: s.base.orgs, Store: st, ClientAddr: trusted.client, Logger: s.logger}).
+		Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))
+	waiting, err := terminals.New(terminals.Options{Store: st, Keys: k, Now: clk.now, Logger: s.logger})
+	if err != nil {
+		return err
+	}
+	(&operatorapi.TerminalAPI{Terminals: waiting, People: signedIn, PublicURL: c.PublicURL}).
 		Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))
 	setUp := &operatorapi.SetupAPI{Fleet: s.setup, People: signedIn, Organisation: c.Organisation, Mode: mode}
 	setUp.Register(mux, connect.WithInterceptors(interceptors...), connect.WithReadMaxBytes(maxRequest))

@@ -23,7 +23,7 @@ var embedded embed.FS
 
 // pages are the console's own paths; below those that end with a slash, any. Each is answered with the one page.
 var pages = []string{
-	"/{$}", "/hosts", "/hosts/", "/bans", "/address/", "/policy", "/audit", "/approvals", "/settings", "/invitation", "/reset", "/email",
+	"/{$}", "/hosts", "/hosts/", "/bans", "/address/", "/policy", "/audit", "/approvals", "/settings", "/terminal", "/invitation", "/reset", "/email",
 }
 
 // ErrNotBuilt says that this binary has no console in it; `make build` puts it there.
