@@ -51,6 +51,8 @@ const (
 	inbox   = "fleetsim.answers"
 	// size of a message, bytes: about a ban; and of an answer: about its acknowledgement.
 	size, answerSize = 100, 40
+	// longest is how long a peer may take for all of it.
+	longest = 5 * time.Minute
 	// Rounds is how many messages are measured, one after the other.
 	Rounds = 30
 )
@@ -88,7 +90,7 @@ func All() (out []Peer) {
 
 // Measure starts the peer, subscribes so many connections and publishes to them.
 func (p Peer) Measure(ctx context.Context, dir string, subscribers, burst int) (Measured, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
