@@ -17,6 +17,13 @@ const (
 	healthAtOnce = 250
 )
 
+// Of many hosts, which answer for some tenths of a second, a script is to store some at once: what it costs beside them is as much as
+// that of forty. A replica of few hosts waits for nothing.
+const (
+	acksTogether = 128
+	acksGathered = 5 * time.Millisecond
+)
+
 // healthEvery is the least time between two writes of health.
 const healthEvery = time.Second
 
@@ -80,15 +87,16 @@ func (t *tenant) healthChanged(st *stream) {
 }
 
 // storeAcknowledged writes batches while there is something to write. One batch is in flight at a time and what comes meanwhile
-// goes with the next: no timer, no wait when idle, fewer and larger scripts under load.
+// goes with the next: fewer and larger scripts under load.
 func (t *tenant) storeAcknowledged(ctx context.Context) {
+	var batch ackBatch
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.flush:
 		}
-		if t.storeAcks(ctx) && ctx.Err() == nil {
+		if t.storeAcks(ctx, &batch) && ctx.Err() == nil {
 			timer := time.NewTimer(200 * time.Millisecond)
 			select {
 			case <-ctx.Done():
@@ -98,6 +106,22 @@ func (t *tenant) storeAcknowledged(ctx context.Context) {
 				poke(t.flush)
 			}
 		}
+	}
+}
+
+// gatherAcks gives the many that answer at the same time a moment.
+func (t *tenant) gatherAcks(ctx context.Context) {
+	t.mu.Lock()
+	enough := len(t.acked) == 0 || len(t.acked) >= acksTogether || len(t.streams) < 2*acksTogether
+	t.mu.Unlock()
+	if enough {
+		return
+	}
+	timer := time.NewTimer(acksGathered)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
 	}
 }
 
@@ -135,11 +159,11 @@ func (t *tenant) nextAcks(b *ackBatch) {
 	t.acked = t.acked[:rest]
 }
 
-// storeAcks stores what waits; true when Redis failed and it waits still.
-func (t *tenant) storeAcks(ctx context.Context) bool {
-	var batch ackBatch
+// storeAcks stores what waits; true when Redis failed and it waits still. It uses the memory of batch.
+func (t *tenant) storeAcks(ctx context.Context, batch *ackBatch) bool {
 	for {
-		t.nextAcks(&batch)
+		t.gatherAcks(ctx)
+		t.nextAcks(batch)
 		if len(batch.acks) == 0 {
 			return false
 		}

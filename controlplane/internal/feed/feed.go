@@ -196,9 +196,15 @@ func (f *Feed) tell(b store.Bell) {
 
 // notify wakes the streams that follow a set; all where set is "". The caller holds f.mu.
 func (f *Feed) notify(set string) {
-	for s := range f.subs {
-		if set == "" || s.follows[set] {
+	if set == "" {
+		for s := range f.subs {
 			s.ring()
+		}
+		return
+	}
+	if l := f.lines[set]; l != nil {
+		for _, p := range l.followers {
+			p.sub.ring()
 		}
 	}
 }

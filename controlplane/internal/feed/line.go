@@ -37,6 +37,21 @@ type line struct {
 	lacks behind
 
 	snapshot *cachedSnapshot
+
+	followers []*position
+}
+
+func (l *line) follow(p *position) {
+	p.place = len(l.followers)
+	l.followers = append(l.followers, p)
+}
+
+func (l *line) leave(p *position) {
+	last := len(l.followers) - 1
+	l.followers[p.place] = l.followers[last]
+	l.followers[p.place].place = p.place
+	l.followers[last] = nil
+	l.followers = l.followers[:last]
 }
 
 // node is one version of a set.

@@ -33,7 +33,9 @@ type position struct {
 	set    string
 	mode   mode
 	cursor sets.Cursor // what the host has, or will when it has applied what was sent
+	sub    *Subscription
 	line   *line
+	place  int // among the line's followers
 	// generation of the line that the position was taken in.
 	generation uint64
 	node       *node
@@ -48,12 +50,11 @@ type position struct {
 // Subscription is one stream's position in its sets. Its methods are called from one goroutine at a time, but Ready,
 // Offered and Resync, which may be called from others.
 type Subscription struct {
-	feed    *Feed
-	ready   chan struct{} // nil where there is wake
-	wake    func()
-	follows map[string]bool // never changed
-	order   []*position
-	heard   Moment
+	feed  *Feed
+	ready chan struct{} // nil where there is wake
+	wake  func()
+	order []*position // never changed
+	heard Moment
 
 	mu      sync.Mutex
 	offered map[string]bool
@@ -63,23 +64,24 @@ type Subscription struct {
 // Subscribe begins at what the stream holds: a cursor with epoch 0 holds nothing. Next then gives what is to be sent. wake
 // is called when there may be something, and must not block nor call back; where it is nil, Ready tells.
 func (f *Feed) Subscribe(cursors []sets.Cursor, wake func()) *Subscription {
-	s := &Subscription{feed: f, wake: wake, follows: make(map[string]bool, len(cursors))}
+	s := &Subscription{feed: f, wake: wake}
 	if wake == nil {
 		s.ready = make(chan struct{}, 1)
 	}
 	f.mu.Lock()
 	for _, c := range cursors {
-		if s.follows[c.Set] {
+		if slices.ContainsFunc(s.order, func(p *position) bool { return p.set == c.Set }) {
 			continue
 		}
-		s.follows[c.Set] = true
 		l := f.lines[c.Set]
 		if l == nil {
 			l = &line{set: c.Set, kind: sets.KindOf(c.Set)}
 			f.lines[c.Set] = l
 			f.kick()
 		}
-		s.order = append(s.order, &position{set: c.Set, cursor: c, line: l})
+		p := &position{set: c.Set, cursor: c, sub: s, line: l}
+		l.follow(p)
+		s.order = append(s.order, p)
 	}
 	f.subs[s] = struct{}{}
 	f.mu.Unlock()
@@ -143,7 +145,13 @@ func (s *Subscription) Heard() Moment { return s.heard }
 func (s *Subscription) Close() {
 	s.feed.mu.Lock()
 	defer s.feed.mu.Unlock()
+	if _, open := s.feed.subs[s]; !open {
+		return
+	}
 	delete(s.feed.subs, s)
+	for _, p := range s.order {
+		p.line.leave(p)
+	}
 }
 
 // Next returns the next frames to send, in order, at most most; none when the stream is current. It may read from Redis

@@ -120,11 +120,12 @@ func (w *Wire) try(b []byte) (n int, err error) {
 	if w.raw == nil {
 		return 0, syscall.EAGAIN
 	}
-	rawErr := w.raw.Write(func(fd uintptr) bool {
+	// Not raw.Write, which prepares to wait: whoever does wait writes to Conn.
+	rawErr := w.raw.Control(func(fd uintptr) {
 		for n < len(b) {
 			var k int
 			k, err = syscall.Write(int(fd), b[n:])
-			if errors.Is(err, syscall.EINTR) {
+			if err == syscall.EINTR { //nolint:errorlint // bare
 				continue
 			}
 			if err != nil || k <= 0 {
@@ -132,7 +133,6 @@ func (w *Wire) try(b []byte) (n int, err error) {
 			}
 			n += k
 		}
-		return true
 	})
 	if rawErr != nil {
 		err = rawErr
