@@ -1,0 +1,135 @@
+package hosts
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/fleetban/fleetban/controlplane/internal/store"
+	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
+	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
+)
+
+// TestStoreAcksOfMany: what is stored is what each said, however many say the same or something of their own, and nothing of those whose
+// stream isn't theirs any more.
+func TestStoreAcksOfMany(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	const hosts, stale = 60, 5
+	fences := make([]Fence, hosts)
+	for i := range fences {
+		fences[i] = f.attach(f.enrol(fmt.Sprintf("h%02d", i), byte(i+1), nil), byte(i+1), "one")
+	}
+	want := map[string]map[string]string{"acks:all": {}, "acks:tag:a=b": {}, "inert": {}, "exceptions": {}}
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // repeatable
+	for round := range uint64(30) {
+		batch := make([]AckWrite, hosts)
+		var refused []string
+		for i := range batch {
+			ack := fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", round+1)}}
+			switch random.IntN(8) {
+			case 0:
+				ack.Inert = fleetbanv1.Inert_INERT_OFF
+			case 1:
+				ack.Cursors = append(ack.Cursors, cursor("tag:a=b", random.Uint64N(100)))
+			case 2:
+				ack.Cursors = []*fleetbanv1.SetCursor{cursor("all", random.Uint64N(100))}
+			case 3:
+				ack.Cursors = nil
+			case 4:
+				ack.ExceptionsChanged = true
+			case 5:
+				ack.ExceptionsChanged, ack.ExceptionsTotal = true, random.Uint32N(100)+1
+			default:
+			}
+			batch[i] = AckOf(fences[i], ack.Build())
+			id := fences[i].Host
+			if i < stale {
+				batch[i].Fence.N--
+				refused = append(refused, id)
+				continue
+			}
+			for _, c := range batch[i].Cursors {
+				want["acks:"+c.Set][id] = formatCursor(c)
+			}
+			if delete(want["inert"], id); ack.Inert != 0 {
+				want["inert"][id] = fmt.Sprint(int(ack.Inert))
+			}
+			if ack.ExceptionsChanged {
+				delete(want["exceptions"], id)
+				if raw, err := encodeExceptions(batch[i].Exceptions); err != nil || len(raw) > 0 {
+					want["exceptions"][id] = string(raw)
+				}
+			}
+		}
+		random.Shuffle(hosts, func(i, j int) { batch[i], batch[j] = batch[j], batch[i] })
+		got, err := f.StoreAcks(t.Context(), org, batch)
+		if slices.Sort(got); err != nil || !slices.Equal(got, slices.Sorted(slices.Values(refused))) {
+			t.Fatalf("stale are %v, %v; want %v", got, err, refused)
+		}
+		for name, want := range want {
+			got, err := f.store.Client().HGetAll(t.Context(), store.Key(org, name)).Result()
+			if err != nil || !maps.Equal(got, want) {
+				t.Fatalf("round %d: %s is %v, %v; want %v", round, name, got, err, want)
+			}
+		}
+	}
+}
+
+// TestWatchHearsItsReplica: of the hosts whose streams are this replica's a watch knows the answers without Redis; but what a host refuses
+// it reads there.
+func TestWatchHearsItsReplica(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	prefix := []byte{203, 0, 113, 9, 32}
+	fences := make([]Fence, 5)
+	for i := range fences {
+		fences[i] = f.attach(f.enrol(fmt.Sprintf("h%d", i), byte(i+1), nil), byte(i+1), "one")
+	}
+	refuses := fleetbanv1.Ack_builder{
+		Cursors:    []*fleetbanv1.SetCursor{cursor("all", 3)},
+		Exceptions: []*fleetbanv1.SetException{fleetbanv1.SetException_builder{Set: "all", Prefix: prefix, Refusal: fleetbanv1.Refusal_REFUSAL_SSH_PEER}.Build()}, ExceptionsTotal: 1, ExceptionsChanged: true,
+	}
+	w := &receiptWatch{hosts: f.Hosts, org: org, cursor: cursor("all", 3), packed: [][]byte{prefix}, rung: make(chan struct{}, 1)}
+	stop := w.follow()
+	if err := w.readAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.ack(fences[0], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("allow", 3), cursor("all", 4)}})
+	f.ack(fences[1], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}, Inert: fleetbanv1.Inert_INERT_PAUSED})
+	f.ack(fences[2], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 2)}})
+	f.ack(fences[3], refuses)
+	// Of a stream that isn't the host's any more.
+	old := fences[4]
+	old.N--
+	if stale, err := f.StoreAcks(t.Context(), org, []AckWrite{AckOf(old, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build())}); err != nil || len(stale) != 1 {
+		t.Fatal(stale, err)
+	}
+	select {
+	case <-w.rung:
+	default:
+		t.Error("it wasn't rung")
+	}
+	if same, err := w.take(t.Context()); err != nil || !same {
+		t.Fatal(same, err)
+	}
+	for i, want := range []operatorv1.EnforcementState{
+		operatorv1.EnforcementState_ENFORCEMENT_STATE_ENFORCED, operatorv1.EnforcementState_ENFORCEMENT_STATE_INERT, operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING,
+		operatorv1.EnforcementState_ENFORCEMENT_STATE_REFUSED, operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING,
+	} {
+		if got := w.standings[i].State; got != want {
+			t.Errorf("h%d is %s, want %s", i, got, want)
+		}
+	}
+	f.ack(fences[2], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}})
+	f.server.Kill()
+	if same, err := w.take(t.Context()); err != nil || !same || w.standings[2].State != operatorv1.EnforcementState_ENFORCEMENT_STATE_ENFORCED {
+		t.Errorf("without Redis: %s, %v", w.standings[2].State, err)
+	}
+	stop()
+	if len(f.watches) != 0 {
+		t.Error("a watch that ended is still told")
+	}
+}
