@@ -53,6 +53,7 @@ type Plane struct {
 	redis    *process
 	replicas []*Replica
 	next     atomic.Uint64
+	prefer   atomic.Pointer[Replica]
 }
 
 // Replica is one process of the control plane. Its methods are called from one goroutine at a time.
@@ -149,10 +150,18 @@ func (p *Plane) TLS() *tls.Config { return p.tls }
 // Token is the administrator's.
 func (p *Plane) Token() string { return p.token }
 
+// Prefer has Dial connect to one replica as long as it runs; nil ends that.
+func (p *Plane) Prefer(r *Replica) { p.prefer.Store(r) }
+
 // Dial connects to a replica, each in its turn, as a balancer would that passes TCP on: one that refuses is passed over,
 // one that drains isn't known to.
 func (p *Plane) Dial(ctx context.Context, network, _ string) (conn net.Conn, err error) {
 	d := net.Dialer{KeepAlive: 30 * time.Second}
+	if r := p.prefer.Load(); r != nil && r.Running() {
+		if conn, err = d.DialContext(ctx, network, r.address); err == nil {
+			return conn, nil
+		}
+	}
 	first := p.next.Add(1)
 	for i := range p.replicas {
 		r := p.replicas[(first+uint64(i))%uint64(len(p.replicas))]
@@ -185,6 +194,9 @@ func (p *Plane) startRedis(ctx context.Context) error {
 	})
 }
 
+// Instance is what the process calls itself that was started last.
+func (r *Replica) Instance() string { return fmt.Sprintf("%s-%d", r.Name, r.starts) }
+
 // Running reports whether the process was started and not ended since.
 func (r *Replica) Running() bool {
 	r.mu.Lock()
@@ -198,7 +210,7 @@ func (r *Replica) Start(ctx context.Context) error {
 	r.starts++
 	// Its name is new with each start, for streams are fenced by it.
 	args := append([]string{
-		"serve", "--listen", r.address, "--metrics-listen", r.metrics, "--replica", fmt.Sprintf("%s-%d", r.Name, r.starts),
+		"serve", "--listen", r.address, "--metrics-listen", r.metrics, "--replica", r.Instance(),
 		"--drain-window", p.o.Drain.String(),
 	}, p.backend(r.Name)...)
 	if p.o.TLS {

@@ -28,6 +28,8 @@ var scenarios = []scenario{
 	{"storm", "many bans at once", storm},
 	{"wave", "the same addresses seen by many hosts within moments", wave},
 	{"reconnect", "a replica is killed, then every connection is cut", reconnect},
+	{"kill", "every host is on one replica, which is killed", kill},
+	{"events", "some hosts tell of events as fast as they are acknowledged", events},
 	{"slow", "a tenth of the hosts take in what they are sent slowly, while many bans are made", slow},
 	{"flap", "a fifth of the hosts lose their connection again and again", flap},
 	{"churn", "hosts restart, forget what they held, leave and join; replicas restart one after the other", churn},
@@ -303,7 +305,7 @@ func reconnect(ctx context.Context, f *fleet, p *Part) error {
 		scripts := f.scripts(ctx)
 		moved := 0
 		for _, h := range f.members() {
-			if h.Status().Replica == replicas[0].Name+"-1" {
+			if h.Status().Replica == replicas[0].Instance() {
 				moved++
 			}
 		}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ type watcher struct {
 	seen   map[eventKey]int
 	odd    map[operatorv1.Unpromoted]int
 	read   int
+	hosts  int // of what was read, that hosts observed
 	gaps   int
 	last   string
 	breaks int
@@ -86,10 +88,31 @@ func (w *watcher) take(m *operatorv1.WatchResponse) {
 	if err != nil {
 		return
 	}
+	w.hosts++
 	w.seen[eventKey{e.GetHostId(), e.GetKind(), p, e.GetJail()}]++
 	if u := e.GetUnpromoted(); u != operatorv1.Unpromoted_UNPROMOTED_UNSPECIFIED && e.GetKind() == operatorv1.FleetEventKind_FLEET_EVENT_KIND_OBSERVED {
 		w.odd[u]++
 	}
+}
+
+// observed is how many events of hosts were read.
+func (w *watcher) observed() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.hosts
+}
+
+// await waits until so many events of hosts were read.
+func (w *watcher) await(ctx context.Context, n int, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for w.observed() < n {
+		if ctx.Err() != nil {
+			return fmt.Errorf("the history shows %d events of hosts and not %d", w.observed(), n)
+		}
+		sleep(ctx, 5*time.Millisecond)
+	}
+	return nil
 }
 
 func (w *watcher) stop() {
