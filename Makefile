@@ -98,7 +98,7 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos, shell and alert rules
 	@scripts/check-breaking
 	@# Compiled as the build is, whose packages it shares.
 	@for m in $(MODULES); do (cd $$m && CGO_ENABLED=0 GOFLAGS=-trimpath golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
-	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/build-console scripts/web-packages scripts/web-e2e scripts/check-breaking scripts/test-versions scripts/install.sh .ci/run
+	@shellcheck scripts/setup scripts/build scripts/build-agent scripts/test scripts/go-test scripts/fuzz scripts/e2e scripts/bench scripts/as-root scripts/copy-embedded scripts/build-console scripts/web-packages scripts/web-e2e scripts/retry scripts/check-breaking scripts/test-versions scripts/install.sh .ci/run
 	@promtool check config infra/prometheus/prometheus.yml >/dev/null
 	@promtool test rules infra/prometheus/alerts_test.yml
 
@@ -106,10 +106,10 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Go, protos, shell and alert rules
 clean: ## Remove what was built
 	@rm -rf bin web/dist && find $(DIST) controlplane/internal/webconsole/dist -mindepth 1 ! -name .gitkeep -delete
 
-$(TOOLS)/buf: ; @GOBIN=$(TOOLS) GOWORK=off go install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION)
-$(TOOLS)/protoc-gen-go: ; @GOBIN=$(TOOLS) GOWORK=off go install google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO_VERSION)
-$(TOOLS)/protoc-gen-connect-go: ; @GOBIN=$(TOOLS) GOWORK=off go install connectrpc.com/connect/cmd/protoc-gen-connect-go@$(PROTOC_GEN_CONNECT_VERSION)
-$(TOOLS)/golangci-lint: ; @GOBIN=$(TOOLS) GOWORK=off go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+$(TOOLS)/buf: ; @GOBIN=$(TOOLS) GOWORK=off scripts/retry go install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION)
+$(TOOLS)/protoc-gen-go: ; @GOBIN=$(TOOLS) GOWORK=off scripts/retry go install google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO_VERSION)
+$(TOOLS)/protoc-gen-connect-go: ; @GOBIN=$(TOOLS) GOWORK=off scripts/retry go install connectrpc.com/connect/cmd/protoc-gen-connect-go@$(PROTOC_GEN_CONNECT_VERSION)
+$(TOOLS)/golangci-lint: ; @GOBIN=$(TOOLS) GOWORK=off scripts/retry go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 
 .PHONY: help
 help:
