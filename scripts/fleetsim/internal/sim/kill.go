@@ -30,7 +30,8 @@ func kill(ctx context.Context, f *fleet, p *Part) error {
 	whole := victim.Usage().RSS
 	hosts := len(f.members())
 	survivor.ResetPeak()
-	snapshots, scripts, connects, before := f.world.Snapshots.Load(), f.scripts(ctx), f.world.Connects.Load(), survivor.Usage()
+	snapshots, scripts, connects, before := f.world.Snapshots.Load(), f.scripts(ctx), f.world.Connects.Load(), f.cpu()
+	own := survivor.Usage().CPU
 	began := time.Now()
 	victim.Kill()
 	var prefixes []netip.Prefix
@@ -56,14 +57,20 @@ func kill(ctx context.Context, f *fleet, p *Part) error {
 	if err != nil {
 		return err
 	}
-	then := survivor.Usage()
+	spent := f.cpu().since(before)
+	spent.replicas = survivor.Usage().CPU - own // what the other had used is gone with it
 	p.row("a replica with every host killed: all have a stream after", milliseconds(up), "ms")
 	p.row("... times what they took to connect when the run began", milliseconds(up)/max(f.o.report.Connected.TookMS, 1), "")
 	p.row("... all are at the current version after", milliseconds(inSync), "ms")
 	p.row("... bans ordered meanwhile were taken after", milliseconds(ordered), "ms")
 	p.row("... snapshots sent", float64(f.world.Snapshots.Load()-snapshots), "")
 	p.row("... scripts that Redis ran a stream that moved", (f.scripts(ctx)-scripts)/float64(hosts), "")
-	p.row("... CPU of the survivor a stream that moved", float64((then.CPU-before.CPU).Microseconds())/float64(hosts), "µs")
+	for _, part := range []struct {
+		name string
+		cpu  time.Duration
+	}{{"the survivor", spent.replicas}, {"Redis", spent.redis}, {"the simulator", spent.self}} {
+		p.row("... CPU of "+part.name+" a stream that moved", float64(part.cpu.Microseconds())/float64(hosts), "µs")
+	}
 	err = f.finish(ctx, p, m)
 	sleep(ctx, max(f.o.Duration/4, 500*time.Millisecond))
 	rest := survivor.Usage()
