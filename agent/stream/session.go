@@ -305,8 +305,8 @@ func (s *session) live() error {
 
 func (s *session) hello() (*fleetbanv1.Hello, error) {
 	within, cancel := context.WithTimeout(s.ctx, s.cfg.Patience/sinkShare)
-	defer cancel()
 	cursors, err := s.cfg.Sink.Cursors(within)
+	cancel()
 	if err != nil {
 		if s.ctx.Err() != nil {
 			return nil, err
