@@ -20,6 +20,8 @@ var errUnread = errors.New("the peer doesn't read what it has itself answered")
 type Wire struct {
 	net.Conn
 
+	// Asked, where it isn't nil, is called once when the request has come: from then on its peer waits for us, and not we for it.
+	Asked func()
 	// Welcomed, where it isn't nil, is called once when the stream's first answer is sent, or there will be none.
 	Welcomed func()
 
@@ -125,13 +127,12 @@ func (w *Wire) try(b []byte) (n int, err error) {
 		for n < len(b) {
 			var k int
 			k, err = syscall.Write(int(fd), b[n:])
-			if err == syscall.EINTR { //nolint:errorlint // bare
-				continue
+			switch {
+			case err == nil && k > 0:
+				n += k
+			case !errors.Is(err, syscall.EINTR):
+				return
 			}
-			if err != nil || k <= 0 {
-				break
-			}
-			n += k
 		}
 	})
 	if rawErr != nil {
