@@ -177,8 +177,8 @@ func (s *session) run(ctx context.Context) {
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.mu.Unlock()
 	s.conn = dial(s.cfg)
-	stop := context.AfterFunc(s.ctx, s.conn.close) //nolint:contextcheck // s.ctx comes of ctx, above
-	err := s.live() //nolint:contextcheck // as above
+	stop := context.AfterFunc(s.ctx, s.conn.close)   //nolint:contextcheck // s.ctx comes of ctx, above
+	err := s.live()                                  //nolint:contextcheck // as above
 	if cause := context.Cause(s.ctx); cause != nil { //nolint:contextcheck // as above
 		err = cause
 	}

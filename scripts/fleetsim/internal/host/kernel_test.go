@@ -136,7 +136,7 @@ func TestShared(t *testing.T) {
 		t.Error("what was read changes with the buffer it came in")
 	}
 	beat, _ := proto.Marshal(fleetbanv1.ConnectResponse_builder{Heartbeat: &fleetbanv1.ServerHeartbeat{}}.Build())
-	if read(beat) == read(beat) {
+	if first := read(beat); first == read(beat) {
 		t.Error("a heartbeat is shared")
 	}
 	for _, bad := range [][]byte{{0x1a, 5, 1}, {0xff}, {0x1a, 2, 0xff, 0xff}} {
