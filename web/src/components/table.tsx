@@ -98,7 +98,7 @@ export function LongTable<Row extends RowData>({ label, columns, widths, least, 
       aria-label={label}
       aria-rowcount={total + 1}
       tabIndex={0}
-      className="max-h-[max(20rem,calc(100dvh-16rem))] overflow-auto rounded-lg border border-line bg-surface"
+      className="max-h-[max(20rem,calc(100dvh-16rem))] sm:max-h-[max(20rem,calc(100dvh-12.5rem))] overflow-auto rounded-lg border border-line bg-surface"
     >
       <div role="rowgroup" className="sticky top-0 z-10 border-b border-line bg-surface" style={{ minWidth }}>
         {table.getHeaderGroups().map((group) => (

@@ -143,15 +143,14 @@ function List({ title, hint, shared, tokens, error, refetch, create, revoke }: {
       ) : (
         <Table label={title} columns={columns} rows={tokens} rowId={(k) => k.id} />
       )}
-      <Make open={making} onOpenChange={setMaking} title={title} hint={hint} create={create} done={refetch} />
+      <Make open={making} onOpenChange={setMaking} hint={hint} create={create} done={refetch} />
     </Panel>
   );
 }
 
-function Make({ open, onOpenChange, title, hint, create, done }: {
+function Make({ open, onOpenChange, hint, create, done }: {
   open: boolean;
   onOpenChange: (open: boolean) => void;
-  title: string;
   hint: string;
   create: (wish: Wish) => Promise<string>;
   done: () => void;
@@ -163,6 +162,8 @@ function Make({ open, onOpenChange, title, hint, create, done }: {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<unknown>();
   const held = session.state === "in" ? session.person.permissions.filter((p) => !neverHeld.includes(p)) : [];
+  // No token may more than who makes it; the higher the role, the lower its number.
+  const within = (r: Role) => session.state === "in" && r >= session.person.role;
   const submit = (e: FormEvent<HTMLFormElement>) => {
     e.preventDefault();
     const form = new FormData(e.currentTarget);
@@ -190,7 +191,7 @@ function Make({ open, onOpenChange, title, hint, create, done }: {
         setError(undefined);
         onOpenChange(next);
       }}
-      title={title}
+      title={t.tokens.make}
       lead={hint}
     >
       {secret ? (
@@ -202,7 +203,7 @@ function Make({ open, onOpenChange, title, hint, create, done }: {
         <form onSubmit={submit} className="flex flex-col gap-3">
           <TextField label={t.tokens.name} name="name" required maxLength={60} autoFocus />
           <SelectField label={t.members.role} name="role" value={role} onChange={(e) => setRole(Number(e.target.value))}>
-            {[Role.VIEWER, Role.OPERATOR, Role.ADMIN].map((r) => (
+            {[Role.VIEWER, Role.OPERATOR, Role.ADMIN].filter(within).map((r) => (
               <option key={r} value={r}>
                 {t.roles[r]}
               </option>
