@@ -91,6 +91,13 @@ func FromAt(ctx context.Context, err error, now time.Time) *connect.Error {
 		}
 		return build(ctx, fromConnect(already), now, already.Details()...)
 	}
+	// net/http takes the end of what a client sends for its end, and has the call break off what it does at Redis: that is not
+	// Redis' doing. The client may listen still.
+	if errors.Is(ctx.Err(), context.Canceled) && (errors.Is(err, store.ErrOutcomeUnknown) || errors.Is(err, context.Canceled)) {
+		return build(ctx, Wrap(err, connect.CodeCanceled, fleetbanv1.Reason_REASON_OUTCOME_UNKNOWN, "",
+			"the connection was closed, or its sending half, before there was an answer: the change may or may not stand",
+			"keep it open until the answer is there; look whether the change stands, then repeat it"), now)
+	}
 	return build(ctx, fromDomain(err), now)
 }
 

@@ -54,6 +54,8 @@ func (i *Interceptor) mapped(ctx context.Context, procedure string, level slog.L
 	out := FromAt(ctx, err, i.Now())
 	reason := ReasonOf(out)
 	switch {
+	case out.Code() == connect.CodeCanceled:
+		level = slog.LevelDebug
 	case reason == fleetbanv1.Reason_REASON_INTERNAL, errors.Is(err, context.DeadlineExceeded):
 		level = slog.LevelError
 	case reason == fleetbanv1.Reason_REASON_STORE_UNAVAILABLE, reason == fleetbanv1.Reason_REASON_OUTCOME_UNKNOWN:

@@ -21,9 +21,7 @@ func (jobsCmd) run(r *run) error {
 	}
 	leases := res.Msg.GetLeases()
 	if !r.out.people() {
-		for _, l := range leases {
-			r.out.json(l)
-		}
+		list(r.out, res.Msg, leases)
 		return nil
 	}
 	if len(leases) == 0 {
@@ -44,7 +42,10 @@ func jobsOf(r *run, l *operatorv1.Lease) {
 	holder := r.out.paint(warn, "nobody at the moment: a replica takes it within seconds where one is ready")
 	switch {
 	case l.GetHolder() == "" && l.GetName() == "acme":
-		holder = "nobody: it is taken while a certificate is made"
+		holder = "not needed now: a replica takes it while it has a certificate made"
+		if before := l.GetHistory(); len(before) > 0 {
+			holder += "; " + safe(before[0].GetHolder()) + " did last, " + clock.when(before[0].GetEndedUnixMs())
+		}
 	case l.GetHolder() != "":
 		holder = fmt.Sprintf("%s, since %s, term %d", safe(l.GetHolder()), clock.when(l.GetSinceUnixMs()), l.GetTerm())
 	}
