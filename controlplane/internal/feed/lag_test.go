@@ -61,21 +61,25 @@ func TestLookFindsWhatWasNotHeard(t *testing.T) {
 	if f.compare(states) {
 		t.Error("a current line lacks something")
 	}
-	// As if the last ring had been lost on its way.
-	f.mu.Lock()
-	l := f.lines[banset.All]
-	l.reset(sets.Cursor{Set: banset.All, Epoch: last.Epoch, Version: last.Version - 1})
-	f.mu.Unlock()
 	figure := func(name string) float64 {
 		return metricstest.Scrape(t, m.Handler(slog.New(slog.DiscardHandler)))[name]
 	}
-	before := figure("fleetban_doorbell_gaps_total") // the first rings may have come before the line was read
-	if !f.compare(states) || figure("fleetban_doorbell_gaps_total") != before || figure("fleetban_set_lag_versions") != 1 || figure("fleetban_set_lag_seconds") <= 0 {
-		t.Errorf("the first look: %v gaps, %v versions behind", figure("fleetban_doorbell_gaps_total"), figure("fleetban_set_lag_versions"))
-	}
-	if !f.compare(states) || figure("fleetban_doorbell_gaps_total") != before+1 {
-		t.Errorf("the second look: %v gaps", figure("fleetban_doorbell_gaps_total"))
-	}
+	// Where a ring that is late, or the feed's own look, comes first, it is tried again.
+	await("what wasn't heard is told at the first look, and read after the second", func() bool {
+		if at() != last.Version {
+			return false
+		}
+		before := figure("fleetban_doorbell_gaps_total") // the first rings may have come before the line was read
+		// As if the last ring had been lost on its way.
+		f.mu.Lock()
+		l := f.lines[banset.All]
+		l.reset(sets.Cursor{Set: banset.All, Epoch: last.Epoch, Version: last.Version - 1})
+		f.mu.Unlock()
+		if !f.compare(states) || figure("fleetban_doorbell_gaps_total") != before || figure("fleetban_set_lag_versions") != 1 || figure("fleetban_set_lag_seconds") <= 0 {
+			return false
+		}
+		return f.compare(states) && figure("fleetban_doorbell_gaps_total") == before+1
+	})
 	await("the line is current again", func() bool { return at() == last.Version })
 	if f.compare(states) || figure("fleetban_set_lag_versions") != 0 || figure("fleetban_set_lag_seconds") != 0 {
 		t.Errorf("afterwards it is %v versions behind", figure("fleetban_set_lag_versions"))

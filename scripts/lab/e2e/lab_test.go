@@ -117,7 +117,7 @@ func TestHostsReachAsInTheDrawing(t *testing.T) {
 }
 
 func echo(conn net.Conn) error {
-	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintln(conn, "ping"); err != nil {

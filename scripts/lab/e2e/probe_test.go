@@ -44,8 +44,9 @@ func TestProbesTellTheTruth(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		// The answer before the cut one may have been on its way.
-		if at.Before(begin.Add(-10*time.Millisecond)) || at.After(end.Add(10*time.Millisecond)) {
+		// The answer before the cut one may have been on its way, and a busy machine is late.
+		const late = 250 * time.Millisecond
+		if at.Before(begin.Add(-late)) || at.After(end.Add(late)) {
 			t.Errorf("%s was cut %s after the rule was on its way, which took %s", p.Target.Name, at.Sub(begin), end.Sub(begin))
 		}
 		if err := lab.Reach(ctx, attacker, lab.AttackerAddr, p.Target); !errors.Is(err, lab.ErrUnreachable) {
@@ -99,7 +100,7 @@ func TestWatchesSeeBansAsTheyCome(t *testing.T) {
 		if !ok {
 			t.Fatalf("%s is in the kernel and its line in the log was not seen", addr)
 		}
-		if took := arrived.Sub(line); took <= 0 || took > 5*time.Second {
+		if took := arrived.Sub(line); took <= 0 || took > limit {
 			t.Errorf("fail2ban's action for %s took %s after its line", addr, took)
 		} else {
 			t.Logf("fail2ban's action for %s: %s after its line", addr, took)
