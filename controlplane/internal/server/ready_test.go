@@ -3,24 +3,30 @@ package server
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 )
 
 func newReadiness(st *store.Store) *readiness {
 	return &readiness{store: st, keys: keys.New([32]byte{1}), clock: &clock{}, begun: func() string { return "" }}
 }
 
-// older is a Redis that says it is of an older version: the real one, but for what INFO tells.
-func older(t *testing.T, redis *redistest.Server) string {
+// altered is the URL of the real Redis, whose answers are changed on their way.
+func altered(t *testing.T, redis *redistest.Server, change func([]byte) []byte) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -49,7 +55,7 @@ func older(t *testing.T, redis *redistest.Server) string {
 				page := make([]byte, 64<<10)
 				for {
 					n, err := out.Read(page)
-					_, _ = in.Write(bytes.ReplaceAll(page[:n], []byte("redis_version:7"), []byte("redis_version:6")))
+					_, _ = in.Write(change(page[:n]))
 					if err != nil {
 						_ = in.Close()
 						return
@@ -69,7 +75,9 @@ func older(t *testing.T, redis *redistest.Server) string {
 func TestOldRedis(t *testing.T) {
 	t.Parallel()
 	redis := redistest.StartOne(t)
-	st, err := store.Open(store.Options{URL: older(t, redis), Logger: slog.New(slog.DiscardHandler)})
+	st, err := store.Open(store.Options{Logger: slog.New(slog.DiscardHandler), URL: altered(t, redis, func(answer []byte) []byte {
+		return bytes.ReplaceAll(answer, []byte("redis_version:7"), []byte("redis_version:6"))
+	})})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,6 +87,42 @@ func TestOldRedis(t *testing.T) {
 	if report.Ready || len(report.Reasons) != 1 || report.Reasons[0].Code != "redis-version" || !strings.Contains(report.Summary, "Redis 6.") ||
 		r.disagrees.Load() == nil {
 		t.Errorf("%+v", report)
+	}
+}
+
+// A replica whose clock and Redis' differ by more than a bound refuses to serve, says why and what to do, and serves again once they agree.
+func TestClockOffIsUnready(t *testing.T) {
+	t.Parallel()
+	redis := redistest.StartOne(t)
+	var ahead atomic.Int64                                    // seconds
+	told := regexp.MustCompile(`\*2\r\n\$10\r\n(\d{10})\r\n`) // the beginning of what TIME answers
+	st, err := store.Open(store.Options{Logger: slog.New(slog.DiscardHandler), URL: altered(t, redis, func(answer []byte) []byte {
+		return told.ReplaceAllFunc(answer, func(b []byte) []byte {
+			at, _ := strconv.ParseInt(string(told.FindSubmatch(b)[1]), 10, 64)
+			return fmt.Appendf(nil, "*2\r\n$10\r\n%d\r\n", at+ahead.Load())
+		})
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = st.Close() }()
+	r := newReadiness(st)
+	const bound = int64(maxClockSkew / time.Second)
+	for _, c := range []struct {
+		ahead int64
+		ready bool
+	}{{0, true}, {bound - 2, true}, {bound + 2, false}, {-bound - 2, false}, {0, true}} {
+		ahead.Store(c.ahead)
+		testwait.For(t, fmt.Sprintf("ready %t with a clock that is %d s off", c.ready, c.ahead), func() bool {
+			r.at = time.Time{} // look anew
+			report := r.check(t.Context())
+			disagrees := r.disagrees.Load() != nil
+			if c.ready {
+				return report.Ready && !disagrees
+			}
+			return !report.Ready && disagrees && len(report.Reasons) == 1 && report.Reasons[0].Code == "clock" &&
+				strings.Contains(report.Reasons[0].Problem, "clock is") && report.Reasons[0].Fix != ""
+		})
 	}
 }
 
