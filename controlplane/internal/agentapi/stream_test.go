@@ -3,6 +3,7 @@ package agentapi_test
 import (
 	"context"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -328,6 +329,37 @@ func TestDivergenceIsSeen(t *testing.T) {
 	s.next("a snapshot", func(m *fleetbanv1.ConnectResponse) bool {
 		return m.GetSnapshot().GetSet() == "all" && m.GetSnapshot().GetLast()
 	})
+}
+
+// TestDrainIsSpread: hosts are told moments all over the window, so that they don't come to the other replicas at once.
+func TestDrainIsSpread(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	one := f.replica("one")
+	const hosts, window = 12, 9 * time.Second
+	streams := make([]*session, 0, hosts)
+	for i := range hosts {
+		streams = append(streams, one.enrol("h"+strconv.Itoa(i), nil).connect(one))
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		one.Drain(context.Background(), window, time.Second)
+	}()
+	thirds := map[int64]int{}
+	for _, s := range streams {
+		m := s.next("Drain", func(m *fleetbanv1.ConnectResponse) bool { return m.GetDrain() != nil })
+		after := time.Duration(m.GetDrain().GetReconnectAfterMs()) * time.Millisecond
+		if after > window {
+			t.Errorf("a host is to leave after %s of %s", after, window)
+		}
+		thirds[int64(after*3/window)]++
+		s.close()
+	}
+	<-done
+	if len(thirds) < 2 { // by chance once in 177,147 times
+		t.Errorf("all %d hosts are to leave in one third of the window: %v", hosts, thirds)
+	}
 }
 
 func TestDrain(t *testing.T) {
