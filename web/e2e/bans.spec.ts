@@ -41,6 +41,12 @@ test("a ban shows where it stands, can be found, and its unban be taken back", a
   const table = page.getByRole("table", { name: "Bans" });
   await expect(table.getByRole("row").filter({ hasText: "198.51.100.77" })).toContainText("<script>document.title='x'</script>⟨U+202E⟩ tsurt");
   await expect(page).toHaveTitle("Fleetban");
+  // The beginning of an address narrows as it is typed, and a prefix is what lies within it.
+  for (const text of ["198.51.", "198.51.100.7", "198.51.100.0/24"]) {
+    await page.getByRole("searchbox").fill(text);
+    await expect(table.getByRole("link", { name: "198.51.100.77", exact: true })).toBeVisible();
+    await expect(table.getByRole("link", { name: "2001:db8:bad::/64", exact: true })).toHaveCount(0);
+  }
   await page.getByRole("searchbox").fill("2001:db8:bad::5");
   await expect(page).toHaveURL(/q=2001/);
   await expect(table.getByRole("row")).toHaveCount(2);
