@@ -185,7 +185,7 @@ func (m *outgoing) prefixed() ([]byte, error) {
 }
 
 // ServeLink serves a connection of an agent that has nothing but its stream on it: see package link. conn is TLS over wire, or
-// wire. It closes the connection and calls wire.Welcomed, and returns when the stream is over.
+// wire. It closes the connection, calls wire.Asked and wire.Welcomed, and returns when the stream is over.
 func (s *Service) ServeLink(conn net.Conn, wire *link.Wire) {
 	s.mu.Lock()
 	if s.closing {
@@ -217,6 +217,9 @@ func (s *Service) ServeLink(conn net.Conn, wire *link.Wire) {
 	defer l.Close()
 	if err != nil {
 		return
+	}
+	if wire.Asked != nil {
+		wire.Asked()
 	}
 	id := requestid.Of(l.Header)
 	c := &linkConn{Stream: l, service: s, response: http.Header{requestid.Header: {id}}, trailer: http.Header{}}

@@ -18,6 +18,9 @@ const (
 	// arrivingFor is how long one may take before another is let in beside it: a peer that is slow, or silent on purpose, keeps
 	// nobody out.
 	arrivingFor = 500 * time.Millisecond
+	// servedFor is how long one may take whose request has come, and which waits for us: another beside it would only have both wait
+	// for longer, until they lose their patience.
+	servedFor = 2 * time.Second
 	// waitAtMost is how long an agent may have to wait at the door. It has the patience for three times that.
 	waitAtMost = 5 * time.Second
 	// waitLongest is when one is sent away that waits: more addresses came after it than were there when its wait was reckoned.
@@ -93,6 +96,15 @@ func newAdmission() *admission {
 // enter returns when the agent may come in; leave is to be called when it has its Welcome, or never will, and may be called again.
 // Where after isn't zero it is to come again after that time.
 func (a *admission) enter(ctx context.Context, from netip.Prefix) (leave func(), after time.Duration) {
+	p, after := a.admit(ctx, from)
+	if p == nil {
+		return nil, after
+	}
+	return p.leave, 0
+}
+
+// admit is enter for who can tell when the request has come.
+func (a *admission) admit(ctx context.Context, from netip.Prefix) (in *place, after time.Duration) {
 	a.mu.Lock()
 	if a.inside < a.places && a.waiting == 0 {
 		a.inside++
@@ -161,8 +173,26 @@ func (a *admission) away(s *source, share int) time.Duration {
 	return turn.Sub(now)
 }
 
-// placed gives the place back when it is left, or has been held for long.
-func (a *admission) placed() (leave func()) {
+// place is what an agent has that is on its way in. It is given back when it is left, or has been held for long.
+type place struct {
+	once func()
+	slow *time.Timer
+}
+
+// asked says that the request has come.
+func (p *place) asked() {
+	if p.slow.Stop() {
+		p.slow.Reset(servedFor)
+	}
+}
+
+// leave gives the place back.
+func (p *place) leave() {
+	p.slow.Stop()
+	p.once()
+}
+
+func (a *admission) placed() *place {
 	once := sync.OnceFunc(func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -176,11 +206,7 @@ func (a *admission) placed() (leave func()) {
 		}
 		a.next()
 	})
-	slow := time.AfterFunc(arrivingFor, once)
-	return func() {
-		slow.Stop()
-		once()
-	}
+	return &place{once: once, slow: time.AfterFunc(arrivingFor, once)}
 }
 
 // next gives the place to who waits for it, or frees it. The caller holds the lock.

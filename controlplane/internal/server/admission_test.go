@@ -2,10 +2,56 @@ package server
 
 import (
 	"context"
+	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
+
+// TestAdmissionOfServedPeers: where we are slow, no more are let in than there are places; who says nothing more after its request was
+// heard keeps others out a little longer than who never asks.
+func TestAdmissionOfServedPeers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const agents = 400
+		a := newAdmission()
+		a.places = 8
+		var inside, most atomic.Int32
+		var all sync.WaitGroup
+		for range agents {
+			all.Go(func() {
+				p, after := a.admit(t.Context(), netip.Prefix{})
+				for after != 0 {
+					time.Sleep(after)
+					p, after = a.admit(t.Context(), netip.Prefix{})
+				}
+				p.asked()
+				n := inside.Add(1)
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				time.Sleep(servedFor - time.Millisecond) // a Redis that hangs
+				inside.Add(-1)
+				p.leave()
+			})
+		}
+		all.Wait()
+		if n := most.Load(); n != 8 {
+			t.Errorf("%d were served at a time", n)
+		}
+		silent, _ := a.admit(t.Context(), netip.Prefix{})
+		silent.asked()
+		time.Sleep(servedFor + time.Millisecond)
+		silent.asked() // too late
+		synctest.Wait()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.inside != 0 {
+			t.Errorf("%d places are held", a.inside)
+		}
+	})
+}
 
 // TestAdmissionAfterSlowOnes: a moment in which arrivals took long, as when Redis hangs, sends nobody of the thousands away that come after
 // it for longer than they then need: all are in after as long as so many arrivals take.

@@ -104,7 +104,7 @@ func (d *door) open() {
 type comer struct {
 	*link.Wire
 
-	leave func() // an agent's that was let in; else nil
+	place *place // an agent's that was let in; else nil
 }
 
 // choose is called when a ClientHello has come. It lets agents in, or sends them away.
@@ -119,12 +119,12 @@ func (d *door) choose(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !ok || !slices.Contains(hello.SupportedProtos, link.Protocol) || !slices.Contains(hello.SupportedProtos, "h2") {
 		return d.others, nil
 	}
-	leave, after := d.admission.enter(hello.Context(), sourceOf(c.RemoteAddr()))
+	place, after := d.admission.admit(hello.Context(), sourceOf(c.RemoteAddr()))
 	if after > 0 {
 		_, _ = c.Write(link.Busy(after))
 		return nil, errBusy
 	}
-	c.leave = leave
+	c.place = place
 	return d.agents, nil
 }
 
@@ -135,19 +135,19 @@ func (d *door) greet(conn net.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeWithin)
 	err := secure.HandshakeContext(ctx)
 	cancel()
-	leave := c.leave
-	c.leave = nil
+	place := c.place
+	c.place = nil
 	switch {
 	case err != nil:
-		if leave != nil {
-			leave()
+		if place != nil {
+			place.leave()
 		}
 		_ = conn.Close()
 		d.logger.Debug("TLS handshake failed", slog.String("peer", conn.RemoteAddr().String()), slog.Any("error", err))
 	case secure.ConnectionState().NegotiatedProtocol == acmecert.ALPN:
 		_ = secure.Close()
-	case leave != nil:
-		c.Welcomed = leave
+	case place != nil:
+		c.Asked, c.Welcomed = place.asked, place.leave
 		// A new goroutine, for handshakes leave large stacks behind.
 		go d.links(secure, c.Wire)
 	default:
