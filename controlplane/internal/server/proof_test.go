@@ -154,7 +154,7 @@ func TestProveByPasskey(t *testing.T) {
 	}
 	rp := virtualwebauthn.RelyingParty{ID: "fleet.example.com", Name: "Fleetban", Origin: publicURL}
 	device := virtualwebauthn.NewAuthenticatorWithOptions(virtualwebauthn.AuthenticatorOptions{UserHandle: []byte(made.UserID)})
-	cred := virtualwebauthn.NewCredential(virtualwebauthn.KeyTypeEC2)
+	cred := passkey()
 	if _, err := h.factors(1, token).FinishPasskey(ctx, connect.NewRequest(operatorv1.FinishPasskeyRequest_builder{
 		Challenge: begun.Msg.GetChallenge(), Name: "laptop", PasskeyResponseJson: []byte(virtualwebauthn.CreateAttestationResponse(rp, device, cred, *made)),
 	}.Build())); err != nil {
