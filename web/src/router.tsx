@@ -101,6 +101,11 @@ const settings = createRoute({
   validateSearch: (s: Record<string, unknown>): { tab?: string } => ({ tab: text(s.tab, 32) }),
   component: lazyRouteComponent(() => import("./pages/settings/index"), "Settings"),
 });
+const terminal = createRoute({
+  getParentRoute: () => inside,
+  path: "/terminal",
+  component: lazyRouteComponent(() => import("./pages/terminal"), "Terminal"),
+});
 const invitation = createRoute({
   getParentRoute: () => root,
   path: "/invitation",
@@ -122,7 +127,7 @@ const design = createRoute({
   component: lazyRouteComponent(() => import("./pages/design"), "Design"),
 });
 
-const insideRoutes = inside.addChildren([overview, hosts, addHost, host, bans, address, policy, approvals, audit, settings]);
+const insideRoutes = inside.addChildren([overview, hosts, addHost, host, bans, address, policy, approvals, audit, settings, terminal]);
 
 const pages = [insideRoutes, invitation, reset, confirmEmail];
 
