@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
@@ -217,7 +219,22 @@ func TestTokens(t *testing.T) {
 func assertNoSecrets(t *testing.T, st *store.Store, secrets ...string) {
 	t.Helper()
 	ctx, client := context.Background(), st.Client()
-	keys, err := client.Keys(ctx, "*").Result()
+	var mu sync.Mutex
+	var keys []string
+	list := func(ctx context.Context, one *redis.Client) error {
+		some, err := one.Keys(ctx, "*").Result()
+		mu.Lock()
+		defer mu.Unlock()
+		keys = append(keys, some...)
+		return err
+	}
+	var err error
+	switch c := client.(type) {
+	case *redis.ClusterClient: // asks one of the masters else
+		err = c.ForEachMaster(ctx, list)
+	case *redis.Client:
+		err = list(ctx, c)
+	}
 	if err != nil || len(keys) == 0 {
 		t.Fatal(keys, err)
 	}
