@@ -72,6 +72,7 @@ var varying = []struct {
 	{regexp.MustCompile(`\b\d{4}-\d\d-\d\d \d\d:\d\d\b`), "DATE"},
 	{regexp.MustCompile(`\b\d\d:\d\d\b`), "TIME"},
 	{regexp.MustCompile(`, \d+ ms`), ", N ms"},
+	{regexp.MustCompile(`\bin 23h\b`), "in 1d"}, // where the machine is busy
 	{regexp.MustCompile(`"elapsedMs": \d+`), `"elapsedMs": 0`},
 	{regexp.MustCompile(`("(?:epoch|digest|[a-zA-Z]*UnixMs)": )"1?\d+"`), `$1"N"`},
 	{regexp.MustCompile(`("(?:id)": )"\d+-\d+"`), `$1"N"`},

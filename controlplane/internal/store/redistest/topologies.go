@@ -269,7 +269,7 @@ type Sentinels struct {
 
 const masterName = "fleet"
 
-// downAfter is after how long a Sentinel takes a server for dead where a test waits for that; else after calmly.
+// downAfter is after how long a Sentinel takes a server for dead from when a test first waits for that; before, after calmly.
 const downAfter = time.Second
 
 // StartSentinels starts them, waits until all know each other, and stops them when the test ends. options are added to
@@ -358,8 +358,7 @@ func (s *Sentinels) replaced(old *Node, after time.Duration) (master *Node) {
 	for i, n := range s.sentinels {
 		clients[i] = n.Client()
 	}
-	s.downAfter(downAfter)
-	defer s.downAfter(calmly)
+	s.downAfter(downAfter) // and it stays so: what a failover left behind is put right as soon
 	told := time.Now().Add(after)
 	s.sentinels[0].poll("another server is the master", func(ctx context.Context) error {
 		var last error
