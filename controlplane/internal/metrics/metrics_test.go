@@ -28,7 +28,7 @@ func everything() *metrics.Metrics {
 			return []metrics.SetState{{Organisation: "O", Set: "all", Builtin: true, Version: 7}}
 		},
 		Replica: func() metrics.ReplicaState {
-			return metrics.ReplicaState{Reasons: []string{"clock", "of a later release"}, Notes: []string{"failover"}, Durability: "everysec", ClockOffset: -2 * time.Second, CertificateEnds: time.Unix(1, 0)}
+			return metrics.ReplicaState{Reasons: []string{"clock", "of a later release"}, Notes: []string{"failover"}, Durability: "everysec", ClockOffset: -2 * time.Second, CertificateEnds: time.Unix(1, 0), CertificateLife: time.Hour}
 		},
 	})
 	return m

@@ -79,6 +79,8 @@ type ReplicaState struct {
 	Hashes int64
 	// CertificateEnds is when the certificate ends that this replica serves; zero where it serves none.
 	CertificateEnds time.Time
+	// CertificateLife is how long that one lives, from its first moment to its last.
+	CertificateLife time.Duration
 }
 
 // NotReady are the codes of why a replica isn't ready, as /readyz names them.
@@ -98,7 +100,7 @@ type state struct {
 	descs   []*prometheus.Desc
 
 	build, ready, notReady, notes, durability, clock, lease, taken *prometheus.Desc
-	hashes, certificate                                            *prometheus.Desc
+	hashes, certificate, certificateLife                           *prometheus.Desc
 	streams, organisations, acksWaiting, owing, owed               *prometheus.Desc
 	spoolEvents, spoolBytes, spoolLost, spoolFullest               *prometheus.Desc
 	fail2banDown, inert, repairs                                   *prometheus.Desc
@@ -136,7 +138,9 @@ func declareState(c *catalog, version string) *state {
 	s.hashes = add("counter", "fleetban_password_hashes_total", "Passwords hashed, right ones, wrong ones and of nobody: each takes 19 MiB and a good part of 0.1 s of a processor.",
 		"Grows for long as fast as half of the processors can: logins are flooded. Who is told to come again shows as resource_exhausted of SessionService/SignIn.")
 	s.certificate = add("gauge", "fleetban_certificate_expires_timestamp_seconds", "When the TLS certificate ends that this replica serves, in Unix time: from files, by ACME, or its own. Missing with --tls-off.",
-		"Within 7 days: by ACME, the log says what the authority refused; from files, whoever renews them didn't, or didn't put them where --tls-cert is.")
+		"Within 7 days, and in the last quarter of its life: by ACME, the log says what the authority refused; from files, whoever renews them didn't, or didn't put them where --tls-cert is.")
+	s.certificateLife = add("gauge", "fleetban_certificate_lifetime_seconds", "How long that certificate lives as a whole. Missing with --tls-off.",
+		"Never a trouble by itself: some authorities' live for days only, and then a week before its end says nothing.")
 	c.section = "Agents that are connected"
 	s.streams = add("gauge", "fleetban_streams", "Agents connected to this replica.",
 		"Their sum over replicas falls: hosts are cut off. They keep what they hold and enforce it; see fleetban_streams_ended_total.")
@@ -217,6 +221,7 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(s.hashes, prometheus.CounterValue, float64(r.Hashes))
 		if !r.CertificateEnds.IsZero() {
 			put(s.certificate, float64(r.CertificateEnds.UnixMilli())/1000)
+			put(s.certificateLife, r.CertificateLife.Seconds())
 		}
 	}
 	if from.Agents != nil {

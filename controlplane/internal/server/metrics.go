@@ -49,9 +49,10 @@ func (s *Server) observe() {
 		},
 		Replica: func() metrics.ReplicaState {
 			report := s.ready.last()
+			ends, life := s.certificateEnds()
 			out := metrics.ReplicaState{
 				Ready: report.Ready, Durability: report.Durability, ClockOffset: s.ready.clock.ahead(), JobsTerm: s.jobs.lease.Term(), JobsTaken: s.jobs.lease.Taken(),
-				Hashes: s.base.people.Hashed(), CertificateEnds: s.certificateEnds(),
+				Hashes: s.base.people.Hashed(), CertificateEnds: ends, CertificateLife: life,
 			}
 			for _, r := range report.Reasons {
 				out.Reasons = append(out.Reasons, r.Code)

@@ -44,15 +44,15 @@ func (s *Server) tls(ctx context.Context) (*tls.Config, error) {
 	return serverTLS(get), nil
 }
 
-// certificateEnds is when the certificate ends that is served now; zero without TLS.
-func (s *Server) certificateEnds() time.Time {
+// certificateEnds is when the certificate ends that is served now, and how long it lives as a whole; zero without TLS.
+func (s *Server) certificateEnds() (ends time.Time, life time.Duration) {
 	if s.certificate == nil {
-		return time.Time{}
+		return time.Time{}, 0
 	}
 	if c, err := s.certificate(&tls.ClientHelloInfo{}); err == nil && c.Leaf != nil {
-		return c.Leaf.NotAfter
+		return c.Leaf.NotAfter, c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)
 	}
-	return time.Time{}
+	return time.Time{}, 0
 }
 
 // byACME has an authority make the certificate. Until there is one, the replica's own is served, whose key is the same: hosts that
