@@ -35,7 +35,7 @@ func TestHelperHangs(t *testing.T) {
 		ended <- run.Run(ctx, run.Config{
 			StateDir: filepath.Join(h.dir, "agent"), HelperSocket: filepath.Join(h.dir, "run", "helper.sock"),
 			Socket: filepath.Join(h.dir, "run", "agent", "run.sock"), Log: slog.New(slog.DiscardHandler),
-		}.WithCallAtMost(2*time.Second), nil)
+		}.WithCallAtMost(6*time.Second), nil)
 	}()
 	t.Cleanup(func() {
 		stop()
