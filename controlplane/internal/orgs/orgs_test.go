@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/fleetban/fleetban/controlplane/internal/keys"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	"github.com/fleetban/fleetban/controlplane/internal/seal"
@@ -219,24 +217,9 @@ func TestTokens(t *testing.T) {
 func assertNoSecrets(t *testing.T, st *store.Store, secrets ...string) {
 	t.Helper()
 	ctx, client := context.Background(), st.Client()
-	var mu sync.Mutex
-	var keys []string
-	list := func(ctx context.Context, one *redis.Client) error {
-		some, err := one.Keys(ctx, "*").Result()
-		mu.Lock()
-		defer mu.Unlock()
-		keys = append(keys, some...)
-		return err
-	}
-	var err error
-	switch c := client.(type) {
-	case *redis.ClusterClient: // asks one of the masters else
-		err = c.ForEachMaster(ctx, list)
-	case *redis.Client:
-		err = list(ctx, c)
-	}
-	if err != nil || len(keys) == 0 {
-		t.Fatal(keys, err)
+	keys := redistest.Keys(t, client, "*")
+	if len(keys) == 0 {
+		t.Fatal("nothing is stored")
 	}
 	for _, key := range keys {
 		raw, err := client.Dump(ctx, key).Result()

@@ -10,10 +10,10 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -264,22 +264,17 @@ func TestApprovals(t *testing.T) {
 	})
 
 	t.Run("late and forged", func(t *testing.T) {
-		options, err := redis.ParseURL(h.backend.RedisURL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		client := redis.NewClient(options)
-		defer client.Close()
+		client := h.redis.Open().Client()
 		key := func(id string) string {
-			keys, err := client.Keys(t.Context(), "fb:*:approval:"+id).Result()
-			if err != nil || len(keys) != 1 {
-				t.Fatal(keys, err)
+			keys := redistest.Keys(t, client, "fb:*:approval:"+id)
+			if len(keys) != 1 {
+				t.Fatal(keys)
 			}
 			return keys[0]
 		}
 		late, forged := h.waits(h.pause(0, ada)), h.waits(h.pause(0, ada))
 		client.HSet(t.Context(), key(late), "expires", "1")
-		_, err = h.approve(1, bob, late)
+		_, err := h.approve(1, bob, late)
 		wantCode(t, "after a day", err, connect.CodeFailedPrecondition, over)
 		raw := client.HGet(t.Context(), key(forged), "request").Val()
 		client.HSet(t.Context(), key(forged), "request", strings.Replace(raw, "Pause", "Resume", 1))

@@ -44,6 +44,7 @@ const (
 // house is two replicas over one Redis, and an owner.
 type house struct {
 	t        *testing.T
+	redis    *redistest.Server
 	backend  server.Backend
 	replicas []*process
 	calls    atomic.Uint32
@@ -60,7 +61,8 @@ func setupOwner(t *testing.T, b server.Backend, email, password string) (string,
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
-	h := &house{t: t, backend: server.Backend{RedisURL: redistest.Start(t).URL(), SecretFile: secretFile(t, secretFill)}}
+	redis := redistest.Start(t)
+	h := &house{t: t, redis: redis, backend: server.Backend{RedisURL: redis.URL(), SecretFile: secretFile(t, secretFill)}}
 	if out, err := setupOwner(t, h.backend, ownerEmail, ownerPassword); err != nil || strings.Contains(out, ownerPassword) {
 		t.Fatal(out, err)
 	}
