@@ -249,6 +249,10 @@ func TestUnableToEnforce(t *testing.T) {
 	f := newFleet(t, lab.Options{Name: "unable", Hosts: 2})
 	a, b := f.Node("a"), f.Node("b")
 	ctx := limited(t, 3*limit)
+	// What is banned before an agent has looked for the first time stood there already, and stays on its host.
+	looked := source(t)
+	f.jailBan(ctx, b, looked)
+	f.enforced(ctx, looked, a)
 	if err := b.Stop(ctx, lab.ServiceHelper, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
