@@ -186,17 +186,16 @@ func TestLinkFree(t *testing.T) {
 	if l == nil {
 		t.FailNow()
 	}
-	free := func() bool {
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-			if l.free() {
-				return true
+	// Nothing tells how much of a socket's queue the other end has confirmed: it is looked at.
+	until := func(otherwise string, holds func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal(otherwise)
 			}
 		}
-		return false
 	}
-	if !free() {
-		t.Fatal("what was read leaves it taken")
-	}
+	until("what was read leaves it taken", l.free)
 	const n = 100
 	sent := make(chan error, n)
 	go func() {
@@ -207,21 +206,20 @@ func TestLinkFree(t *testing.T) {
 	if err := <-sent; err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); l.mu.TryLock(); { // until the sender hangs in a write
-		l.mu.Unlock()
-		if time.Sleep(time.Millisecond); time.Now().After(end) || len(sent) == n-1 {
-			t.Fatal("everything went into the socket")
+	until("everything went into the socket", func() bool { // until the sender hangs in a write
+		if !l.mu.TryLock() {
+			return len(sent) < n-1
 		}
-	}
+		l.mu.Unlock()
+		return false
+	})
 	if l.free() {
 		t.Error("a socket that is full is free")
 	}
 	for range n {
 		f.message()
 	}
-	if !free() {
-		t.Error("it never was free again")
-	}
+	until("it never was free again", l.free)
 	l.room = fits - 1
 	if l.free() {
 		t.Error("it is free without a window")

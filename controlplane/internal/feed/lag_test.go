@@ -10,6 +10,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/metrics/metricstest"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	"github.com/fleetban/fleetban/proto/wire/banset"
 )
 
@@ -44,15 +45,7 @@ func TestLookFindsWhatWasNotHeard(t *testing.T) {
 		}
 		return version
 	}
-	await := func(what string, ok func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("never: " + what)
-			}
-		}
-	}
-	await("the line is current", func() bool { return at() == last.Version })
+	testwait.For(t, "the line is current", func() bool { return at() == last.Version })
 
 	states, err := s.States(t.Context(), org)
 	if err != nil {
@@ -65,7 +58,7 @@ func TestLookFindsWhatWasNotHeard(t *testing.T) {
 		return metricstest.Scrape(t, m.Handler(slog.New(slog.DiscardHandler)))[name]
 	}
 	// Where a ring that is late, or the feed's own look, comes first, it is tried again.
-	await("what wasn't heard is told at the first look, and read after the second", func() bool {
+	testwait.For(t, "what wasn't heard is told at the first look, and read after the second", func() bool {
 		if at() != last.Version {
 			return false
 		}
@@ -80,7 +73,7 @@ func TestLookFindsWhatWasNotHeard(t *testing.T) {
 		}
 		return f.compare(states) && figure("fleetban_doorbell_gaps_total") == before+1
 	})
-	await("the line is current again", func() bool { return at() == last.Version })
+	testwait.For(t, "the line is current again", func() bool { return at() == last.Version })
 	if f.compare(states) || figure("fleetban_set_lag_versions") != 0 || figure("fleetban_set_lag_seconds") != 0 {
 		t.Errorf("afterwards it is %v versions behind", figure("fleetban_set_lag_versions"))
 	}
