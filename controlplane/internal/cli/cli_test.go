@@ -69,8 +69,8 @@ var varying = []struct {
 	{regexp.MustCompile(`sha256//[A-Za-z0-9+/]{43}=`), "sha256//PIN"},
 	{regexp.MustCompile(`fbj_[0-9A-Za-z]{49}`), "fbj_SECRET"},
 	{regexp.MustCompile(`fbj_[0-9A-Za-z]{8}\b`), "fbj_ID"},
-	{regexp.MustCompile(`\b\d{4}-\d\d-\d\d \d\d:\d\d\b`), "DATE"},
-	{regexp.MustCompile(`\b\d\d:\d\d\b`), "TIME"},
+	// A moment is told with its day unless that is today: which one it is depends on when the test runs.
+	{regexp.MustCompile(`\b(\d{4}-\d\d-\d\d )?\d\d:\d\d\b`), "TIME"},
 	{regexp.MustCompile(`, \d+ ms`), ", N ms"},
 	{regexp.MustCompile(`\bin 23h\b`), "in 1d"}, // where the machine is busy
 	{regexp.MustCompile(`"elapsedMs": \d+`), `"elapsedMs": 0`},
