@@ -1,16 +1,20 @@
 // Package peer measures what something simpler takes for what a fleet does: one message to many TCP connections. What it
-// measures is the least that a comparison is fair with: no TLS, no versions, no acknowledgement, nothing kept.
+// measures is the least that a comparison is fair with: no versions, nothing kept, and in the clear; and beside that the same with TLS and with
+// an answer of each subscriber, as streams have it.
 package peer
 
 import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +25,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/fleetban/fleetban/scripts/fleetsim/internal/host"
+	"github.com/fleetban/fleetban/scripts/fleetsim/internal/plane"
 )
 
 // Peer is a program that passes messages on.
@@ -28,6 +33,9 @@ type Peer struct {
 	Name      string
 	command   func(dir, port string) *exec.Cmd
 	subscribe string
+	// secure, where it isn't nil, prepares the command in dir to serve with a certificate and its key. Connections begin with a line in
+	// the clear then, and are TLS from there.
+	secure func(dir, certificate, key string) error
 	// subscribed begins the line that says that a subscription stands.
 	subscribed string
 	publish    func(body string) string
@@ -44,6 +52,8 @@ type Measured struct {
 	Answered *hdrhistogram.Histogram
 	// PerSecond is deliveries a second of many messages at once.
 	PerSecond float64
+	// Suite is what TLS uses on all connections; empty where they are in the clear.
+	Suite string
 }
 
 const (
@@ -57,8 +67,11 @@ const (
 	Rounds = 30
 )
 
-// NATS is the name of the peer that a fleet is held against.
-const NATS = "NATS"
+// NATS is the name of the peer that a fleet is held against, and SecureNATS of the same with connections of TLS, as a fleet's are.
+const (
+	NATS       = "NATS"
+	SecureNATS = "NATS over TLS"
+)
 
 // All are the peers that this machine has.
 func All() (out []Peer) {
@@ -74,18 +87,34 @@ func All() (out []Peer) {
 		},
 	})
 	if _, err := exec.LookPath("nats-server"); err == nil {
-		out = append(out, Peer{
-			Name: NATS,
-			command: func(_, port string) *exec.Cmd {
-				return exec.Command("nats-server", "-a", "127.0.0.1", "-p", port) //nolint:noctx // Measure ends it
-			},
-			subscribe: "CONNECT {\"verbose\":false}\r\nSUB " + channel + " 1\r\nPING\r\n", subscribed: "PONG",
-			publish: func(body string) string { return fmt.Sprintf("PUB %s %d\r\n%s\r\n", channel, len(body), body) },
-			join:    "CONNECT {\"verbose\":false}\r\nSUB " + inbox + " 1\r\nPING\r\n",
-			answer:  fmt.Sprintf("PUB %s %d\r\n%s\r\n", inbox, answerSize, strings.Repeat("a", answerSize)),
-		})
+		out = append(out, nats(NATS, false), nats(SecureNATS, true))
 	}
 	return out
+}
+
+func nats(name string, secure bool) Peer {
+	p := Peer{
+		Name: name,
+		command: func(_, port string) *exec.Cmd {
+			return exec.Command("nats-server", "-a", "127.0.0.1", "-p", port) //nolint:noctx // Measure ends it
+		},
+		subscribe: "CONNECT {\"verbose\":false}\r\nSUB " + channel + " 1\r\nPING\r\n", subscribed: "PONG",
+		publish: func(body string) string { return fmt.Sprintf("PUB %s %d\r\n%s\r\n", channel, len(body), body) },
+		join:    "CONNECT {\"verbose\":false}\r\nSUB " + inbox + " 1\r\nPING\r\n",
+		answer:  fmt.Sprintf("PUB %s %d\r\n%s\r\n", inbox, answerSize, strings.Repeat("a", answerSize)),
+	}
+	if secure {
+		const file = "nats.conf"
+		p.command = func(dir, port string) *exec.Cmd {
+			return exec.Command("nats-server", "-a", "127.0.0.1", "-p", port, "-c", filepath.Join(dir, file)) //nolint:noctx // Measure ends it
+		}
+		p.secure = func(dir, certificate, key string) error {
+			// A file, for no flag says how many seconds a handshake may take: a busy machine needs more than two.
+			text := fmt.Sprintf("tls {\n  cert_file: %q\n  key_file: %q\n  timeout: 20\n}\n", certificate, key)
+			return os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600)
+		}
+	}
+	return p
 }
 
 // Measure starts the peer, subscribes so many connections and publishes to them.
@@ -99,6 +128,16 @@ func (p Peer) Measure(ctx context.Context, dir string, subscribers, burst int) (
 	}
 	address := l.Addr().String()
 	_ = l.Close()
+	d := dialler{address: address}
+	if p.secure != nil {
+		crt, key := filepath.Join(dir, "peer.crt"), filepath.Join(dir, "peer.key")
+		if d.tls, err = plane.Certificate(server, crt, key); err != nil {
+			return Measured{}, fmt.Errorf("make a certificate: %w", err)
+		}
+		if err := p.secure(dir, crt, key); err != nil {
+			return Measured{}, err
+		}
+	}
 	cmd := p.command(dir, strconv.Itoa(l.Addr().(*net.TCPAddr).Port)) //nolint:forcetypeassert // a TCP listener's
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -108,7 +147,7 @@ func (p Peer) Measure(ctx context.Context, dir string, subscribers, burst int) (
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
-	publisher, err := dial(ctx, address)
+	publisher, err := d.dial(ctx)
 	if err != nil {
 		return Measured{}, err
 	}
@@ -140,7 +179,7 @@ func (p Peer) Measure(ctx context.Context, dir string, subscribers, burst int) (
 		})
 	})
 	for range subscribers {
-		c, err := dial(ctx, address)
+		c, err := d.dial(ctx)
 		if err != nil {
 			return Measured{}, err
 		}
@@ -173,7 +212,7 @@ func (p Peer) Measure(ctx context.Context, dir string, subscribers, burst int) (
 			return 0, fmt.Errorf("%d of %d came: %w", got.n.Load(), n*subscribers, ctx.Err())
 		}
 	}
-	m := Measured{Last: host.Histogram(), Answered: host.Histogram()}
+	m := Measured{Last: host.Histogram(), Answered: host.Histogram(), Suite: suite(publisher)}
 	measure := func(h *hdrhistogram.Histogram) error {
 		for range Rounds {
 			took, err := send(1)
@@ -230,19 +269,71 @@ func each(r *bufio.Reader, body []byte, f func() error) error {
 	}
 }
 
+// server is what a peer's certificate calls it.
+const server = "peer.test"
+
+// dialler connects to a peer.
+type dialler struct {
+	address string
+	tls     *tls.Config // nil where connections are in the clear
+}
+
 // dial connects as soon as the server listens.
-func dial(ctx context.Context, address string) (net.Conn, error) {
+func (d dialler) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for {
-		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.address)
 		if err == nil {
-			return c, nil
+			return d.secure(ctx, c)
 		}
 		select {
 		case <-ctx.Done():
 			return nil, err
 		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// secure makes the connection what the peer's are.
+func (d dialler) secure(ctx context.Context, c net.Conn) (net.Conn, error) {
+	if d.tls == nil {
+		return c, nil
+	}
+	secured := tls.Client(c, d.tls)
+	err := skipLine(ctx, c)
+	if err == nil {
+		err = secured.HandshakeContext(ctx)
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("secure a connection: %w", err)
+	}
+	return secured, nil
+}
+
+// suite is a connection's; empty where it is in the clear.
+func suite(c net.Conn) string {
+	if secured, ok := c.(*tls.Conn); ok {
+		return tls.CipherSuiteName(secured.ConnectionState().CipherSuite)
+	}
+	return ""
+}
+
+// skipLine reads a line, after which the other end waits for TLS to begin.
+func skipLine(ctx context.Context, c net.Conn) error {
+	if until, ok := ctx.Deadline(); ok {
+		_ = c.SetReadDeadline(until)
+		defer func() { _ = c.SetReadDeadline(time.Time{}) }()
+	}
+	var b [1 << 10]byte
+	for {
+		n, err := c.Read(b[:])
+		if err != nil {
+			return err
+		}
+		if bytes.HasSuffix(b[:n], []byte("\n")) {
+			return nil
 		}
 	}
 }

@@ -2,6 +2,7 @@ package peer_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/fleetban/fleetban/scripts/fleetsim/internal/peer"
@@ -11,8 +12,10 @@ import (
 func TestMeasure(t *testing.T) {
 	t.Parallel()
 	peers := peer.All()
-	if !slices.ContainsFunc(peers, func(p peer.Peer) bool { return p.Name == peer.NATS }) {
-		t.Error("nats-server is missing: run make setup")
+	for _, name := range []string{peer.NATS, peer.SecureNATS} {
+		if !slices.ContainsFunc(peers, func(p peer.Peer) bool { return p.Name == name }) {
+			t.Errorf("%s is missing: run make setup for nats-server", name)
+		}
 	}
 	for _, p := range peers {
 		t.Run(p.Name, func(t *testing.T) {
@@ -25,8 +28,11 @@ func TestMeasure(t *testing.T) {
 				t.Errorf("%d messages were measured, %.0f deliveries a second", m.Last.TotalCount(), m.PerSecond)
 			}
 			want := int64(0)
-			if p.Name == peer.NATS {
+			if p.Name == peer.NATS || p.Name == peer.SecureNATS {
 				want = peer.Rounds
+			}
+			if secure := p.Name == peer.SecureNATS; secure && !strings.HasPrefix(m.Suite, "TLS_AES_") && !strings.HasPrefix(m.Suite, "TLS_CHACHA20_") || !secure && m.Suite != "" {
+				t.Errorf("connections use %q: streams have one of TLS 1.3", m.Suite)
 			}
 			if m.Answered.TotalCount() != want {
 				t.Errorf("%d messages were answered by all, want %d", m.Answered.TotalCount(), want)

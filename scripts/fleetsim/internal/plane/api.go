@@ -76,8 +76,9 @@ func (b bearer) RoundTrip(request *http.Request) (*http.Response, error) {
 	return b.Transport.RoundTrip(request)
 }
 
-// certificate makes a key and a certificate that signs itself, and what trusts it.
-func certificate(certFile, keyFile string) (*tls.Config, error) {
+// Certificate makes a key and a certificate of that name that signs itself, writes them into files, and returns what trusts it: as those
+// who connect to this control plane do.
+func Certificate(name, certFile, keyFile string) (*tls.Config, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -104,7 +105,7 @@ func certificate(certFile, keyFile string) (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(cert)
-	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}, nil
+	return &tls.Config{RootCAs: pool, ServerName: name, MinVersion: tls.VersionTLS13}, nil
 }
 
 // RedisInfo is a section of Redis' INFO.

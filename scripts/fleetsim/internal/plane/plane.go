@@ -80,7 +80,7 @@ func Start(ctx context.Context, o Options) (*Plane, error) {
 	}
 	if o.TLS {
 		var err error
-		if p.tls, err = certificate(p.path("tls.crt"), p.path("tls.key")); err != nil {
+		if p.tls, err = Certificate(name, p.path("tls.crt"), p.path("tls.key")); err != nil {
 			return p, fmt.Errorf("make a certificate: %w", err)
 		}
 	}

@@ -27,6 +27,8 @@ type Point struct {
 	NATS, NATSDelivered float64
 	// NATSAnswered is until it has an answer of each, median.
 	NATSAnswered float64
+	// SecureNATS and SecureNATSAnswered are the same two with connections of TLS.
+	SecureNATS, SecureNATSAnswered float64
 }
 
 // Scale plays the same with fleets of several sizes on one replica.
@@ -72,11 +74,15 @@ func (r *Report) point() Point {
 		}
 	}
 	for _, other := range r.Peers {
-		if other.Name == peer.NATS {
-			p.NATS, p.NATSDelivered = other.Last.P50, other.PerSecond
-			if other.Answered != nil {
-				p.NATSAnswered = other.Answered.P50
-			}
+		var answered float64
+		if other.Answered != nil {
+			answered = other.Answered.P50
+		}
+		switch other.Name {
+		case peer.NATS:
+			p.NATS, p.NATSDelivered, p.NATSAnswered = other.Last.P50, other.PerSecond, answered
+		case peer.SecureNATS:
+			p.SecureNATS, p.SecureNATSAnswered = other.Last.P50, answered
 		}
 	}
 	return p
@@ -85,10 +91,11 @@ func (r *Report) point() Point {
 // PrintScale writes the table for people.
 func PrintScale(out io.Writer, points []Point) {
 	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "hosts\tconnected s\tkB a stream\tidle % of a core\tlast host ms\tlast receipt ms\tNATS ms\treceipt : NATS\treceipt : NATS answered\tCPU µs a ban and host\tstorm, bans/s\tNATS, messages/s\tstorm : NATS\t")
+	fmt.Fprintln(w, "hosts\tconnected s\tkB a stream\tidle % of a core\tlast host ms\tlast receipt ms\tNATS ms\treceipt : NATS\treceipt : NATS answered\tNATS TLS ms\treceipt : NATS TLS answered\tCPU µs a ban and host\tstorm, bans/s\tNATS, messages/s\tstorm : NATS\t")
 	for _, p := range points {
-		fmt.Fprintf(w, "%d\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f\t%s\t%s\t%.1f\t%.0f\t%.0f\t%s\t\n", p.Hosts, p.Connected/1000, p.PerStream, p.Idle,
-			p.Last, p.Receipts, p.NATS, ratio(p.Receipts, p.NATS), ratio(p.Receipts, p.NATSAnswered), p.CPU, p.Delivered, p.NATSDelivered, ratio(p.Delivered, p.NATSDelivered))
+		fmt.Fprintf(w, "%d\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f\t%s\t%s\t%.0f\t%s\t%.1f\t%.0f\t%.0f\t%s\t\n", p.Hosts, p.Connected/1000, p.PerStream, p.Idle,
+			p.Last, p.Receipts, p.NATS, ratio(p.Receipts, p.NATS), ratio(p.Receipts, p.NATSAnswered),
+			p.SecureNATS, ratio(p.Receipts, p.SecureNATSAnswered), p.CPU, p.Delivered, p.NATSDelivered, ratio(p.Delivered, p.NATSDelivered))
 	}
 	_ = w.Flush()
 }
