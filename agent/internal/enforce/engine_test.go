@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fleetban/fleetban/agent/internal/enforce"
+	"github.com/fleetban/fleetban/agent/internal/lately"
 	"github.com/fleetban/fleetban/agent/internal/nft"
 	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -40,6 +41,7 @@ type host struct {
 	sets   map[string]*controlSet
 	ahead  time.Duration // the server's clock before the host's
 	allows chan []netip.Prefix
+	lately *lately.Log
 }
 
 type controlSet struct {
@@ -56,7 +58,7 @@ func newHost(t testing.TB) *host {
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests make network namespaces: run them as root")
 	}
-	h := &host{t: t, ns: fmt.Sprintf("fbenf%d-%d", os.Getpid(), namespaces.Add(1)), dir: t.TempDir(), sets: map[string]*controlSet{}, allows: make(chan []netip.Prefix, 100)}
+	h := &host{t: t, ns: fmt.Sprintf("fbenf%d-%d", os.Getpid(), namespaces.Add(1)), dir: t.TempDir(), sets: map[string]*controlSet{}, allows: make(chan []netip.Prefix, 100), lately: &lately.Log{}}
 	if out, err := exec.Command("ip", "netns", "add", h.ns).CombinedOutput(); err != nil {
 		t.Fatalf("ip netns add: %v\n%s", err, out)
 	}
@@ -87,7 +89,7 @@ func (h *host) open() {
 	h.t.Helper()
 	e, err := enforce.Open(context.Background(), enforce.Config{
 		StateDir: filepath.Join(h.dir, "state"), PolicyPath: filepath.Join(h.dir, "policy.toml"), NetNS: "/run/netns/" + h.ns,
-		Root: filepath.Join(h.dir, "root"), Log: slog.New(slog.DiscardHandler),
+		Root: filepath.Join(h.dir, "root"), Log: slog.New(slog.DiscardHandler), Lately: h.lately,
 		OnAllow: func(list []netip.Prefix) { h.allows <- list },
 	})
 	if err != nil {
@@ -98,13 +100,20 @@ func (h *host) open() {
 }
 
 // run starts the engine's Run until the test ends.
-func (h *host) run() {
+func (h *host) run() { h.goOn(h.e.Run) }
+
+// runOn is run with ticks of the test's own: a tick that is taken says that all before it are done.
+func (h *host) runOn(ticks <-chan time.Time) {
+	e := h.e
+	h.goOn(func(ctx context.Context) error { return e.RunOn(ctx, ticks) })
+}
+
+func (h *host) goOn(run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	e := h.e
 	go func() {
 		defer close(done)
-		_ = e.Run(ctx)
+		_ = run(ctx)
 	}()
 	h.t.Cleanup(func() {
 		cancel()

@@ -29,6 +29,11 @@ const (
 func (e *Engine) Run(ctx context.Context) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	return e.run(ctx, ticker.C)
+}
+
+// run is Run with ticks of its caller's.
+func (e *Engine) run(ctx context.Context, ticks <-chan time.Time) error {
 	var foreign <-chan struct{}
 	for n := 0; ; {
 		if foreign == nil && n%watchEvery == 0 {
@@ -42,7 +47,7 @@ func (e *Engine) Run(ctx context.Context) error {
 				foreign = nil
 			}
 			e.foreignChange(ctx)
-		case <-ticker.C:
+		case <-ticks:
 			n++
 			e.everySecond(ctx, n)
 			if n%auditEvery == 0 {
