@@ -98,6 +98,14 @@ func (a *PeopleAPI) SignIn(ctx context.Context, req *connect.Request[operatorv1.
 // where it is empty in the one they joined first: every sign-in ends here, and is recorded here. ctx must carry where the
 // call came from (auth.WithAddress, audit.WithClient), as the interceptors do it. more is recorded beside the method.
 func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, method string, more ...audit.Detail) (sessions.Tokens, error) {
+	return a.beginWith(ctx, account, org, method, a.o.Sessions.Begin, more...)
+}
+
+// beginWith is Begin with what begins the session.
+func (a *PeopleAPI) beginWith(
+	ctx context.Context, account people.Account, org, method string,
+	begin func(ctx context.Context, person, org, method string, client sessions.Client) (sessions.Tokens, error), more ...audit.Detail,
+) (sessions.Tokens, error) {
 	if org == "" {
 		if len(account.Orgs) == 0 {
 			return sessions.Tokens{}, noOrganisation()
@@ -113,7 +121,7 @@ func (a *PeopleAPI) Begin(ctx context.Context, account people.Account, org, meth
 		details = append(details, audit.Detail{Name: "break_glass", After: "the identity provider was passed by"})
 		a.o.Logger.WarnContext(ctx, "an owner signed in past the organisation's identity provider", slog.String("person", account.ID), slog.String("organisation", org))
 	}
-	tokens, err := a.o.Sessions.Begin(ctx, account.ID, org, method, sessions.Client{Address: auth.Address(ctx), Agent: audit.ClientFrom(ctx).UserAgent})
+	tokens, err := begin(ctx, account.ID, org, method, sessions.Client{Address: auth.Address(ctx), Agent: audit.ClientFrom(ctx).UserAgent})
 	if errors.Is(err, people.ErrNoMember) {
 		return sessions.Tokens{}, noOrganisation()
 	}

@@ -78,7 +78,15 @@ func (a *TerminalAPI) CompleteTerminalSignIn(
 	if err := a.approverStands(ctx, by); err != nil {
 		return nil, err
 	}
-	tokens, err := a.People.Begin(ctx, account, by.Org, by.Method, audit.Detail{Name: "approved_in_session", After: by.Session})
+	// A proof of a moment ago isn't a newer one here: or whoever approves their own terminals would never have to prove anything again.
+	begin := func(ctx context.Context, person, org, method string, client sessions.Client) (sessions.Tokens, error) {
+		var proved time.Time
+		if by.Proved > 0 {
+			proved = time.UnixMilli(by.Proved)
+		}
+		return a.People.o.Sessions.BeginFrom(ctx, person, org, method, proved, client)
+	}
+	tokens, err := a.People.beginWith(ctx, account, by.Org, by.Method, begin, audit.Detail{Name: "approved_in_session", After: by.Session})
 	if err != nil {
 		return nil, err
 	}
@@ -91,13 +99,16 @@ func (a *TerminalAPI) CompleteTerminalSignIn(
 	}.Build())), nil
 }
 
-// approverStands refuses what was approved in a session that is over: whoever ends their sessions, because one was stolen, ends
-// what the thief approved too.
+// approverStands refuses what was approved in a session that is over, or that has ended all others since: whoever ends their
+// sessions, because one was stolen, ends what the thief approved too, and what they were talked into themselves.
 func (a *TerminalAPI) approverStands(ctx context.Context, by *terminals.Approval) error {
-	_, err := a.People.o.Sessions.Proofs(ctx, by.Person, by.Session)
+	now, err := a.People.o.Sessions.Proofs(ctx, by.Person, by.Session)
+	if err == nil && now.Alone != by.Alone {
+		err = sessions.ErrNone
+	}
 	if errors.Is(err, sessions.ErrNone) {
 		return apierr.Wrap(err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED, "code",
-			"the session in which this sign-in was approved has ended", "begin again")
+			"the session in which this sign-in was approved has ended, or has ended all others", "begin again")
 	}
 	return mappedPeople(err)
 }
@@ -141,9 +152,13 @@ func (a *TerminalAPI) ApproveTerminalSignIn(
 	if err != nil {
 		return nil, mappedPeople(err)
 	}
-	asked, err := a.Terminals.Approve(ctx, auth.Address(ctx), req.Msg.GetCode(), terminals.Approval{
-		Person: p.ID, Org: p.Org, Session: p.Session.ID, Method: began.Method, State: state,
-	})
+	by := terminals.Approval{Person: p.ID, Org: p.Org, Session: p.Session.ID, Method: began.Method, State: state, Alone: began.Alone}
+	// By what the account itself has: what a provider says of the person is no proof of the account's own.
+	by.Proved = p.Session.Proved * 1000
+	if !began.Account.IsZero() {
+		by.Proved = max(by.Proved, began.Account.UnixMilli())
+	}
+	asked, err := a.Terminals.Approve(ctx, auth.Address(ctx), req.Msg.GetCode(), by)
 	if err != nil {
 		return nil, mappedTerminal(err)
 	}

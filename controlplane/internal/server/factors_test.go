@@ -84,6 +84,15 @@ func codeOf(t *testing.T, secret string, at time.Time) string {
 	return code
 }
 
+// nextCode is a code that is good now, of a later time step than at, however long that is ago.
+func nextCode(t *testing.T, secret string, at time.Time) string {
+	t.Helper()
+	if at = at.Add(30 * time.Second); at.Before(time.Now()) {
+		at = time.Now()
+	}
+	return codeOf(t, secret, at)
+}
+
 // enrol gives who holds a token codes: the secret, when the code that was used is of, and recovery codes.
 func (h *house) enrol(token string) (secret string, at time.Time, recovery []string) {
 	h.t.Helper()
@@ -128,8 +137,14 @@ func (h *house) challenge(i int, email, password string) string {
 // longAgo is an access token of the same session whose owner proved who they are an hour ago.
 func longAgo(t *testing.T, access string) string {
 	t.Helper()
+	return provedAt(t, access, time.Now().Add(-time.Hour))
+}
+
+// provedAt is an access token whose person last proved then who they are.
+func provedAt(t *testing.T, access string, at time.Time) string {
+	t.Helper()
 	header, claims := parts(t, access)
-	claims["auth"] = time.Now().Add(-time.Hour).Unix()
+	claims["auth"] = at.Unix()
 	period, err := strconv.ParseInt(header["kid"].(string), 10, 64)
 	if err != nil {
 		t.Fatal(err)
@@ -169,14 +184,15 @@ func TestSecondFactor(t *testing.T) {
 	if _, err := h.complete(1, asked, codeOf(t, secret, at)); !refused(err) {
 		t.Errorf("the code that enabled it: %v", err)
 	}
-	in, err := h.complete(1, asked, codeOf(t, secret, at.Add(30*time.Second)))
+	code := nextCode(t, secret, at)
+	in, err := h.complete(1, asked, code)
 	if err != nil || in.GetPerson().GetEmail() != ownerEmail || in.GetDevice() == "" {
 		t.Fatal(in, err)
 	}
 	if _, err := h.complete(0, asked, recovery[1]); !refused(err) {
 		t.Errorf("a challenge twice: %v", err)
 	}
-	if _, err := h.complete(0, h.challenge(1, ownerEmail, ownerPassword), codeOf(t, secret, at.Add(30*time.Second))); !refused(err) {
+	if _, err := h.complete(0, h.challenge(1, ownerEmail, ownerPassword), code); !refused(err) {
 		t.Errorf("a code twice: %v", err)
 	}
 	// Once, of many who use one recovery code at two replicas.

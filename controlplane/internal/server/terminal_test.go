@@ -177,10 +177,74 @@ func TestTerminalSignInRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = h.takes(1, former, terminalVerifier)
-	wantCode(t, "with the former password", err, connect.CodeUnauthenticated, fleetbanv1.Reason_REASON_BAD_CREDENTIAL)
+	wantCode(t, "with the former password", err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED)
 	sessions, err := h.sessions(0, olga).ListSessions(ctx, connect.NewRequest(&operatorv1.ListSessionsRequest{}))
 	if err != nil || len(sessions.Msg.GetSessions()) != 1 {
 		t.Errorf("a refused program has a session: %v, %v", sessions, err)
+	}
+}
+
+// A session that a session lets in proves no more than that one: or whoever has one for a moment would let their own in, one after the
+// other, and never have to prove anything.
+func TestTerminalSignInProves(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	proved := time.Now().Add(-9 * time.Minute)
+	thief := provedAt(t, h.access(0, ownerEmail), proved)
+	code := h.asks(0, "")
+	if err := h.lets(1, thief, code); err != nil {
+		t.Fatal(err)
+	}
+	got, err := h.takes(0, code, terminalVerifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refreshed, err := h.refresh(1, got.GetTokens().GetRefreshToken())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, access := range map[string]string{"the first": got.GetTokens().GetAccessToken(), "the next": refreshed.GetAccessToken()} {
+		if _, claims := parts(t, access); claims["auth"] != float64(proved.Unix()) {
+			t.Errorf("%s token of the session says that it was proved at %v, and it was at %d", what, claims["auth"], proved.Unix())
+		}
+	}
+	// Who proves it again in the session that approves gives that.
+	olds := longAgo(t, h.access(0, ownerEmail))
+	if err := h.prove(0, olds, byPassword(ownerPassword)); err != nil {
+		t.Fatal(err)
+	}
+	code = h.asks(1, "")
+	if err := h.lets(1, olds, code); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = h.takes(0, code, terminalVerifier); err != nil {
+		t.Fatal(err)
+	}
+	if _, claims := parts(t, got.GetTokens().GetAccessToken()); claims["auth"].(float64) < float64(proved.Unix()+60) {
+		t.Errorf("proved a moment ago, and the session says at %v", claims["auth"])
+	}
+}
+
+// Who was talked into an approval, and ends all other sessions before the program came for its own, has ended that one too.
+func TestTerminalSignInAfterEndingOthers(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	owner := h.access(0, ownerEmail)
+	code := h.asks(0, "")
+	if err := h.lets(1, owner, code); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.sessions(0, owner).RevokeSession(t.Context(), connect.NewRequest(&operatorv1.RevokeSessionRequest{})); err != nil {
+		t.Fatal(err)
+	}
+	_, err := h.takes(1, code, terminalVerifier)
+	wantCode(t, "approved before the others were ended", err, connect.CodePermissionDenied, fleetbanv1.Reason_REASON_PERMISSION_DENIED)
+	later := h.asks(0, "")
+	if err := h.lets(1, owner, later); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.takes(1, later, terminalVerifier); err != nil {
+		t.Errorf("approved after that: %v", err)
 	}
 }
 

@@ -24,11 +24,13 @@ type Proofs struct {
 	Provider time.Time
 	// Method is what the session began with: one of the constants of this package.
 	Method string
+	// Alone is another one whenever all other sessions of the person were ended; empty: never.
+	Alone string
 }
 
 // Proofs reads them; ErrNone where the session ended.
 func (s *Sessions) Proofs(ctx context.Context, person, id string) (Proofs, error) {
-	v, err := s.store.Client().HMGet(ctx, sessionKey(person, id), "proof", "vouched", "method", "org").Result()
+	v, err := s.store.Client().HMGet(ctx, sessionKey(person, id), "proof", "vouched", "method", "org", "alone").Result()
 	if err != nil {
 		return Proofs{}, fmt.Errorf("read session: %w", store.Classify(err))
 	}
@@ -42,23 +44,23 @@ func (s *Sessions) Proofs(ctx context.Context, person, id string) (Proofs, error
 		}
 		return time.Time{}
 	}
-	return Proofs{Account: at(0), Provider: at(1), Method: text(2)}, nil
+	return Proofs{Account: at(0), Provider: at(1), Method: text(2), Alone: text(4)}, nil
 }
 
 // Prove notes that the person has proved again, this moment, who they are; ErrNone where the session ended.
 func (s *Sessions) Prove(ctx context.Context, person, id string) error {
-	return s.prove(ctx, person, id, "proof", s.signer.now())
+	return s.set(ctx, person, id, "proof", s.signer.now().UnixMilli())
 }
 
 // Vouched notes when the identity provider looked again.
 func (s *Sessions) Vouched(ctx context.Context, person, id string, at time.Time) error {
-	return s.prove(ctx, person, id, "vouched", at)
+	return s.set(ctx, person, id, "vouched", at.UnixMilli())
 }
 
-func (s *Sessions) prove(ctx context.Context, person, id, field string, at time.Time) error {
-	done, err := proveScript.Run(ctx, s.store, []string{sessionKey(person, id)}, field, at.UnixMilli()).Int()
+func (s *Sessions) set(ctx context.Context, person, id, field string, value any) error {
+	done, err := proveScript.Run(ctx, s.store, []string{sessionKey(person, id)}, field, value).Int()
 	if err != nil {
-		return fmt.Errorf("note the proof: %w", err)
+		return fmt.Errorf("note it in the session: %w", err)
 	}
 	if done != 1 {
 		return ErrNone

@@ -153,13 +153,27 @@ type Tokens struct {
 // Begin begins a session of a person, who has just proved to be that, in an organisation; people.ErrNoMember where they
 // don't belong to it. method is one of the constants above.
 func (s *Sessions) Begin(ctx context.Context, person, org, method string, client Client) (Tokens, error) {
+	return s.begin(ctx, person, org, method, "", client)
+}
+
+// BeginFrom is Begin on the word of another session of the person, in which they proved to be that at a time, zero: never. The
+// session that begins proves no more.
+func (s *Sessions) BeginFrom(ctx context.Context, person, org, method string, proved time.Time, client Client) (Tokens, error) {
+	at := int64(0)
+	if !proved.IsZero() {
+		at = proved.UnixMilli()
+	}
+	return s.begin(ctx, person, org, method, strconv.FormatInt(at, 10), client)
+}
+
+func (s *Sessions) begin(ctx context.Context, person, org, method, proved string, client Client) (Tokens, error) {
 	member, err := s.people.Member(ctx, org, person)
 	if err != nil {
 		return Tokens{}, err
 	}
 	id := ulid.Make().String()
 	reply, err := beginScript.Run(ctx, s.store, []string{sessionKey(person, id), listKey(person)},
-		id, org, client.address(), client.agent(), life.Milliseconds(), idle.Milliseconds(), maxSessions, method).Slice()
+		id, org, client.address(), client.agent(), life.Milliseconds(), idle.Milliseconds(), maxSessions, method, proved).Slice()
 	if err != nil {
 		return Tokens{}, fmt.Errorf("begin session: %w", err)
 	}
@@ -172,8 +186,11 @@ func (s *Sessions) Begin(ctx context.Context, person, org, method string, client
 			return Tokens{}, err
 		}
 	}
-	now, _ := reply[0].(int64)
-	return s.issue(ctx, member, turned{org: org, session: id, ends: ends, proved: now, method: method})
+	at, _ := reply[0].(int64)
+	if proved != "" {
+		at = number(proved)
+	}
+	return s.issue(ctx, member, turned{org: org, session: id, ends: ends, proved: at, method: method})
 }
 
 // Refresh takes a refresh token: ErrToken, ErrReplayed, people.ErrNoMember, or an error of the store.
@@ -356,8 +373,15 @@ func (s *Sessions) End(ctx context.Context, person, id string) error {
 	return s.end(ctx, person, id)
 }
 
-// EndOthers ends all sessions of a person but one, and says how many.
+// EndOthers ends all sessions of a person but one, and says how many. What was approved in that one and hasn't begun yet begins no
+// more: see Proofs.
 func (s *Sessions) EndOthers(ctx context.Context, person, except string) (int, error) {
+	if except != "" {
+		err := s.set(ctx, person, except, "alone", ulid.Make().String())
+		if err != nil && !errors.Is(err, ErrNone) {
+			return 0, err
+		}
+	}
 	ids, err := s.store.Client().ZRange(ctx, listKey(person), 0, -1).Result()
 	if err != nil {
 		return 0, fmt.Errorf("list sessions: %w", store.Classify(err))

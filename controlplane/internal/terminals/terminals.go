@@ -139,6 +139,10 @@ type Approval struct {
 	// Session is the one that it was approved in, Method what that one began with.
 	Session string `json:"session"`
 	Method  string `json:"method"`
+	// Proved is when the person last proved there who they are, Unix milliseconds; 0: never.
+	Proved int64 `json:"proved"`
+	// Alone is sessions.Proofs' of then.
+	Alone string `json:"alone,omitempty"`
 	// State is what changes with the person's password.
 	State string `json:"state"`
 }

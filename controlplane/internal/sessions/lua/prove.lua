@@ -1,6 +1,6 @@
--- Notes when the person of a session proved again who they are, if the session still is.
+-- Notes something in a session, if it still is: when the person proved again who they are, or that the others were ended.
 -- KEYS[1] fb:{PERSON}:session:ID
--- ARGV    "proof" or "vouched", Unix milliseconds
+-- ARGV    "proof" or "vouched", Unix milliseconds; or "alone", anything
 -- Returns 1 or 0. O(1).
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
