@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	"github.com/fleetban/fleetban/controlplane/internal/testwait"
@@ -91,4 +93,44 @@ func field(t *testing.T, st *store.Store, section, name string) int64 {
 	}
 	t.Fatalf("INFO %s has no %s", section, name)
 	return 0
+}
+
+// TestStaleErrorIsForgotten: a command that a cluster's server sent on to another one, and whose answer doesn't come there, says so. With
+// the former server's MOVED it would be sent once more, and done twice.
+func TestStaleErrorIsForgotten(t *testing.T) {
+	t.Parallel()
+	for what, replicas := range map[string]string{"together with others": "0", "with its replicas' word": "1"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.StartOne(t)
+			server.Set("min-replicas-to-write", replicas)
+			st := server.Open()
+			if err := st.Client().Ping(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			server.Pause()
+			var wg sync.WaitGroup
+			if replicas == "0" { // all lanes are busy
+				for range 8 {
+					wg.Go(func() { _ = st.Client().Get(t.Context(), store.Key("O", "busy")).Err() })
+				}
+				testwait.For(t, "as many commands are under way as may be", func() bool {
+					pool := st.Client().PoolStats()
+					return pool.TotalConns-pool.IdleConns >= 8
+				})
+			}
+			moved := errors.New("MOVED 1 127.0.0.1:1")
+			for range 20 {
+				wg.Go(func() {
+					cmd := redis.NewCmd(t.Context(), "eval", "return 1", 0)
+					cmd.SetErr(moved)
+					if err := st.Client().Process(t.Context(), cmd); err == nil || errors.Is(err, moved) || errors.Is(cmd.Err(), moved) {
+						t.Errorf("its answer never came: %v", err)
+					}
+				})
+			}
+			server.Kill()
+			wg.Wait()
+		})
+	}
 }

@@ -95,6 +95,8 @@ func (n *node) DialHook(next redis.DialHook) redis.DialHook {
 // ProcessHook implements redis.Hook.
 func (n *node) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
+		// The client library leaves the error that a command has when its pipeline fails: that of another server, which sent it on here.
+		cmd.SetErr(nil)
 		if cmd.Name() == "cluster" {
 			// The map of slots can't be read: nothing else was sent yet.
 			err := n.final(next(ctx, cmd))
