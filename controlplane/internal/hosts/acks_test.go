@@ -123,6 +123,21 @@ func TestWatchHearsItsReplica(t *testing.T) {
 			t.Errorf("h%d is %s, want %s", i, got, want)
 		}
 	}
+	// Its caller takes nothing, for a long time, and bans go on: it doesn't keep whatever is said, and Redis tells it in the end.
+	acks := make([]AckWrite, 1000)
+	for i := range acks {
+		acks[i] = AckOf(fences[0], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 9)}}.Build())
+	}
+	for range 200 {
+		f.answered(org, acks, nil)
+	}
+	if n := len(w.answers); n > receiptAnswers {
+		t.Errorf("%d answers wait for who takes none", n)
+	}
+	f.ack(fences[4], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}})
+	if changed, err := w.look(t.Context()); err != nil || !changed || w.standings[4].State != operatorv1.EnforcementState_ENFORCEMENT_STATE_ENFORCED {
+		t.Errorf("what was missed is %s, %t, %v", w.standings[4].State, changed, err)
+	}
 	f.ack(fences[2], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}})
 	f.server.Kill()
 	if same, err := w.take(t.Context()); err != nil || !same || w.standings[2].State != operatorv1.EnforcementState_ENFORCEMENT_STATE_ENFORCED {

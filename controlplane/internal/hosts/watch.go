@@ -30,6 +30,8 @@ const (
 	receiptProgress = 500 * time.Millisecond
 	// receiptProbe is of how many of them Redis is asked in between: as long as one of these is missing, it isn't the end.
 	receiptProbe = 16
+	// receiptAnswers is how many answers wait at most for a watch whose caller takes nothing; what is more, Redis tells.
+	receiptAnswers = 1 << 16
 	// receiptPatience is for how long Redis may be slow or away before a watch ends with its error.
 	receiptPatience = 15 * time.Second
 )
@@ -126,7 +128,8 @@ type receiptWatch struct {
 	next      time.Time // when to look again without a bell
 
 	mu      sync.Mutex
-	answers []answer
+	answers []answer // at most receiptAnswers
+	missed  bool     // there were more
 }
 
 // answer is what was stored of a host while the watch stood.
@@ -171,6 +174,13 @@ func (h *Hosts) answered(org string, acks []AckWrite, stale []string) {
 func (w *receiptWatch) hear(acks []AckWrite, stale []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if len(w.answers) > receiptAnswers-len(acks) {
+		w.answers, w.missed = nil, true
+	}
+	if w.missed {
+		w.ring()
+		return
+	}
 	for i := range acks {
 		a := &acks[i]
 		for _, c := range a.Cursors {
@@ -219,7 +229,10 @@ func (w *receiptWatch) take(ctx context.Context) (same bool, err error) {
 
 // look reads what may have changed. changed: standings are another.
 func (w *receiptWatch) look(ctx context.Context) (changed bool, err error) {
-	if time.Since(w.all) >= receiptRecheck {
+	w.mu.Lock()
+	missed := w.missed
+	w.mu.Unlock()
+	if missed || time.Since(w.all) >= receiptRecheck {
 		return true, w.readAll(ctx)
 	}
 	if same, err := w.take(ctx); err != nil || !same {
@@ -288,7 +301,7 @@ func (w *receiptWatch) settle() {
 
 func (w *receiptWatch) readAll(ctx context.Context) error {
 	w.mu.Lock()
-	w.answers = w.answers[:0] // Redis has them
+	w.answers, w.missed = w.answers[:0], false // Redis has them
 	w.mu.Unlock()
 	all, err := w.hosts.look(ctx, w.org, w.within, w.cursor, w.packed)
 	if err != nil {
