@@ -63,6 +63,7 @@ type replica struct {
 	hosts   *hosts.Hosts
 	feeds   *feed.Feeds
 	store   *store.Store
+	calls   func() int64 // that it made to Redis
 	skew    time.Duration
 	// metrics are the replica's own.
 	metrics *metrics.Metrics
@@ -94,9 +95,10 @@ func heartbeat(d time.Duration) option { return func(o *agentapi.Options) { o.He
 
 func (f *fleet) replica(name string, options ...option) *replica {
 	f.t.Helper()
-	t, st := f.t, f.server.Open()
+	t := f.t
+	st, calls := f.server.OpenCounted()
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("replica", name)
-	r := &replica{fleet: f, store: st, metrics: metrics.New(metrics.Options{}), sets: sets.New(st, sets.Options{RebuildWindow: 5 * time.Second})}
+	r := &replica{fleet: f, store: st, calls: calls, metrics: metrics.New(metrics.Options{}), sets: sets.New(st, sets.Options{RebuildWindow: 5 * time.Second})}
 	r.feeds = feed.New(feed.Options{Store: st, Sets: r.sets, Logger: logger, Metrics: r.metrics, Sign: func(org, set string, rec sets.Record) []byte {
 		return f.keys.Sign(org, set, rec.Prefix, rec.Kind, rec.Since, rec.Expires)
 	}})

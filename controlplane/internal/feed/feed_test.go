@@ -40,9 +40,15 @@ func sign(org, set string, r sets.Record) []byte {
 
 func newReplica(t testing.TB, redis *redistest.Server, window time.Duration) *replica {
 	t.Helper()
-	r := &replica{store: redis.Open()}
+	return newReplicaOn(t, redis.Open(), window, 100*time.Millisecond)
+}
+
+// newReplicaOn makes one on a store. probe 0 is as it is in earnest.
+func newReplicaOn(t testing.TB, st *store.Store, window, probe time.Duration) *replica {
+	t.Helper()
+	r := &replica{store: st}
 	r.sets = sets.New(r.store, sets.Options{RebuildWindow: window})
-	r.feeds = feed.New(feed.Options{Store: r.store, Sets: r.sets, Sign: sign, Probe: 100 * time.Millisecond})
+	r.feeds = feed.New(feed.Options{Store: r.store, Sets: r.sets, Sign: sign, Probe: probe})
 	t.Cleanup(func() {
 		r.feeds.Close()
 		r.sets.Close()

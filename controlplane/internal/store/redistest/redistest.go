@@ -102,7 +102,19 @@ func (s *Server) URL() string { return s.url }
 // Open opens a store on the server and closes it when the test ends.
 func (s *Server) Open() *store.Store {
 	s.t.Helper()
-	st, err := store.Open(store.Options{URL: s.URL()})
+	return s.open(nil)
+}
+
+// OpenCounted is Open of a store whose calls to Redis are counted: a command, a script or a pipeline is one each.
+func (s *Server) OpenCounted() (st *store.Store, calls func() int64) {
+	s.t.Helper()
+	var n atomic.Int64
+	return s.open(func(string, time.Duration, error) { n.Add(1) }), n.Load
+}
+
+func (s *Server) open(observe func(operation string, took time.Duration, err error)) *store.Store {
+	s.t.Helper()
+	st, err := store.Open(store.Options{URL: s.URL(), Observe: observe})
 	if err != nil {
 		s.t.Fatal(err)
 	}
