@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -173,7 +174,10 @@ func quietReplica(tb testing.TB) (*server.Server, []string) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	period := time.Now().Unix() / int64((30 * 24 * time.Hour).Seconds())
+	period, err := strconv.ParseInt(parsed.Header["kid"].(string), 10, 64)
+	if err != nil {
+		tb.Fatal(err)
+	}
 	seed := keys.New(secret).SessionSeed(period)
 	tokens := make([]string, 8)
 	for i := range tokens {

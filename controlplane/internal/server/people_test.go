@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -245,7 +246,10 @@ func TestForgedTokens(t *testing.T) {
 	}
 	header, claims := parts(t, good)
 	k, other := keys.New([keys.SecretLen]byte(bytes.Repeat([]byte{secretFill}, keys.SecretLen))), keys.New([keys.SecretLen]byte{9})
-	period := time.Now().Unix() / int64((30 * 24 * time.Hour).Seconds())
+	period, err := strconv.ParseInt(header["kid"].(string), 10, 64) // that of now may be the next already
+	if err != nil {
+		t.Fatal(err)
+	}
 	key := func(k *keys.Keys, period int64) ed25519.PrivateKey {
 		seed := k.SessionSeed(period)
 		return ed25519.NewKeyFromSeed(seed[:])
@@ -270,7 +274,7 @@ func TestForgedTokens(t *testing.T) {
 		"no kid":                    forge(t, eddsa, mine, with(header, "kid", ""), claims),
 		"kid of another key":        forge(t, eddsa, mine, with(header, "kid", fmt.Sprint(period-1)), claims),
 		"kid long ago":              forge(t, eddsa, key(k, period-2), with(header, "kid", fmt.Sprint(period-2)), claims),
-		"kid far ahead":             forge(t, eddsa, key(k, period+2), with(header, "kid", fmt.Sprint(period+2)), claims),
+		"kid far ahead":             forge(t, eddsa, key(k, period+3), with(header, "kid", fmt.Sprint(period+3)), claims),
 		"kid with a blank":          forge(t, eddsa, mine, with(header, "kid", fmt.Sprintf("+%d", period)), claims),
 		"kid is a path":             forge(t, eddsa, mine, with(header, "kid", "../../dev/null"), claims),
 		"another fleet's key":       forge(t, eddsa, key(other, period), header, claims),

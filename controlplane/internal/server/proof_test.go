@@ -129,7 +129,7 @@ func TestProveAgain(t *testing.T) {
 // completed signs the owner in with a code of the next time step.
 func (h *house) completed(secret string, at time.Time) string {
 	h.t.Helper()
-	in, err := h.complete(1, h.challenge(0, ownerEmail, ownerPassword), codeOf(h.t, secret, at.Add(30*time.Second)))
+	in, err := h.complete(1, h.challenge(0, ownerEmail, ownerPassword), nextCode(h.t, secret, at))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestInvitationAsksSecondFactor(t *testing.T) {
 	if err != nil || asked.GetOrganisationId() != "" || asked.GetEmail() != "" || !asked.GetSecondFactor().GetTotp() {
 		t.Fatal(asked, err)
 	}
-	if _, err := h.accept(1, invitation, nextPassword, asked.GetSecondFactor().GetChallenge(), codeOf(t, secret, at.Add(30*time.Second))); !hasReason(err, fleetbanv1.Reason_REASON_BAD_CREDENTIAL) {
+	if _, err := h.accept(1, invitation, nextPassword, asked.GetSecondFactor().GetChallenge(), nextCode(t, secret, at)); !hasReason(err, fleetbanv1.Reason_REASON_BAD_CREDENTIAL) {
 		t.Errorf("another password: %v", err)
 	}
 	if _, err := h.accept(1, invitation, ownerPassword, asked.GetSecondFactor().GetChallenge(), "000000"); !hasReason(err, fleetbanv1.Reason_REASON_BAD_CREDENTIAL) {
@@ -237,14 +237,14 @@ func TestInvitationAsksSecondFactor(t *testing.T) {
 	h.join(eve, "mallory@example.com", people.Admin)
 	other, otherAt, _ := h.enrol(h.signIn(0, "mallory@example.com", ownerPassword).GetTokens().GetAccessToken())
 	theirs := h.challenge(0, "mallory@example.com", ownerPassword)
-	if _, err := h.accept(1, invitation, ownerPassword, theirs, codeOf(t, other, otherAt.Add(30*time.Second))); !hasReason(err, fleetbanv1.Reason_REASON_BAD_CREDENTIAL) {
+	if _, err := h.accept(1, invitation, ownerPassword, theirs, nextCode(t, other, otherAt)); !hasReason(err, fleetbanv1.Reason_REASON_BAD_CREDENTIAL) {
 		t.Errorf("somebody else's second factor: %v", err)
 	}
 	members, err := h.members(0, eve).ListMembers(t.Context(), connect.NewRequest(&operatorv1.ListMembersRequest{}))
 	if err != nil || strings.Contains(fmt.Sprint(members.Msg), ownerEmail) {
 		t.Fatalf("joined without: %v, %v", members, err)
 	}
-	code := codeOf(t, secret, at.Add(30*time.Second))
+	code := nextCode(t, secret, at)
 	joined, err := h.accept(1, invitation, ownerPassword, asked.GetSecondFactor().GetChallenge(), code)
 	if err != nil || joined.GetOrganisationId() != org || joined.GetEmail() != ownerEmail {
 		t.Fatal(joined, err)
@@ -316,7 +316,7 @@ func TestAccountMadeByAStranger(t *testing.T) {
 		t.Error("the stranger's factor is asked for")
 	}
 	for name, proof := range map[string]*operatorv1.Proof{
-		"code": byCode(codeOf(t, secret, at.Add(30*time.Second))), "recovery code": operatorv1.Proof_builder{RecoveryCode: &recovery[0]}.Build(),
+		"code": byCode(nextCode(t, secret, at)), "recovery code": operatorv1.Proof_builder{RecoveryCode: &recovery[0]}.Build(),
 	} {
 		if err := h.prove(1, in.GetTokens().GetAccessToken(), proof); !hasReason(err, fleetbanv1.Reason_REASON_BAD_CREDENTIAL) {
 			t.Errorf("the stranger's %s proves something: %v", name, err)
