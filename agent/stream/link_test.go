@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
@@ -316,7 +317,11 @@ func TestLinkOrElse(t *testing.T) {
 	t.Cleanup(server.Close)
 	u, _ := url.Parse(server.URL)
 	dials := 0
-	cfg := Config{URL: u, Patience: time.Minute, TLS: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // of this test
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{URL: u, Patience: time.Minute, Key: key, TLS: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // of this test
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			dials++
 			return (&net.Dialer{}).DialContext(ctx, network, address)
@@ -326,7 +331,7 @@ func TestLinkOrElse(t *testing.T) {
 		s := newSession(c)
 		ctx, cancel := context.WithCancelCause(t.Context())
 		s.ctx, s.cancel, s.conn = ctx, cancel, dial(s.cfg)
-		p, err := s.open(http.Header{}, hello())
+		p, err := s.open(hello())
 		if err != nil {
 			t.Fatal(err)
 		}

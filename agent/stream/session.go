@@ -79,14 +79,29 @@ func (p overHTTP) closeRequest() { _ = p.stream.CloseRequest() }
 
 func (p overHTTP) closeResponse() { _ = p.stream.CloseResponse() }
 
+// prove is the header that says who this host is. It is good for one stream, and for a minute.
+func (s *session) prove() (http.Header, error) {
+	key, grant := s.cfg.Key, s.cfg.Grant
+	if s.cfg.Credentials != nil {
+		key, grant = s.cfg.Credentials(s.ctx)
+	}
+	s.grant = grant
+	assertion, err := Assertion(key, s.cfg.HostID, s.cfg.Audience, s.c.clock.now())
+	return http.Header{"Authorization": {"Bearer " + assertion}, GrantHeader: {grant}}, err
+}
+
 // open begins the stream.
-func (s *session) open(header http.Header, hello *fleetbanv1.ConnectRequest) (pipe, error) {
+func (s *session) open(hello *fleetbanv1.ConnectRequest) (pipe, error) {
 	if direct(s.cfg) && s.c.mayLink() {
 		conn, err := s.conn.link(s.ctx, s.cfg, s.c.sessions)
 		if err != nil {
 			return nil, connect.NewError(connect.CodeUnavailable, err)
 		}
 		if conn != nil {
+			header, err := s.prove()
+			if err != nil {
+				return nil, err
+			}
 			l, err := newLink(conn, s.cfg.URL, header, hello)
 			if err != nil && l == nil {
 				return nil, err
@@ -98,7 +113,11 @@ func (s *session) open(header http.Header, hello *fleetbanv1.ConnectRequest) (pi
 		}
 		s.c.noLink()
 	}
-	client := connect.NewClient[envelope.Envelope, envelope.Envelope](s.conn.client, s.cfg.URL.String()+fleetbanv1connect.AgentServiceConnectProcedure,
+	header, err := s.prove()
+	if err != nil {
+		return nil, err
+	}
+	client := connect.NewClient[envelope.Envelope, envelope.Envelope](s.conn.client(s.cfg), s.cfg.URL.String()+fleetbanv1connect.AgentServiceConnectProcedure,
 		envelope.Responses(newResponse), connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage), connect.WithSendMaxBytes(maxMessage))
 	p := overHTTP{client.CallBidiStream(s.ctx)}
 	for name, values := range header {
@@ -230,18 +249,8 @@ func (s *session) live() error {
 	if err != nil {
 		return err
 	}
-	key, grant := s.cfg.Key, s.cfg.Grant
-	if s.cfg.Credentials != nil {
-		key, grant = s.cfg.Credentials(s.ctx)
-	}
-	s.grant = grant
-	assertion, err := Assertion(key, s.cfg.HostID, s.cfg.Audience, s.c.clock.now())
-	if err != nil {
-		return err
-	}
 	asked := time.Now()
-	header := http.Header{"Authorization": {"Bearer " + assertion}, GrantHeader: {grant}}
-	if s.stream, err = s.open(header, fleetbanv1.ConnectRequest_builder{Hello: hello}.Build()); err != nil {
+	if s.stream, err = s.open(fleetbanv1.ConnectRequest_builder{Hello: hello}.Build()); err != nil {
 		return err
 	}
 	// Cancelling alone doesn't end a Receive; closing the connection below it and both halves does.

@@ -56,16 +56,15 @@ func askedFor(info *fleetbanv1.ErrorInfo) time.Duration {
 	return min(after, askedLongest) + time.Duration(rand.Int64N(int64(time.Second))) //nolint:gosec // no secret
 }
 
-// connection is one TCP connection of its own, with HTTP/2 over it: a stream that is to move to another replica must
+// connection is one TCP connection of its own, with a link or HTTP/2 over it: a stream that is to move to another replica must
 // not be given the old replica's connection.
 type connection struct {
-	transport *http.Transport
-	client    *http.Client
-	dialing   func(ctx context.Context, network, address string) (net.Conn, error) // kept until close
+	dialing func(ctx context.Context, network, address string) (net.Conn, error) // kept until close
 
-	mu     sync.Mutex
-	conns  []net.Conn
-	closed bool
+	mu        sync.Mutex
+	conns     []net.Conn
+	closed    bool
+	transport *http.Transport // nil where none was needed
 }
 
 func dial(cfg *Config) *connection {
@@ -81,8 +80,13 @@ func dial(cfg *Config) *connection {
 		}
 		return c.keep(conn)
 	}
+	return c
+}
+
+// client speaks HTTP/2 over it.
+func (c *connection) client(cfg *Config) *http.Client {
 	protocols := new(http.Protocols)
-	c.transport = &http.Transport{
+	transport := &http.Transport{
 		Proxy:                  cfg.Proxy,
 		Protocols:              protocols,
 		TLSHandshakeTimeout:    cfg.Patience,
@@ -96,10 +100,12 @@ func dial(cfg *Config) *connection {
 		protocols.SetUnencryptedHTTP2(true)
 	} else {
 		protocols.SetHTTP2(true)
-		c.transport.TLSClientConfig = tlsConfig(cfg, "h2", linkProtocol)
+		transport.TLSClientConfig = tlsConfig(cfg, "h2", linkProtocol)
 	}
-	c.client = &http.Client{Transport: c.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	return c
+	c.mu.Lock()
+	c.transport = transport
+	c.mu.Unlock()
+	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 func tlsConfig(cfg *Config, protocols ...string) *tls.Config {
@@ -142,8 +148,13 @@ func (c *connection) link(ctx context.Context, cfg *Config, sessions tls.ClientS
 	if config.ClientSessionCache == nil {
 		config.ClientSessionCache = sessions
 	}
+	session, _ := config.ClientSessionCache.Get(config.ServerName)
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
+		// A handshake that fails forgets its session. This one didn't fail for that: the next needs no certificate again.
+		if busyFor(err) > 0 {
+			config.ClientSessionCache.Put(config.ServerName, session)
+		}
 		return nil, err
 	}
 	if secure.ConnectionState().NegotiatedProtocol == linkAgreed {
@@ -179,11 +190,13 @@ func (c *connection) peers() (out []netip.Addr) {
 func (c *connection) close() {
 	c.mu.Lock()
 	c.closed = true
-	conns := c.conns
+	conns, transport := c.conns, c.transport
 	c.conns = nil
 	c.mu.Unlock()
 	for _, conn := range conns {
 		_ = conn.Close()
 	}
-	c.transport.CloseIdleConnections()
+	if transport != nil {
+		transport.CloseIdleConnections()
+	}
 }
