@@ -6,11 +6,14 @@
 #
 # The join token is asked for at the terminal, or taken from FLEETBAN_JOIN_TOKEN or --token-file; it never stands in an
 # argument list. Run it again to upgrade: the host keeps its identity. Nothing runs before the whole of it has arrived:
-# everything is a function, and the last line calls it.
+# everything is a function, and the last line calls it, in braces, for a part of it to be no command either.
 
 main() {
 	set -eu
 	umask 022
+	# Who became root by su has the former PATH, on Debian without the folders of useradd and nft.
+	PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+	export PATH
 
 	# Filled in by the control plane.
 	url='@URL@'
@@ -276,4 +279,4 @@ report() {
 	say "Undo:       fleetban-agent uninstall    (leaves fail2ban as it was)"
 }
 
-main "$@"
+{ main "$@"; }

@@ -209,7 +209,8 @@ func TestInstall(t *testing.T) {
 		"other server": {strings.Replace(created.InstallLine, "sha256//", "sha256//AAAA", 1), env, "curl"},
 		"other option": {created.InstallLine + " -s -- --frobnicate", env, "--help"},
 	} {
-		out, err := m.sh(ctx, "", tc.env, tc.line)
+		// With the PATH that somebody has who became root by su.
+		out, err := m.sh(ctx, "", tc.env, "export PATH=/usr/local/bin:/usr/bin:/bin:/usr/games; "+tc.line)
 		if err == nil && name != "other server" || !strings.Contains(out, tc.says) { // of a pipe, sh's own end counts
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}

@@ -51,7 +51,7 @@ func TestShellcheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasSuffix(string(script), "\nmain \"$@\"\n") {
+	if !strings.HasSuffix(string(script), "\n{ main \"$@\"; }\n") {
 		t.Error("the last line doesn't call main")
 	}
 	// Cut anywhere, it does nothing: a connection that breaks must not leave half an installation.
@@ -63,6 +63,15 @@ func TestShellcheck(t *testing.T) {
 		cmd.Stdin = strings.NewReader(part)
 		if out, _ := cmd.Output(); len(out) != 0 {
 			t.Errorf("%d %% of the script does something: %q", share, out)
+		}
+	}
+	// Nor does it forget the options, where it is the last line that is cut.
+	last := lines[len(lines)-2]
+	for n := range len(last) - 1 {
+		cmd := exec.Command("sh", "-s", "--", "--help")
+		cmd.Stdin, cmd.Env = strings.NewReader(whole+last[:n]), []string{"PATH=/nowhere"}
+		if out, _ := cmd.CombinedOutput(); strings.Contains(string(out), "fleetban: ") || strings.Contains(string(out), "Options: ") {
+			t.Errorf("the script does something after %q: %q", last[:n], out)
 		}
 	}
 }
