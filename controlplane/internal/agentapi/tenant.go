@@ -132,10 +132,15 @@ func (s *Service) organisation(ctx context.Context, org string, remembered setti
 	return settings{name: o.Name, wire: o.Settings()}, nil
 }
 
-// join makes st the host's stream on this replica.
+// join makes st the host's stream on this replica, unless a newer one was quicker to get here.
 func (t *tenant) join(st *stream, welcomed uint64) {
 	t.mu.Lock()
 	old := t.streams[st.grant.HostID]
+	if old != nil && old.currentFence().N > st.currentFence().N {
+		t.mu.Unlock()
+		st.displaced()
+		return
+	}
 	t.streams[st.grant.HostID] = st
 	now := t.settings.wire
 	t.mu.Unlock()
