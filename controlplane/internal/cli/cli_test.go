@@ -76,7 +76,7 @@ var varying = []struct {
 	{regexp.MustCompile(`\b(just now|\d+[sm] ago)\b`), "AGO"},
 	{regexp.MustCompile(`\bin 23h\b`), "in 1d"},
 	{regexp.MustCompile(`\bin (5\dm|1h \dm|1h)\b`), "in 1h"},
-	{regexp.MustCompile(`\bin 1\dm\b`), "in 10m"},
+	{regexp.MustCompile(`\bin 1?\dm\b`), "in 10m"},
 	{regexp.MustCompile(`"elapsedMs": \d+`), `"elapsedMs": 0`},
 	{regexp.MustCompile(`("(?:epoch|digest|[a-zA-Z]*UnixMs)": )"1?\d+"`), `$1"N"`},
 	{regexp.MustCompile(`("(?:id)": )"\d+-\d+"`), `$1"N"`},

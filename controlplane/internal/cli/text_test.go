@@ -75,3 +75,39 @@ func TestDurations(t *testing.T) {
 		}
 	}
 }
+
+// A moment has its day unless that is the reader's today, whatever day it is elsewhere.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	east := time.FixedZone("east", 13*3600)
+	for _, tc := range []struct {
+		now  time.Time
+		in   time.Duration
+		want string
+	}{
+		{time.Date(2026, 1, 31, 21, 59, 59, 0, time.UTC), 2 * time.Hour, "23:59"},
+		{time.Date(2026, 1, 31, 22, 0, 0, 0, time.UTC), 2 * time.Hour, "2026-02-01 00:00"},
+		{time.Date(2026, 1, 31, 22, 0, 0, 0, time.UTC).In(east), 2 * time.Hour, "13:00"},
+		{time.Date(2026, 12, 31, 23, 59, 58, 0, time.UTC), time.Hour, "2027-01-01 00:59"},
+		{time.Date(2028, 3, 1, 0, 0, 0, 0, time.UTC), -time.Second, "2028-02-29 23:59"},
+		{time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC), 365 * 24 * time.Hour, "2027-05-01 12:00"},
+	} {
+		if got := (clock{tc.now}).when(tc.now.Add(tc.in).UnixMilli()); got != tc.want {
+			t.Errorf("at %s, what is in %s is at %q, want %q", tc.now, tc.in, got, tc.want)
+		}
+	}
+	c := clock{time.UnixMilli(1_800_000_000_000)}
+	at := func(d time.Duration) int64 { return c.now.Add(d).UnixMilli() }
+	for d, want := range map[time.Duration]string{
+		-time.Second: "over", time.Hour: "in 1h", time.Hour - time.Second: "in 59m", time.Hour + 61*time.Second: "in 1h 1m", 24*time.Hour - time.Second: "in 23h",
+	} {
+		if got := c.in(at(d)); got != want {
+			t.Errorf("in %s is %q, want %q", d, got, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{-time.Hour: "just now", time.Second: "just now", 59 * time.Second: "59s ago", 61 * time.Second: "1m ago"} {
+		if got := c.ago(at(-d)); got != want {
+			t.Errorf("%s ago is %q, want %q", d, got, want)
+		}
+	}
+}
