@@ -87,7 +87,7 @@ func (st *stream) record(ctx context.Context, batch *fleetbanv1.EventBatch) erro
 	case result.OverOrganisationRate > 0:
 		st.tellRate(ctx, result.OverOrganisationRate, operatorv1.Unpromoted_UNPROMOTED_ORGANISATION_RATE)
 	}
-	st.note(func(m *mailbox) { m.events, m.eventsThrough = true, max(m.eventsThrough, result.Through, last) })
+	st.note(func(m *mailbox) { m.recorded(batch.GetSpool(), max(result.Through, last)) })
 	return nil
 }
 

@@ -34,7 +34,7 @@ type stream struct {
 
 	instance string
 	facts    *fleetbanv1.HostFacts
-	spool    string
+	spool    string // the reader's
 	name     string
 	sets     []string
 	sub      *feed.Subscription // the writer's
@@ -66,6 +66,7 @@ type stream struct {
 // mailbox is what the writer is to send, the latest of each kind.
 type mailbox struct {
 	eventsThrough uint64
+	eventsSpool   string
 	events        bool
 	settings      *fleetbanv1.Settings
 	heartbeat     bool
@@ -73,6 +74,14 @@ type mailbox struct {
 	drain         *time.Duration
 	offered       []string      // at most one a set
 	beats         []sets.Cursor // of the last heartbeat
+}
+
+// recorded has it acknowledged that a spool is stored through an event: of another spool than before, from its own first one.
+func (m *mailbox) recorded(spool string, through uint64) {
+	if m.eventsSpool != spool {
+		m.eventsSpool, m.eventsThrough = spool, 0
+	}
+	m.events, m.eventsThrough = true, max(m.eventsThrough, through)
 }
 
 var processStart = time.Now()
@@ -137,21 +146,18 @@ func printable(s string) bool {
 
 // attach makes this the host's stream.
 func (st *stream) attach(ctx context.Context, hello *fleetbanv1.Hello) (*fleetbanv1.Welcome, error) {
-	s, org := st.service, st.grant.OrganisationID
+	s := st.service
 	st.instance, st.facts, st.spool, st.health = hello.GetInstance(), hello.GetFacts(), hello.GetSpool(), hello.GetHealth()
 	attached, err := st.takeOver(ctx)
 	if err != nil {
 		return nil, err
 	}
 	st.fence, st.name, st.sets = attached.Fence, attached.Name, hosts.Sets(attached.Tags)
-	if err := st.prepare(ctx); err != nil {
+	epoch, err := st.prepare(ctx)
+	if err != nil {
 		return nil, errors.Join(err, s.Hosts.Detach(ctx, st.fence, "its stream could not begin"))
 	}
-	states, err := s.Sets.States(ctx, org)
-	if err != nil {
-		return nil, err
-	}
-	through, err := s.Sets.EventsThrough(ctx, org, st.grant.HostID, st.spool)
+	through, err := sets.ThroughOf(attached.Stored, sets.Spool{HostID: st.grant.HostID, ID: st.spool})
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +170,7 @@ func (st *stream) attach(ctx context.Context, hello *fleetbanv1.Hello) (*fleetba
 	at, _ := s.Told()
 	return fleetbanv1.Welcome_builder{
 		ServerUnixMs: at.UnixMilli(), Replica: s.Replica, HostId: st.grant.HostID, HostName: st.name,
-		OrganisationName: settings.name, Epoch: states.Epoch, Sets: infos, HeartbeatMs: uint32(s.Heartbeat.Milliseconds()), //nolint:gosec // at most 25,000
+		OrganisationName: settings.name, Epoch: epoch, Sets: infos, HeartbeatMs: uint32(s.Heartbeat.Milliseconds()), //nolint:gosec // at most 25,000
 		Settings: settings.wire, EventsThrough: through,
 	}.Build(), nil
 }
@@ -209,9 +215,9 @@ func refusal(err error) error {
 	}
 }
 
-// prepare stores what the fleet must know of a host before its stream begins.
-func (st *stream) prepare(ctx context.Context) error {
-	return st.service.Sets.PutHostAddresses(ctx, st.grant.OrganisationID, st.grant.HostID, hostAddresses(st.facts))
+// prepare stores what the fleet must know of a host before its stream begins, and gives the epoch.
+func (st *stream) prepare(ctx context.Context) (epoch uint64, err error) {
+	return st.service.Sets.Arrive(ctx, st.grant.OrganisationID, st.grant.HostID, hostAddresses(st.facts))
 }
 
 // run serves the stream until it ends.

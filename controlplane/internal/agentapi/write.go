@@ -133,7 +133,7 @@ func (w *writer) mail(ctx context.Context) (again bool, err error) {
 	w.mu.Unlock()
 	b := fleetbanv1.ConnectResponse_builder{}
 	if box.events {
-		b.EventAck = fleetbanv1.EventAck_builder{Spool: w.spool, Through: box.eventsThrough}.Build()
+		b.EventAck = fleetbanv1.EventAck_builder{Spool: box.eventsSpool, Through: box.eventsThrough}.Build()
 		if err := w.send(b.Build()); err != nil {
 			return false, err
 		}
