@@ -327,7 +327,7 @@ func (t *tenant) attachAnew(ctx context.Context, st *stream) error {
 	st.fence = attached.Fence
 	refusals, inert := st.refusals, st.inert
 	st.mu.Unlock()
-	if err := st.prepare(ctx); err != nil {
+	if _, err := st.prepare(ctx); err != nil {
 		t.service.Logger.WarnContext(ctx, "addresses of host not recorded", slog.String("host", st.grant.HostID), slog.Any("error", err))
 	}
 	t.healthChanged(st)

@@ -68,6 +68,14 @@ func (h *Hosts) Commands(ctx context.Context, org, hostID string) ([]*operatorv1
 
 // Pending lists the commands that a host still has to carry out, oldest first: delivered at least once each.
 func (h *Hosts) Pending(ctx context.Context, org, hostID string) ([]*fleetbanv1.Command, error) {
+	// Mostly there are none. This question goes together with those of other hosts that come in the same moment.
+	n, err := h.store.Client().HLen(ctx, store.Key(org, "cmds", hostID)).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read commands: %w", store.Classify(err))
+	}
+	if n == 0 {
+		return nil, nil
+	}
 	all, err := h.Commands(ctx, org, hostID)
 	if err != nil || len(all) == 0 {
 		return nil, err

@@ -103,6 +103,24 @@ func (f *fixture) presence(id Identity) operatorv1.Presence {
 	return h.GetPresence()
 }
 
+// TestAttachTellsWhatIsStored: with its fence a stream is told how far its host's events are stored, for no older one stores any after that.
+func TestAttachTellsWhatIsStored(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	id := f.enrol("web", 1, nil)
+	for _, want := range []string{"", "spool 7"} {
+		if want != "" {
+			if err := f.store.Client().HSet(t.Context(), store.Key(org, "hw"), id.ID, want).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a, err := f.Attach(t.Context(), org, id.ID, "one", "replica-1", key(1), nil, time.Time{})
+		if err != nil || a.Stored != want {
+			t.Errorf("stored is %q, %v, want %q", a.Stored, err, want)
+		}
+	}
+}
+
 func TestEnrol(t *testing.T) {
 	t.Parallel()
 	f := start(t)

@@ -30,6 +30,8 @@ type Attachment struct {
 	Fence Fence
 	Name  string
 	Tags  map[string]string
+	// Stored is the mark of its stored events, for sets.ThroughOf.
+	Stored string
 }
 
 // Attach makes this the host's stream: older ones are refused from here on, and told so by the doorbell. ErrMissing,
@@ -74,7 +76,7 @@ func (h *Hosts) Attach(
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach host %s: fence: %w", id, err)
 	}
-	a := Attachment{Fence: Fence{Org: org, Host: id, N: n}, Name: reply[2]}
+	a := Attachment{Fence: Fence{Org: org, Host: id, N: n}, Name: reply[2], Stored: reply[5]}
 	if err := json.Unmarshal([]byte(reply[4]), &a.Tags); err != nil {
 		return Attachment{}, fmt.Errorf("attach host %s: tags: %w", id, err)
 	}

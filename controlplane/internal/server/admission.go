@@ -21,10 +21,14 @@ const (
 	// servedFor is how long one may take whose request has come, and which waits for us: another beside it would only have both wait
 	// for longer, until they lose their patience.
 	servedFor = 2 * time.Second
-	// waitAtMost is how long an agent may have to wait at the door. It has the patience for three times that.
-	waitAtMost = 5 * time.Second
-	// waitLongest is when one is sent away that waits: more addresses came after it than were there when its wait was reckoned.
-	waitLongest = 2 * waitAtMost
+	// waitAtMost is how long an agent may have to wait at the door: who is sent away comes with another ClientHello, which costs both sides
+	// a third of an arrival. It has the patience for 15 s, with all that follows.
+	waitAtMost = 8 * time.Second
+	// waitLongest is when one is sent away that waits: arrivals take longer than they did when its wait was reckoned, or more addresses
+	// came after it.
+	waitLongest = 12 * time.Second
+	// awayAtLeast is how long those are away whose turn is next. Who waits keeps the room full meanwhile.
+	awayAtLeast = 2500 * time.Millisecond
 	// queueAtLeast may wait however long they seem to have to: the last pace may be that of a bad moment, and a room that stands empty
 	// until those come that were sent away is time lost for all.
 	queueAtLeast = 1024
@@ -163,7 +167,7 @@ func (a *admission) away(s *source, share int) time.Duration {
 		pace *= time.Duration(share)
 	}
 	now := time.Now()
-	if soonest := now.Add(waitAtMost / 2); turn.Before(soonest) {
+	if soonest := now.Add(awayAtLeast); turn.Before(soonest) {
 		*turn = soonest
 	}
 	*turn = turn.Add(pace)

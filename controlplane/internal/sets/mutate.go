@@ -211,22 +211,28 @@ func (s *Sets) Disallow(ctx context.Context, org string, in DisallowInput) (Disa
 // PutHostAddresses says what a host's own addresses are, in the set "hosts", in place of what was said before. None
 // removes them (a host that is deleted). At most 64.
 func (s *Sets) PutHostAddresses(ctx context.Context, org, hostID string, addresses []netip.Prefix) error {
+	_, err := s.Arrive(ctx, org, hostID, addresses)
+	return err
+}
+
+// Arrive is PutHostAddresses of a host whose stream begins; it also gives the epoch.
+func (s *Sets) Arrive(ctx context.Context, org, hostID string, addresses []netip.Prefix) (epoch uint64, err error) {
 	const most = 64
 	_, kept, err := packPrefixes(addresses)
 	if err == nil && (hostID == "" || len(hostID) > maxName || len(kept) > most) {
 		err = fmt.Errorf("%w: host %.40q with %d addresses, at most %d", ErrInvalid, hostID, len(kept), most)
 	}
 	if err != nil {
-		return fmt.Errorf("put host addresses: %w", err)
+		return 0, fmt.Errorf("put host addresses: %w", err)
 	}
 	slices.SortFunc(kept, func(a, b netip.Prefix) int { return bytes.Compare(prefix.Pack(a), prefix.Pack(b)) })
 	packed, _, _ := packPrefixes(kept)
-	_, _, err = s.mutate(ctx, org, "put host addresses", newMutation(len(kept) == 0, len(kept)+1, "addresses", hostID, packed))
-	return err
+	h, _, err := s.mutate(ctx, org, "put host addresses", newMutation(len(kept) == 0, len(kept)+1, "addresses", hostID, packed))
+	return h.epoch, err
 }
 
 // RecordEvents stores a host's events, each once, and makes, corrects or retracts its claims. Batches of more than 256
-// go in pieces: after an error a part may be stored, which EventsThrough tells and a repetition skips.
+// go in pieces: after an error a part may be stored, which EventsThroughAll tells and a repetition skips.
 func (s *Sets) RecordEvents(ctx context.Context, org string, in EventsInput) (EventsResult, error) {
 	if len(in.Events) > MaxEvents {
 		return EventsResult{}, fmt.Errorf("record events: %w: %d, at most %d", ErrTooLarge, len(in.Events), MaxEvents)
@@ -319,19 +325,10 @@ func (s *Sets) Sweep(ctx context.Context, org string) (SweepResult, error) {
 	return out, nil
 }
 
-// EventsThrough is the last event of a host's spool that is stored; 0 for a spool that isn't known.
-func (s *Sets) EventsThrough(ctx context.Context, org, hostID, spool string) (uint64, error) {
-	through, err := s.EventsThroughAll(ctx, org, []Spool{{hostID, spool}})
-	if err != nil {
-		return 0, err
-	}
-	return through[0], nil
-}
-
 // Spool names the spool of a host.
 type Spool struct{ HostID, ID string }
 
-// EventsThroughAll is EventsThrough of many, at least one, in their order.
+// EventsThroughAll is the last event that is stored of each spool, at least one, in their order; 0 for a spool that isn't known.
 func (s *Sets) EventsThroughAll(ctx context.Context, org string, spools []Spool) ([]uint64, error) {
 	fields := make([]string, len(spools))
 	for i, spool := range spools {
@@ -347,13 +344,22 @@ func (s *Sets) EventsThroughAll(ctx context.Context, org string, spools []Spool)
 	out := make([]uint64, len(spools))
 	for i, spool := range spools {
 		mark, _ := marks[i].(string)
-		kept, seq, _ := strings.Cut(mark, " ")
-		if kept != spool.ID || mark == "" {
-			continue
-		}
-		if out[i], err = strconv.ParseUint(seq, 10, 64); err != nil {
-			return nil, fmt.Errorf("%w: high-water mark of host %s", errCorrupt, spool.HostID)
+		if out[i], err = ThroughOf(mark, spool); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil
+}
+
+// ThroughOf is the last event that is stored of a spool, by the host's mark, its field of the hash "hw"; "" is none.
+func ThroughOf(mark string, spool Spool) (uint64, error) {
+	kept, seq, _ := strings.Cut(mark, " ")
+	if kept != spool.ID || mark == "" {
+		return 0, nil
+	}
+	through, err := strconv.ParseUint(seq, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%w: high-water mark of host %s", errCorrupt, spool.HostID)
+	}
+	return through, nil
 }

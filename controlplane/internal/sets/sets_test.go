@@ -291,8 +291,8 @@ func TestAllowAndProtect(t *testing.T) {
 	if r := f.events(t, "H2", jailBan(1, "sshd", "192.0.2.1/32", time.Hour)); r.Promoted != 0 {
 		t.Fatalf("%+v", r)
 	}
-	if err := f.PutHostAddresses(ctx, org, "H1", []netip.Prefix{pfx("192.0.2.2/32")}); err != nil {
-		t.Fatal(err)
+	if epoch := must(f.Arrive(ctx, org, "H1", []netip.Prefix{pfx("192.0.2.2/32")}))(t); epoch == 0 || epoch != must(f.States(ctx, org))(t).Epoch {
+		t.Errorf("a host that arrives is told the epoch %d", epoch)
 	}
 	f.ban(t, time.Hour, "192.0.2.1/32")
 	f.check(t)
@@ -382,7 +382,7 @@ func TestEvents(t *testing.T) {
 	if _, err := f.RecordEvents(ctx, org, sets.EventsInput{HostID: "H1", Fence: 7, Spool: "s1", PolicyVersion: 3, Events: []sets.Event{jailBan(6, "sshd", p, time.Hour)}}); !errors.Is(err, sets.ErrPolicyChanged) {
 		t.Fatalf("policy: %v", err)
 	}
-	if through := must(f.EventsThrough(ctx, org, "H1", "s1"))(t); through != 5 {
+	if through := must(f.EventsThroughAll(ctx, org, []sets.Spool{{HostID: "H1", ID: "s1"}}))(t); through[0] != 5 {
 		t.Fatalf("through %d, want 5", through)
 	}
 	kinds := map[operatorv1.FleetEventKind]int{}
@@ -457,5 +457,24 @@ func TestListPages(t *testing.T) {
 		if _, err := f.List(ctx, org, sets.ListInput{PageToken: bad}); !errors.Is(err, sets.ErrPageToken) {
 			t.Errorf("token %q: %v", bad, err)
 		}
+	}
+}
+
+// TestThroughOf: a host's mark counts for the spool that it names only, and one that is damaged for none.
+func TestThroughOf(t *testing.T) {
+	t.Parallel()
+	spool := sets.Spool{HostID: "H1", ID: "s1"}
+	for mark, want := range map[string]uint64{"": 0, "s1 7": 7, "s2 7": 0, "s1 18446744073709551615": 1<<64 - 1} {
+		if got, err := sets.ThroughOf(mark, spool); got != want || err != nil {
+			t.Errorf("%q: %d, %v, want %d", mark, got, err, want)
+		}
+	}
+	for _, mark := range []string{"s1", "s1 ", "s1 -1", "s1 7 8", "s1 x"} {
+		if got, err := sets.ThroughOf(mark, spool); err == nil {
+			t.Errorf("%q: %d", mark, got)
+		}
+	}
+	if got, err := sets.ThroughOf("", sets.Spool{HostID: "H1"}); got != 0 || err != nil {
+		t.Errorf("a host that named no spool: %d, %v", got, err)
 	}
 }

@@ -114,7 +114,7 @@ func (c *combiner) next() (batch []*combined) {
 // combinable reports whether a command is one that many callers send at once. Others may block, or change their connection.
 func combinable(cmd redis.Cmder) bool {
 	switch cmd.Name() {
-	case "evalsha", "eval", "get", "set", "setnx", "hget", "hmget":
+	case "evalsha", "eval", "get", "set", "setnx", "hget", "hmget", "hlen":
 		return true
 	default:
 		return false

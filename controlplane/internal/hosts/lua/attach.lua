@@ -6,10 +6,11 @@
 -- KEYS[1] fb:{ORG}:hosts
 -- ARGV    id, instance, replica, presence TTL ms, clone window ms, facts (binary), public key as base64,
 --         when its grant was made, Unix s
--- Returns {"ok", fence, name, "1" when it was not online before, tags as JSON}, {"missing"}, {"deleted"}, {"other key"}, {"disabled", cause},
+-- Returns {"ok", fence, name, "1" when it was not online before, tags as JSON, mark of its stored events (package sets)}, {"missing"}, {"deleted"}, {"other key"}, {"disabled", cause},
 --         {"quarantined", cause} or {"cloned", cause}. O(log n).
 local id, instance, replica = ARGV[1], ARGV[2], ARGV[3]
 local ttl, window = tonumber(ARGV[4]), tonumber(ARGV[5])
+look(key('hw'))
 if redis.call('HEXISTS', key('hostgone'), id) == 1 then
   return {'deleted'}
 end
@@ -70,4 +71,5 @@ if ARGV[6] ~= '' then
   redis.call('HSET', key('facts'), id, ARGV[6])
 end
 ring('kick ' .. id .. ' ' .. text(n))
-return {'ok', text(n), record.name, online and '0' or '1', cjson.encode(record.tags or {})}
+-- No older stream stores events any more: the mark stands until this one does.
+return {'ok', text(n), record.name, online and '0' or '1', cjson.encode(record.tags or {}), redis.call('HGET', key('hw'), id) or ''}
