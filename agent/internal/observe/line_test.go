@@ -101,6 +101,43 @@ func TestZoneIsLearned(t *testing.T) {
 	}
 }
 
+// Where fail2ban's zone is this process's, summer time that ends moves no ban.
+func TestSummerTimeEnds(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := time.Local
+	t.Cleanup(func() { time.Local = was })
+	time.Local = berlin
+	wall := func(at time.Time) time.Time {
+		_, seconds := at.In(berlin).Zone()
+		return at.UTC().Add(time.Duration(seconds) * time.Second)
+	}
+	summer := time.Date(2026, 10, 24, 20, 0, 0, 0, time.UTC)
+	winter := summer.Add(12 * time.Hour)
+	var z zone
+	for _, now := range []time.Time{summer, winter} {
+		if shift := z.learn(wall(now), now, liveLine); shift != 0 || z.foreign {
+			t.Errorf("%s moved everything by %s", now, shift)
+		}
+		for _, at := range []time.Time{summer, winter} {
+			if got := z.utc(wall(at)); !got.Equal(at) {
+				t.Errorf("at %s, %s is read as %s", now, at, got)
+			}
+		}
+	}
+	// One that has its own zone, without summer time, moves neither.
+	tokyo := 9 * time.Hour
+	z = zone{}
+	if z.learn(summer.Add(tokyo), summer, liveLine); !z.foreign {
+		t.Error("it takes Tokyo for Berlin")
+	}
+	if shift := z.learn(winter.Add(tokyo), winter, liveLine); shift != 0 || !z.utc(summer.Add(tokyo)).Equal(summer) {
+		t.Errorf("Tokyo moved by %s", shift)
+	}
+}
+
 func TestTailThroughChunksAndLongLines(t *testing.T) {
 	path := t.TempDir() + "/log"
 	w := func(text string) { appendTo(t, path, text) }

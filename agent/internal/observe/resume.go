@@ -41,7 +41,7 @@ type savedPlace struct {
 	Offset        int64
 	Sum           uint32
 	Server        fail2ban.Peer
-	// Zone is fail2ban's offset from UTC in seconds, if it was known.
+	// Zone is fail2ban's offset from UTC in seconds, where it is known not to be this process's.
 	Zone      int64
 	ZoneKnown bool
 	// BanTimes are the jails' ban times, nanoseconds.
@@ -96,7 +96,7 @@ func (o *Observer) savePlace() {
 		}
 		p.savedPlace = savedPlace{
 			Path: o.tail.path, Device: id.Dev, Inode: id.Ino, Offset: at, Sum: sum, Server: o.peer,
-			Zone: int64(o.clock.offset / time.Second), ZoneKnown: o.clock.known, BanTimes: map[string]time.Duration{},
+			Zone: int64(o.clock.offset / time.Second), ZoneKnown: o.clock.foreign, BanTimes: map[string]time.Duration{},
 		}
 		for _, j := range o.jails {
 			if j.settling {
@@ -163,7 +163,7 @@ func (o *Observer) catchUp() {
 		why = "its level hides when jails stop"
 	default:
 		if p.ZoneKnown && !o.clock.known {
-			o.clock = zone{offset: time.Duration(p.Zone) * time.Second, known: true}
+			o.clock = zoneOf(time.Duration(p.Zone)*time.Second, o.now())
 		}
 		why = o.readMissed(&p)
 	}

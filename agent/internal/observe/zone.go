@@ -8,6 +8,8 @@ import "time"
 type zone struct {
 	offset time.Duration
 	known  bool
+	// foreign: the offset isn't this process's, as it was when it was learned. Where summer time comes or goes later, both follow.
+	foreign bool
 }
 
 const zoneStep = 15 * time.Minute // every zone's offset is a multiple
@@ -21,15 +23,20 @@ func (z *zone) learn(naive, now time.Time, late time.Duration) (shift time.Durat
 		return 0
 	}
 	before := z.utc(naive)
-	z.offset, z.known = offset, true
+	*z = zoneOf(offset, now)
 	return z.utc(naive).Sub(before)
 }
 
-// utc converts. naive is kept as if it were UTC.
+// zoneOf is the zone with this offset now.
+func zoneOf(offset time.Duration, now time.Time) zone {
+	_, seconds := now.In(time.Local).Zone()
+	return zone{offset: offset, known: true, foreign: offset != time.Duration(seconds)*time.Second}
+}
+
+// utc converts. naive is kept as if it were UTC. Of an hour that the clock on the wall shows twice, either may be meant.
 func (z *zone) utc(naive time.Time) time.Time {
-	local := time.Date(naive.Year(), naive.Month(), naive.Day(), naive.Hour(), naive.Minute(), naive.Second(), naive.Nanosecond(), time.Local)
-	if _, seconds := time.Now().In(time.Local).Zone(); !z.known || z.offset == time.Duration(seconds)*time.Second {
-		return local.UTC()
+	if z.foreign {
+		return naive.Add(-z.offset)
 	}
-	return naive.Add(-z.offset)
+	return time.Date(naive.Year(), naive.Month(), naive.Day(), naive.Hour(), naive.Minute(), naive.Second(), naive.Nanosecond(), time.Local).UTC()
 }
