@@ -148,3 +148,27 @@ func TestWatchHearsItsReplica(t *testing.T) {
 		t.Error("a watch that ended is still told")
 	}
 }
+
+// TestWatchHearsOfRefusalsBefore: what a host says that it refuses before it has what is waited for counts when it has.
+func TestWatchHearsOfRefusalsBefore(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	prefix := []byte{203, 0, 113, 9, 32}
+	fence := f.attach(f.enrol("h", 1, nil), 1, "one")
+	w := &receiptWatch{hosts: f.Hosts, org: org, cursor: cursor("all", 3), packed: [][]byte{prefix}, rung: make(chan struct{}, 1)}
+	defer w.follow()()
+	if err := w.readAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.ack(fence, fleetbanv1.Ack_builder{
+		Cursors:    []*fleetbanv1.SetCursor{cursor("all", 2)},
+		Exceptions: []*fleetbanv1.SetException{fleetbanv1.SetException_builder{Set: "all", Prefix: prefix, Refusal: fleetbanv1.Refusal_REFUSAL_SSH_PEER}.Build()}, ExceptionsTotal: 1, ExceptionsChanged: true,
+	})
+	if same, err := w.take(t.Context()); err != nil || !same || w.standings[0].State != operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING {
+		t.Errorf("before it has it: %s, %v", w.standings[0].State, err)
+	}
+	f.ack(fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}})
+	if same, err := w.take(t.Context()); err != nil || !same || w.standings[0].State != operatorv1.EnforcementState_ENFORCEMENT_STATE_REFUSED {
+		t.Errorf("when it has it: %s, %v", w.standings[0].State, err)
+	}
+}

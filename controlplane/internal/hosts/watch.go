@@ -136,8 +136,8 @@ type receiptWatch struct {
 type answer struct {
 	host  string
 	inert fleetbanv1.Inert
-	// refusals: it told anew what it refuses.
-	refusals bool
+	// refusals: it told anew what it refuses. holds: it has what is waited for.
+	refusals, holds bool
 }
 
 // follow has the watch told of what this replica stores, until stop.
@@ -183,10 +183,12 @@ func (w *receiptWatch) hear(acks []AckWrite, stale []string) {
 	}
 	for i := range acks {
 		a := &acks[i]
+		said := answer{host: a.Fence.Host, inert: a.Inert, refusals: a.Exceptions != nil}
 		for _, c := range a.Cursors {
-			if c.Set == w.cursor.GetSet() && answers(c.Epoch, c.Version, w.cursor) && (len(stale) == 0 || !slices.Contains(stale, a.Fence.Host)) {
-				w.answers = append(w.answers, answer{a.Fence.Host, a.Inert, a.Exceptions != nil})
-			}
+			said.holds = said.holds || c.Set == w.cursor.GetSet() && answers(c.Epoch, c.Version, w.cursor)
+		}
+		if (said.holds || said.refusals) && !slices.Contains(stale, a.Fence.Host) {
+			w.answers = append(w.answers, said)
 		}
 	}
 	w.ring()
@@ -214,9 +216,12 @@ func (w *receiptWatch) take(ctx context.Context) (same bool, err error) {
 		}
 		i := w.at[e.at]
 		s := &w.standings[i]
+		if a.refusals && w.refuse != nil {
+			w.refuse[i] = true // for all that is known here, also of what it answers later
+		}
 		switch {
-		case s.State != operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING:
-		case len(w.packed) > 0 && (a.refusals || w.refuse[i]):
+		case !a.holds, s.State != operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING:
+		case w.refuse != nil && w.refuse[i]:
 			ask = append(ask, i)
 		case a.inert != fleetbanv1.Inert_INERT_UNSPECIFIED:
 			s.State, s.Inert = operatorv1.EnforcementState_ENFORCEMENT_STATE_INERT, a.inert
