@@ -159,7 +159,13 @@ func (s *Server) JailLog(jail string) string { return filepath.Join(s.Dir, jail+
 // Attack writes one failure of addr, now, to a jail's log.
 func (s *Server) Attack(jail, addr string) {
 	s.tb.Helper()
-	if err := appendFile(s.JailLog(jail), fmt.Sprintf("%d failure from %s\n", time.Now().Unix(), addr)); err != nil {
+	s.AttackAt(jail, addr, time.Now())
+}
+
+// AttackAt is Attack at another time: a ban begins when the last failure was.
+func (s *Server) AttackAt(jail, addr string, at time.Time) {
+	s.tb.Helper()
+	if err := appendFile(s.JailLog(jail), fmt.Sprintf("%d failure from %s\n", at.Unix(), addr)); err != nil {
 		s.tb.Fatal(err)
 	}
 }

@@ -97,6 +97,46 @@ func TestCheckerSees(t *testing.T) {
 	sees("nothing shows the loss of 45.9.9.9", wrong, err)
 	r.journal.change(never, func(f *fact) { f.ends = time.Now().Add(-time.Hour); f.earliest = f.ends })
 
+	// One observed ban is told again as restored, which is right only if somebody had lifted it.
+	const again = `local key = redis.call('KEYS', 'fb:*:events')[1]
+		for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do
+			local fields, observed = {}, false
+			for i = 1, #entry[2], 2 do
+				local name, value = entry[2][i], entry[2][i + 1]
+				observed = observed or name == 'k' and value == '1'
+				if name ~= 'u' then
+					fields[#fields + 1] = name
+					fields[#fields + 1] = value
+				end
+			end
+			if observed then return redis.call('XADD', key, '*', 'u', '4', unpack(fields)) end
+		end`
+	if _, err := l.Node(lab.ControlPlane).Exec(ctx, "redis-cli", "EVAL", again, "0"); err != nil {
+		t.Fatal(err)
+	}
+	events, err := r.checker.history(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(events, func(e event) bool { return e.Unpromoted == restored })
+	if i < 0 {
+		t.Fatalf("nothing is told as restored: %+v", events)
+	}
+	told := events[i]
+	f := r.journal.find(netip.MustParsePrefix(told.Prefix + "/32"))
+	if f == nil {
+		t.Fatalf("nobody remembers %+v", told)
+	}
+	before := *f
+	r.journal.change(f, func(f *fact) { f.lifting = false })
+	wrong, err = r.checker.told(ctx, 0)
+	sees("on "+told.HostName+" 2 times", wrong, err)
+	r.journal.change(f, func(f *fact) { f.lifting = true })
+	if wrong, err = r.checker.told(ctx, 0); err != nil || strings.Contains(strings.Join(wrong, "\n"), "times") {
+		t.Errorf("a lifted ban stands again: %v, %v", wrong, err)
+	}
+	r.journal.change(f, func(f *fact) { *f = before })
+
 	const twice = `local key = redis.call('KEYS', 'fb:*:events')[1]
 		for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do
 			for i = 1, #entry[2], 2 do

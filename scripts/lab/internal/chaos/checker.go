@@ -23,12 +23,14 @@ type checker struct {
 	http    *http.Client
 	// notices are those of the history so far.
 	notices map[string]bool
+	// again are the events that tell of a ban that stood again after it was lifted.
+	again map[string]bool
 	// lost is how many bans a failover lost that no host had.
 	lost int
 }
 
 func newChecker(l *lab.Lab, j *journal) *checker {
-	return &checker{lab: l, journal: j, http: l.HTTPClient(), notices: map[string]bool{}}
+	return &checker{lab: l, journal: j, http: l.HTTPClient(), notices: map[string]bool{}, again: map[string]bool{}}
 }
 
 // kernels reads what every host's kernel bans, and when it was read.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/fleetban/fleetban/scripts/lab/internal/lab"
@@ -19,6 +20,8 @@ type event struct{ ID, AtUnixMs, Kind, HostName, Prefix, Jail, Reason, Unpromote
 const (
 	kindObserved = "FLEET_EVENT_KIND_OBSERVED"
 	kindNotice   = "FLEET_EVENT_KIND_NOTICE"
+	// restored is why a ban stays local that fail2ban read back when it started.
+	restored = "UNPROMOTED_RESTORED"
 	// quietFor is for how long a watch that has told all says nothing.
 	quietFor = 700 * time.Millisecond
 	// longestFrame bounds one message of a watch.
@@ -95,6 +98,9 @@ func (c *checker) told(ctx context.Context, round int) (wrong []string, err erro
 	for _, e := range events {
 		switch e.Kind {
 		case kindObserved:
+			if c.stoodAgain(&e) {
+				continue
+			}
 			b := ban{e.HostName, e.Prefix}
 			times[b] = append(times[b], e)
 		case kindNotice:
@@ -136,6 +142,23 @@ func (c *checker) told(ctx context.Context, round int) (wrong []string, err erro
 	return wrong, nil
 }
 
+// stoodAgain reports whether an event tells that a lifted ban stands again, for fail2ban's database didn't know that it was lifted: a
+// host must tell that, as read back, which goes to no other host.
+func (c *checker) stoodAgain(e *event) bool {
+	a, err := netip.ParseAddr(e.Prefix)
+	if err != nil || e.Unpromoted != restored {
+		return false
+	}
+	if f := c.journal.find(netip.PrefixFrom(a, a.BitLen())); f != nil {
+		c.journal.change(f, func(f *fact) {
+			if f.lifting || f.allowed {
+				c.again[e.ID] = true // the journal forgets, history doesn't
+			}
+		})
+	}
+	return c.again[e.ID]
+}
+
 // explained asks how often the fleet was told of an observed ban, and whether it bans the prefix.
 func (c *checker) explained(ctx context.Context, f *fact) (times int, listed bool, err error) {
 	var explained struct {
@@ -146,7 +169,7 @@ func (c *checker) explained(ctx context.Context, f *fact) (times int, listed boo
 		return 0, false, err
 	}
 	for _, e := range explained.Events {
-		if e.Kind == kindObserved && e.HostName == f.host && e.Prefix == f.prefix.Addr().String() {
+		if e.Kind == kindObserved && e.HostName == f.host && e.Prefix == f.prefix.Addr().String() && !(f.lifting && e.Unpromoted == restored) {
 			times++
 		}
 	}
