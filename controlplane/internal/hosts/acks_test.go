@@ -44,7 +44,7 @@ func TestStoreAcksOfMany(t *testing.T) {
 				ack.ExceptionsChanged, ack.ExceptionsTotal = true, random.Uint32N(100)+1
 			default:
 			}
-			batch[i] = AckOf(fences[i], ack.Build())
+			batch[i] = ackOf(fences[i], ack.Build())
 			id := fences[i].Host
 			if i < stale {
 				batch[i].Fence.N--
@@ -104,7 +104,7 @@ func TestWatchHearsItsReplica(t *testing.T) {
 	// Of a stream that isn't the host's any more.
 	old := fences[4]
 	old.N--
-	if stale, err := f.StoreAcks(t.Context(), org, []AckWrite{AckOf(old, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build())}); err != nil || len(stale) != 1 {
+	if stale, err := f.StoreAcks(t.Context(), org, []AckWrite{ackOf(old, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build())}); err != nil || len(stale) != 1 {
 		t.Fatal(stale, err)
 	}
 	select {
@@ -126,7 +126,7 @@ func TestWatchHearsItsReplica(t *testing.T) {
 	// Its caller takes nothing, for a long time, and bans go on: it doesn't keep whatever is said, and Redis tells it in the end.
 	acks := make([]AckWrite, 1000)
 	for i := range acks {
-		acks[i] = AckOf(fences[0], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 9)}}.Build())
+		acks[i] = ackOf(fences[0], fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 9)}}.Build())
 	}
 	for range 200 {
 		f.answered(org, acks, nil)
@@ -170,5 +170,39 @@ func TestWatchHearsOfRefusalsBefore(t *testing.T) {
 	f.ack(fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}})
 	if same, err := w.take(t.Context()); err != nil || !same || w.standings[0].State != operatorv1.EnforcementState_ENFORCEMENT_STATE_REFUSED {
 		t.Errorf("when it has it: %s, %v", w.standings[0].State, err)
+	}
+}
+
+// TestProbesAreFromAllOver: Redis is asked of hosts from all of those that haven't answered, wherever in the fleet they are, and of all where
+// they are few.
+func TestProbesAreFromAllOver(t *testing.T) {
+	t.Parallel()
+	const (
+		pending = operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING
+		offline = operatorv1.EnforcementState_ENFORCEMENT_STATE_OFFLINE
+	)
+	for name, test := range map[string]struct {
+		hosts, first, last int // hosts, and which of them haven't answered: first to last-1
+		want               []int
+	}{
+		"none at all":          {0, 0, 0, []int{}},
+		"none waits":           {40, 0, 0, []int{}},
+		"few":                  {40, 38, 40, []int{38, 39}},
+		"as many as are asked": {40, 10, 14, []int{10, 11, 12, 13}},
+		"one more":             {40, 10, 15, []int{10, 12, 14}},
+		"all":                  {40, 0, 40, []int{0, 10, 20, 30}},
+		"the last half":        {40, 20, 40, []int{20, 25, 30, 35}},
+	} {
+		w := &receiptWatch{}
+		for i := range test.hosts {
+			state := offline
+			if i >= test.first && i < test.last {
+				state = pending
+			}
+			w.standings, w.open = append(w.standings, Standing{State: state}), append(w.open, i)
+		}
+		if got := w.pending(4); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
 	}
 }

@@ -28,6 +28,8 @@ const (
 	receiptRecheck = 2 * time.Second
 	// receiptProgress is how often, at most, those that haven't answered are all asked after.
 	receiptProgress = 500 * time.Millisecond
+	// receiptPause is how long a watch does nothing after it has looked.
+	receiptPause = 5 * time.Millisecond
 	// receiptProbe is of how many of them Redis is asked in between: as long as one of these is missing, it isn't the end.
 	receiptProbe = 16
 	// receiptAnswers is how many answers wait at most for a watch whose caller takes nothing; what is more, Redis tells.
@@ -66,7 +68,7 @@ func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scop
 	defer timer.Stop()
 	last, good := "", time.Now()
 	for {
-		began := time.Now()
+		began, before := time.Now(), w.all
 		changed, err := w.look(ctx)
 		switch {
 		case err == nil:
@@ -89,8 +91,13 @@ func (h *Hosts) WatchReceiptsWithin(ctx context.Context, org string, within scop
 				return nil
 			}
 		}
-		// Reads take at most half of the time, and are at most one in 5 ms.
-		timer.Reset(max(5*time.Millisecond, time.Since(began)))
+		// To read all again and again, as hosts that come and go demand it, takes at most half of the time. The first time doesn't count: all
+		// answer meanwhile, which keeps everything busy, and what they answered isn't to wait for as long again.
+		pause := receiptPause
+		if err != nil || !before.IsZero() && !w.all.Equal(before) {
+			pause = max(pause, time.Since(began))
+		}
+		timer.Reset(pause)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -280,13 +287,26 @@ func (w *receiptWatch) look(ctx context.Context) (changed bool, err error) {
 	return changed, nil
 }
 
-// pending is up to n of those that are connected and haven't answered.
+// pending is up to n of those that are connected and haven't answered, from all over the fleet: replicas tell their hosts in some order,
+// and those that are told first say nothing of when the last will answer.
 func (w *receiptWatch) pending(n int) []int {
-	out := make([]int, 0, n)
+	waits := func(i int) bool { return w.standings[i].State == operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING }
+	count := 0
 	for _, i := range w.open {
-		if len(out) < n && w.standings[i].State == operatorv1.EnforcementState_ENFORCEMENT_STATE_PENDING {
+		if waits(i) {
+			count++
+		}
+	}
+	out := make([]int, 0, n)
+	every, seen := (count+n-1)/n, 0
+	for _, i := range w.open {
+		if !waits(i) {
+			continue
+		}
+		if seen%every == 0 {
 			out = append(out, i)
 		}
+		seen++
 	}
 	return out
 }
