@@ -169,7 +169,8 @@ func (c *checker) explained(ctx context.Context, f *fact) (times int, listed boo
 		return 0, false, err
 	}
 	for _, e := range explained.Events {
-		if e.Kind == kindObserved && e.HostName == f.host && e.Prefix == f.prefix.Addr().String() && !(f.lifting && e.Unpromoted == restored) {
+		again := f.lifting && e.Unpromoted == restored
+		if e.Kind == kindObserved && e.HostName == f.host && e.Prefix == f.prefix.Addr().String() && !again {
 			times++
 		}
 	}
