@@ -23,18 +23,6 @@ type AckWrite struct {
 	Exceptions *fleetbanv1.Ack
 }
 
-// AckOf is an acknowledgement as a stream sends it.
-func AckOf(f Fence, ack *fleetbanv1.Ack) AckWrite {
-	w := AckWrite{Fence: f, Inert: ack.GetInert()}
-	for _, c := range ack.GetCursors() {
-		w.Cursors = append(w.Cursors, sets.CursorFrom(c))
-	}
-	if ack.GetExceptionsChanged() {
-		w.Exceptions = ack
-	}
-	return w
-}
-
 // says reports whether both say the same.
 func (w *AckWrite) says(other *AckWrite) bool {
 	return w.Inert == other.Inert && w.Exceptions == other.Exceptions && slices.Equal(w.Cursors, other.Cursors)

@@ -182,7 +182,7 @@ func TestFence(t *testing.T) {
 		t.Fatalf("fence went from %d to %d", old.N, next.N)
 	}
 	ack := fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{fleetbanv1.SetCursor_builder{Set: "all", Epoch: 1, Version: 9}.Build()}}.Build()
-	if stale, err := f.StoreAcks(ctx, org, []AckWrite{AckOf(old, ack)}); err != nil || len(stale) != 1 {
+	if stale, err := f.StoreAcks(ctx, org, []AckWrite{ackOf(old, ack)}); err != nil || len(stale) != 1 {
 		t.Errorf("stale ack: %v, %v", stale, err)
 	}
 	if h, _ := f.Get(ctx, org, "web"); h.GetSets()[0].GetAcknowledged() != 0 {
@@ -274,7 +274,7 @@ func TestDeletedStaysDeleted(t *testing.T) {
 	if state, err := f.Touch(ctx, org, []Fence{fence}); err != nil || state[id.ID] != StateDeleted {
 		t.Errorf("touch: %v, %v", state, err)
 	}
-	if stale, err := f.StoreAcks(ctx, org, []AckWrite{AckOf(fence, &fleetbanv1.Ack{})}); err != nil || len(stale) != 1 {
+	if stale, err := f.StoreAcks(ctx, org, []AckWrite{ackOf(fence, &fleetbanv1.Ack{})}); err != nil || len(stale) != 1 {
 		t.Errorf("ack: %v, %v", stale, err)
 	}
 	if err := f.Delete(ctx, org, "web", "alice"); !errors.Is(err, ErrNotFound) {

@@ -10,11 +10,24 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
+
+// ackOf is an acknowledgement as a stream sends it.
+func ackOf(f Fence, ack *fleetbanv1.Ack) AckWrite {
+	w := AckWrite{Fence: f, Inert: ack.GetInert()}
+	for _, c := range ack.GetCursors() {
+		w.Cursors = append(w.Cursors, sets.CursorFrom(c))
+	}
+	if ack.GetExceptionsChanged() {
+		w.Exceptions = ack
+	}
+	return w
+}
 
 func redisZ(score float64, member string) redis.Z { return redis.Z{Score: score, Member: member} }
 
@@ -24,7 +37,7 @@ func cursor(set string, version uint64) *fleetbanv1.SetCursor {
 
 func (f *fixture) ack(fence Fence, b fleetbanv1.Ack_builder) {
 	f.t.Helper()
-	if stale, err := f.StoreAcks(f.t.Context(), fence.Org, []AckWrite{AckOf(fence, b.Build())}); err != nil || len(stale) != 0 {
+	if stale, err := f.StoreAcks(f.t.Context(), fence.Org, []AckWrite{ackOf(fence, b.Build())}); err != nil || len(stale) != 0 {
 		f.t.Fatal(stale, err)
 	}
 }
@@ -167,7 +180,7 @@ func TestWatchReceiptsWithRedisAway(t *testing.T) {
 	f.server.Start()
 	for _, fence := range fences {
 		testwait.Until(t, "the answer is stored", func() error {
-			_, err := f.StoreAcks(t.Context(), org, []AckWrite{AckOf(fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build())})
+			_, err := f.StoreAcks(t.Context(), org, []AckWrite{ackOf(fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 3)}}.Build())})
 			return err
 		})
 	}
@@ -237,7 +250,7 @@ func TestReceiptsOf5000(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		writes = append(writes, AckOf(a.Fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 5)}}.Build()))
+		writes = append(writes, ackOf(a.Fence, fleetbanv1.Ack_builder{Cursors: []*fleetbanv1.SetCursor{cursor("all", 5)}}.Build()))
 	}
 	// A machine that is busy takes so long for them that the first would count as gone.
 	for i := 0; i < n; i += 500 {

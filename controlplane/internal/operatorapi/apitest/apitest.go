@@ -242,10 +242,14 @@ func (h *Host) ack(ack fleetbanv1.Ack_builder) error {
 	if err != nil {
 		return err
 	}
+	write := hosts.AckWrite{Fence: h.fence, Inert: ack.Inert}
 	for _, set := range hosts.Sets(h.tags) {
-		ack.Cursors = append(ack.Cursors, states.Set(set).Cursor.Proto())
+		write.Cursors = append(write.Cursors, states.Set(set).Cursor)
 	}
-	_, err = h.cp.Hosts.StoreAcks(ctx, h.cp.Org.ID, []hosts.AckWrite{hosts.AckOf(h.fence, ack.Build())})
+	if ack.ExceptionsChanged {
+		write.Exceptions = ack.Build()
+	}
+	_, err = h.cp.Hosts.StoreAcks(ctx, h.cp.Org.ID, []hosts.AckWrite{write})
 	return err
 }
 
