@@ -6,7 +6,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -18,11 +17,10 @@ func (a *API) Allow(ctx context.Context, req *connect.Request[operatorv1.AllowRe
 	if err != nil {
 		return nil, err
 	}
-	parsed, _, err := parsePrefixes(req.Msg.GetPrefixes())
+	parsed, _, err := targets(ctx, req.Msg.GetPrefixes())
 	if err != nil {
 		return nil, err
 	}
-	audit.From(ctx).SetTargets(formatAll(parsed)...)
 	result, err := a.o.Sets.Allow(ctx, p.Org, sets.AllowInput{
 		Prefixes: parsed, Duration: time.Duration(req.Msg.GetDurationS()) * time.Second, Actor: p.Name, Reason: req.Msg.GetReason(),
 	})
@@ -38,11 +36,10 @@ func (a *API) Disallow(ctx context.Context, req *connect.Request[operatorv1.Disa
 	if err != nil {
 		return nil, err
 	}
-	parsed, _, err := parsePrefixes(req.Msg.GetPrefixes())
+	parsed, _, err := targets(ctx, req.Msg.GetPrefixes())
 	if err != nil {
 		return nil, err
 	}
-	audit.From(ctx).SetTargets(formatAll(parsed)...)
 	result, err := a.o.Sets.Disallow(ctx, p.Org, sets.DisallowInput{Prefixes: parsed, Actor: p.Name})
 	if err != nil {
 		return nil, mapped(err)

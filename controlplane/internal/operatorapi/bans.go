@@ -13,7 +13,6 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
-	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/auth"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
@@ -27,11 +26,10 @@ func (a *API) Ban(ctx context.Context, req *connect.Request[operatorv1.BanReques
 	if err != nil {
 		return nil, err
 	}
-	parsed, where, err := parsePrefixes(req.Msg.GetPrefixes())
+	parsed, where, err := targets(ctx, req.Msg.GetPrefixes())
 	if err != nil {
 		return nil, err
 	}
-	audit.From(ctx).SetTargets(formatAll(parsed)...)
 	if err := checkBannable(parsed, where); err != nil {
 		return nil, err
 	}
@@ -123,11 +121,10 @@ func (a *API) Unban(ctx context.Context, req *connect.Request[operatorv1.UnbanRe
 	if err != nil {
 		return nil, err
 	}
-	parsed, _, err := parsePrefixes(req.Msg.GetPrefixes())
+	parsed, _, err := targets(ctx, req.Msg.GetPrefixes())
 	if err != nil {
 		return nil, err
 	}
-	audit.From(ctx).SetTargets(formatAll(parsed)...)
 	v, err := a.view(ctx, p)
 	if err != nil {
 		return nil, mapped(err)

@@ -32,13 +32,9 @@ func (a *API) ListHosts(ctx context.Context, req *connect.Request[operatorv1.Lis
 
 // GetHost implements HostService.
 func (a *API) GetHost(ctx context.Context, req *connect.Request[operatorv1.GetHostRequest]) (*connect.Response[operatorv1.GetHostResponse], error) {
-	p, err := caller(ctx)
+	p, found, err := a.callersHost(ctx, req.Msg.GetHost())
 	if err != nil {
 		return nil, err
-	}
-	found, err := a.host(ctx, p, req.Msg.GetHost())
-	if err != nil {
-		return nil, mapped(err)
 	}
 	host, err := a.o.Hosts.Get(ctx, p.Org, found.ID)
 	if err != nil {
@@ -69,13 +65,9 @@ func (a *API) current(ctx context.Context, org string, page ...*operatorv1.Host)
 
 // DeleteHost implements HostService.
 func (a *API) DeleteHost(ctx context.Context, req *connect.Request[operatorv1.DeleteHostRequest]) (*connect.Response[operatorv1.DeleteHostResponse], error) {
-	p, err := caller(ctx)
+	p, host, err := a.callersHost(ctx, req.Msg.GetHost())
 	if err != nil {
 		return nil, err
-	}
-	host, err := a.host(ctx, p, req.Msg.GetHost())
-	if err != nil {
-		return nil, mapped(err)
 	}
 	audit.From(ctx).SetTargets(host.Name, host.ID)
 	// Its addresses first: a repeated call finds the host still and does the rest.
@@ -100,13 +92,9 @@ func (a *API) DeleteHost(ctx context.Context, req *connect.Request[operatorv1.De
 
 // ReleaseHost implements HostService. Releasing a host that isn't quarantined changes nothing.
 func (a *API) ReleaseHost(ctx context.Context, req *connect.Request[operatorv1.ReleaseHostRequest]) (*connect.Response[operatorv1.ReleaseHostResponse], error) {
-	p, err := caller(ctx)
+	p, host, err := a.callersHost(ctx, req.Msg.GetHost())
 	if err != nil {
 		return nil, err
-	}
-	host, err := a.host(ctx, p, req.Msg.GetHost())
-	if err != nil {
-		return nil, mapped(err)
 	}
 	audit.From(ctx).SetTargets(host.Name, host.ID)
 	if _, err := a.o.Hosts.Release(ctx, p.Org, host.ID, p.Name); err != nil {
@@ -117,13 +105,9 @@ func (a *API) ReleaseHost(ctx context.Context, req *connect.Request[operatorv1.R
 
 // ListCommands implements HostService.
 func (a *API) ListCommands(ctx context.Context, req *connect.Request[operatorv1.ListCommandsRequest]) (*connect.Response[operatorv1.ListCommandsResponse], error) {
-	p, err := caller(ctx)
+	p, host, err := a.callersHost(ctx, req.Msg.GetHost())
 	if err != nil {
 		return nil, err
-	}
-	host, err := a.host(ctx, p, req.Msg.GetHost())
-	if err != nil {
-		return nil, mapped(err)
 	}
 	commands, err := a.o.Hosts.Commands(ctx, p.Org, host.ID)
 	if err != nil {

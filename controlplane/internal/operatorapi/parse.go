@@ -1,6 +1,7 @@
 package operatorapi
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
+	"github.com/fleetban/fleetban/controlplane/internal/audit"
 	"github.com/fleetban/fleetban/controlplane/internal/orgs"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
@@ -36,6 +38,14 @@ func parsePrefixes(texts []string) (parsed []netip.Prefix, where map[netip.Prefi
 		}
 	}
 	return parsed, where, nil
+}
+
+// targets is parsePrefixes of a change, whose audit entry names them.
+func targets(ctx context.Context, texts []string) (parsed []netip.Prefix, where map[netip.Prefix]int, err error) {
+	if parsed, where, err = parsePrefixes(texts); err == nil {
+		audit.From(ctx).SetTargets(formatAll(parsed)...)
+	}
+	return parsed, where, err
 }
 
 // parseAddress parses the one address or prefix of a request.

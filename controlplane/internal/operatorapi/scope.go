@@ -38,6 +38,19 @@ func (a *API) host(ctx context.Context, p auth.Principal, host string) (hosts.Id
 	return a.o.Hosts.FindWithin(ctx, p.Org, host, p.Tags)
 }
 
+// callersHost is who calls, and the host that a request names, where they see it.
+func (a *API) callersHost(ctx context.Context, host string) (auth.Principal, hosts.Identity, error) {
+	p, err := caller(ctx)
+	if err != nil {
+		return p, hosts.Identity{}, err
+	}
+	found, err := a.host(ctx, p, host)
+	if err != nil {
+		return p, found, mapped(err)
+	}
+	return p, found, nil
+}
+
 func (v view) host(id string) bool {
 	_, is := v.names[id]
 	return is

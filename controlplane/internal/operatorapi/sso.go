@@ -338,11 +338,8 @@ func (a *SSOAPI) located(next http.HandlerFunc) http.HandlerFunc {
 
 // mayStart bounds how often an address makes us remember a sign-in; who can't be counted isn't heard.
 func (a *SSOAPI) mayStart(ctx context.Context) error {
-	address := auth.Address(ctx)
-	if prefix, err := address.Prefix(64); err == nil && address.Is6() {
-		address = prefix.Addr()
-	}
-	result, err := redis_rate.NewLimiter(a.Store.Client()).Allow(ctx, store.Global("sso", "start", address.String()), redis_rate.PerMinute(startsPerAddress))
+	key := store.Global("sso", "start", people.Group(auth.Address(ctx)))
+	result, err := store.NewLimiter(a.Store).Allow(ctx, key, redis_rate.PerMinute(startsPerAddress))
 	if err != nil {
 		return store.Classify(err)
 	}
