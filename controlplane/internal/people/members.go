@@ -46,36 +46,6 @@ type Member struct {
 	Since   int64 // Unix milliseconds
 }
 
-// FirstOwner makes the account and the owner of an organisation that has no members. Of concurrent callers exactly one
-// gets a Member; the others get ErrOwnerStands. One that died half way is completed by the next with the same address.
-func (p *People) FirstOwner(ctx context.Context, org, email, password string) (Member, error) {
-	address, err := ParseEmail(email)
-	if err != nil {
-		return Member{}, err
-	}
-	if err := checkPassword(password, address); err != nil {
-		return Member{}, err
-	}
-	id, _, _, err := p.account(ctx, address, password)
-	if err != nil {
-		return Member{}, err
-	}
-	answer, version, err := p.members(ctx, org, "first", "", id, Owner, address)
-	if err != nil {
-		return Member{}, err
-	}
-	if answer == "actor" {
-		return Member{}, ErrOwnerStands
-	}
-	if err := p.joined(ctx, id, org, version); err != nil {
-		return Member{}, err
-	}
-	if answer == "already" {
-		return Member{}, ErrOwnerStands
-	}
-	return Member{Person: id, Email: address.String(), Role: Owner, Version: version, Since: int64(version)}, nil
-}
-
 // Members lists an organisation's members, owners first, then by address.
 func (p *People) Members(ctx context.Context, org string) ([]Member, error) {
 	all, err := p.store.Client().HGetAll(ctx, membersKey(org)).Result()
