@@ -228,7 +228,7 @@ func (u *unbanCmd) run(r *run) error {
 func (r *run) unbanSentences(p *operatorv1.UnbannedPrefix) {
 	name := safe(p.GetPrefix())
 	if len(p.GetRetracted()) == 0 {
-		r.out.line("%s was not banned by itself", name)
+		r.out.line("%s itself was not banned", name)
 	} else {
 		var by []string
 		for _, claim := range p.GetRetracted() {

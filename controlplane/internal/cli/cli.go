@@ -78,7 +78,7 @@ type grammar struct {
 	Audit     auditCmd     `cmd:"" help:"Who did what, and from where; export, verify."`
 	Commands  commandsCmd  `cmd:"" help:"List a host's latest orders and their results."`
 	Release   releaseCmd   `cmd:"" help:"End the quarantine of a host whose identity was used twice."`
-	Forget    forgetCmd    `cmd:"" help:"Delete a host: its stream ends and its identity is refused."`
+	Forget    forgetCmd    `cmd:"" help:"Delete a host, as hosts delete does: its stream ends and its identity is refused."`
 	Approvals approvalsCmd `cmd:"" help:"What waits for a second person: list, approve, reject; and what must wait."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }

@@ -104,7 +104,7 @@ func (r *run) showReceipts(o outcome, done string) {
 	}
 	all := m.GetInScope() + m.GetOffline()
 	if all == 0 {
-		r.out.line("%s no host is in its scope", r.out.paint(warn, "· "+done+" nowhere:"))
+		r.out.line("%s no host that it is for is enrolled", r.out.paint(warn, "· "+done+" nowhere:"))
 		return
 	}
 	col := good

@@ -81,7 +81,7 @@ func (s *setupCmd) offline(r *run) error {
 		r.out.json(map[string]string{"url": cfg.URL, "config": path, "email": person.GetEmail(), "organisation_id": person.GetOrganisationId()})
 		return nil
 	}
-	r.out.line("%s is the owner of %s now, and logged in here (%s).", safe(person.GetEmail()), safe(res.Msg.GetOrganisationName()), path)
+	r.out.line("%s is the owner of the organisation %s now, and logged in here (%s).", safe(person.GetEmail()), safe(res.Msg.GetOrganisationName()), path)
 	r.out.line("Enrol your hosts: fleetban join-token create")
 	return nil
 }

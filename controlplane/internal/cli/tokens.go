@@ -71,7 +71,7 @@ func (t *tokensCreateCmd) run(r *run) error {
 		}
 		secret, token = res.Msg.GetSecret(), res.Msg.GetToken()
 	}
-	r.out.line("The token, shown once; it may %s, until %s:", mayText(token), r.out.clock.when(token.GetExpiresUnixMs()))
+	r.out.line("The token, shown once; permissions: %s; until %s:", mayText(token), r.out.clock.when(token.GetExpiresUnixMs()))
 	r.out.line("")
 	r.out.line("  %s", escape(secret, 200))
 	r.out.line("")
@@ -83,7 +83,7 @@ func (t *tokensCreateCmd) run(r *run) error {
 func mayText(t *operatorv1.ApiToken) string {
 	may := make([]string, 0, len(t.GetPermissions()))
 	for _, p := range t.GetPermissions() {
-		may = append(may, strings.ReplaceAll(strings.ToLower(enumText(p.String(), "PERMISSION_")), "_", "-"))
+		may = append(may, strings.ReplaceAll(enumText(p.String(), "PERMISSION_"), " ", "-"))
 	}
 	text := strings.Join(may, ", ")
 	if len(t.GetTags()) > 0 {

@@ -46,7 +46,7 @@ type Backend struct {
 type Config struct {
 	Backend
 
-	Listen           string        `name:"listen" env:"FLEETBAN_LISTEN" default:":8443" placeholder:"ADDR" help:"Address for agents, people and the installer."`
+	Listen           string        `name:"listen" env:"FLEETBAN_LISTEN" default:":8443" placeholder:"ADDR" help:"Address for agents, people and the installer; default :8443."`
 	TLSCert          string        `name:"tls-cert" env:"FLEETBAN_TLS_CERT" placeholder:"FILE" help:"Certificate with its chain, PEM; read again when it changes. Without it one is made, which hosts pin."`
 	TLSKey           string        `name:"tls-key" env:"FLEETBAN_TLS_KEY" placeholder:"FILE" help:"Its private key, PEM."`
 	ACMEDomains      []string      `name:"acme-domain" env:"FLEETBAN_ACME_DOMAIN" placeholder:"NAME" help:"Have the certificate made for these names by an authority that speaks ACME, and renewed, by one replica for all. The names must lead to the replicas, port 443. Needs --acme-accept-terms."`
@@ -60,7 +60,7 @@ type Config struct {
 	Pin              string        `name:"pin" env:"FLEETBAN_PUBLIC_PIN" placeholder:"sha256//…" help:"The key that hosts shall pin, where a proxy ends TLS with a certificate that is not publicly trusted."`
 	TrustedProxies   []string      `name:"trusted-proxy" env:"FLEETBAN_TRUSTED_PROXIES" placeholder:"PREFIX" help:"Networks of proxies whose X-Forwarded-For names the client, and whose X-Forwarded-Proto says whether it came by HTTPS."`
 	ProxyProtocol    []string      `name:"proxy-protocol" env:"FLEETBAN_PROXY_PROTOCOL" placeholder:"PREFIX" help:"Networks of proxies that pass connections on and begin each with the PROXY protocol's header, version 1 or 2 (haproxy's send-proxy-v2, AWS NLB). From there it is required, from elsewhere refused."`
-	MetricsListen    string        `name:"metrics-listen" env:"FLEETBAN_METRICS_LISTEN" default:"127.0.0.1:9464" placeholder:"ADDR" help:"Address for /metrics and /debug/pprof; keep it private. off: none."`
+	MetricsListen    string        `name:"metrics-listen" env:"FLEETBAN_METRICS_LISTEN" default:"127.0.0.1:9464" placeholder:"ADDR" help:"Address for /metrics and /debug/pprof; keep it private; default 127.0.0.1:9464. off: none."`
 	AcceptDurability []string      `name:"accept-durability" env:"FLEETBAN_ACCEPT_DURABILITY" placeholder:"CLASS" help:"Durability of Redis to accept beside always: replicated, everysec, none, unknown. Acknowledged bans may be lost with these."`
 	AuditKeep        time.Duration `name:"audit-keep" env:"FLEETBAN_AUDIT_KEEP" default:"2160h" help:"How long the audit log keeps an entry, 24h to 87600h."`
 	AuditKeepEntries int           `name:"audit-keep-entries" env:"FLEETBAN_AUDIT_KEEP_ENTRIES" default:"100000" help:"How many entries of an organisation the audit log keeps at most, 1000 to 1000000."`
