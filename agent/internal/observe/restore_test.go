@@ -42,6 +42,7 @@ func (h *halves) started(times int) {
 // A ban that was lifted, and that fail2ban bans again when it starts because its database doesn't know, is told as what it is: it
 // stands again, and was read back. It is no new one, which would go to the whole fleet, and what stood all along is told once.
 func TestLiftedBanReadBack(t *testing.T) {
+	t.Parallel()
 	const lifted, stands = "192.0.2.1", "192.0.2.2"
 	for name, alive := range map[string]bool{"the agent looks on": true, "one half is dead meanwhile": false} {
 		t.Run(name, func(t *testing.T) {
