@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/fleetban/fleetban/controlplane/internal/store"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
@@ -61,7 +62,7 @@ func TestFigures(t *testing.T) {
 	want("the beginning", map[string]float64{"fleetban_fanout_seconds_count": 0, "fleetban_receipts_oldest_seconds": 0})
 
 	// From here on the doorbell is heard.
-	until(t, "a ring is heard", func() bool {
+	testwait.For(t, "a ring is heard", func() bool {
 		if err := one.store.Ring(t.Context(), f.org, store.Bell{Kind: store.BellEvents}); err != nil {
 			t.Fatal(err)
 		}

@@ -426,18 +426,6 @@ func mustPrefix(text string) netip.Prefix {
 	return p
 }
 
-// until polls for what nothing signals.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(within)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("never: " + what)
-		}
-		time.Sleep(3 * time.Millisecond)
-	}
-}
-
 func wantReason(t *testing.T, err error, code connect.Code, reason fleetbanv1.Reason) {
 	t.Helper()
 	info := apierr.Info(err)

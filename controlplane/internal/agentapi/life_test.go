@@ -205,7 +205,7 @@ func TestRotatedKeyAfterLoss(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.server.Empty()
-	until(t, "Redis answers", func() bool { return one.store.Ping(t.Context()) == nil })
+	testwait.For(t, "Redis answers", func() bool { return one.store.Ping(t.Context()) == nil })
 	// Whoever stole the former key is first.
 	if _, err := h.dial(one, fleetbanv1.Hello_builder{}); err != nil {
 		t.Fatal("a former key is as good as any once Redis knows nothing; should this be refused, say so in security.md: ", err)
@@ -394,7 +394,7 @@ func TestEphemeral(t *testing.T) {
 	}
 	stays.connect(one)
 	s.close()
-	until(t, "it is offline", func() bool {
+	testwait.For(t, "it is offline", func() bool {
 		h, err := one.hosts.Get(ctx, f.org, "runner-1")
 		return err == nil && h.GetPresence() == operatorv1.Presence_PRESENCE_OFFLINE
 	})
@@ -506,9 +506,9 @@ func TestClockSkewIsTold(t *testing.T) {
 		return ""
 	}
 	beat(-20 * time.Second)
-	until(t, "the host's clock is told of", func() bool { return strings.Contains(told(), "behind") })
+	testwait.For(t, "the host's clock is told of", func() bool { return strings.Contains(told(), "behind") })
 	beat(0)
-	until(t, "it is not told of any more", func() bool { return told() == "" })
+	testwait.For(t, "it is not told of any more", func() bool { return told() == "" })
 }
 
 var times = regexp.MustCompile(`"(since|seen|enrolled|keyed)":(\d+)`)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/fleetban/fleetban/controlplane/internal/agentapi"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
@@ -33,7 +34,7 @@ func TestRedisKilledAndBack(t *testing.T) {
 	sa.eventAck(3)
 	sb.delta("all", "203.0.113.2", present)
 	sb.ack(sb.delta("all", "203.0.113.3", present))
-	until(t, "the acknowledgement is stored", func() bool {
+	testwait.For(t, "the acknowledgement is stored", func() bool {
 		got, err := one.hosts.Get(t.Context(), f.org, "b")
 		return err == nil && got.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE && got.GetSets()[0].GetAcknowledged() >= 3
 	})
@@ -99,7 +100,7 @@ func TestRedisEmptiedIsRebuilt(t *testing.T) {
 		held[string(r.GetPrefix())] = r
 	}
 	sa.ack(cursor)
-	until(t, "acknowledged", func() bool {
+	testwait.For(t, "acknowledged", func() bool {
 		got, err := one.hosts.Get(t.Context(), f.org, "a")
 		return err == nil && got.GetSets()[0].GetAcknowledged() == cursor.GetVersion()
 	})
@@ -118,7 +119,7 @@ func TestRedisEmptiedIsRebuilt(t *testing.T) {
 	if n := one.scrape()["fleetban_offers_denied_total"]; n != 1 {
 		t.Errorf("%v forged records were refused, want 1", n)
 	}
-	until(t, "the host is back with its tags", func() bool {
+	testwait.For(t, "the host is back with its tags", func() bool {
 		got, err := one.hosts.Get(t.Context(), f.org, "a")
 		return err == nil && got.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE && got.GetTags()["role"] == "web"
 	})

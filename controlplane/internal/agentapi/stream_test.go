@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
@@ -237,7 +238,7 @@ func TestCommands(t *testing.T) {
 		}
 		return 0
 	}
-	until(t, "the result is stored", func() bool { return outcome(waited) == fleetbanv1.CommandOutcome_COMMAND_OUTCOME_DONE })
+	testwait.For(t, "the result is stored", func() bool { return outcome(waited) == fleetbanv1.CommandOutcome_COMMAND_OUTCOME_DONE })
 	// No result came of the other: it is delivered again on the next stream, and only it.
 	s.close()
 	s = h.connect(one)
@@ -245,7 +246,7 @@ func TestCommands(t *testing.T) {
 		t.Fatalf("%s, want %s", got, live)
 	}
 	result(s, live)
-	until(t, "the result is stored", func() bool { return outcome(live) == fleetbanv1.CommandOutcome_COMMAND_OUTCOME_DONE })
+	testwait.For(t, "the result is stored", func() bool { return outcome(live) == fleetbanv1.CommandOutcome_COMMAND_OUTCOME_DONE })
 }
 
 func TestMessageTooLarge(t *testing.T) {
@@ -292,7 +293,7 @@ func TestHeartbeatsAndSilence(t *testing.T) {
 		s.send(fleetbanv1.ConnectRequest_builder{Heartbeat: fleetbanv1.AgentHeartbeat_builder{}.Build()})
 	}
 	wantReason(t, s.ended(), connect.CodeDeadlineExceeded, fleetbanv1.Reason_REASON_UNSPECIFIED)
-	until(t, "it is offline, and why", func() bool {
+	testwait.For(t, "it is offline, and why", func() bool {
 		got, err := one.hosts.Get(t.Context(), f.org, "a")
 		return err == nil && got.GetPresence() == operatorv1.Presence_PRESENCE_OFFLINE && strings.Contains(got.GetCause(), "not heard")
 	})

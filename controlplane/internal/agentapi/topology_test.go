@@ -9,6 +9,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
@@ -36,7 +37,7 @@ func journey(f *fleet) {
 	sa, sb := a.connect(one), b.connect(two)
 	sa.ban(1, "sshd", "203.0.113.1", time.Hour)
 	sb.ack(sb.delta("all", "203.0.113.1", present))
-	until(t, "the acknowledgement is stored", func() bool {
+	testwait.For(t, "the acknowledgement is stored", func() bool {
 		got, err := one.hosts.Get(t.Context(), f.org, "b")
 		return err == nil && got.GetPresence() == operatorv1.Presence_PRESENCE_ONLINE && got.GetSets()[0].GetAcknowledged() >= 1
 	})

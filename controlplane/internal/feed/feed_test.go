@@ -20,6 +20,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
 	"github.com/fleetban/fleetban/proto/wire/prefix"
@@ -224,21 +225,9 @@ func digest(held map[netip.Prefix]sets.Record) uint64 {
 	return sets.DigestOf(records)
 }
 
-// await polls a condition that nothing signals.
-func await(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !condition() {
-		if time.Now().After(deadline) {
-			t.Fatalf("after a minute still not: %s", what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
 func (h *holder) awaitCursor(want sets.Cursor) {
 	h.t.Helper()
-	await(h.t, fmt.Sprintf("a holder at %+v", want), func() bool {
+	testwait.For(h.t, fmt.Sprintf("a holder at %+v", want), func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		return h.cursor[want.Set] == want
@@ -286,7 +275,7 @@ func TestSnapshotDeltasAndResume(t *testing.T) {
 	h.awaitCursor(at)
 	leave()
 	leave = h.follow(b, banset.All, banset.Allow)
-	await(t, "SetSync", func() bool { return h.count(&h.syncs) > 0 })
+	testwait.For(t, "SetSync", func() bool { return h.count(&h.syncs) > 0 })
 	leave()
 	if got := h.count(&h.snapshots); got != snapshots {
 		t.Errorf("a resume took %d snapshots", got-snapshots)
@@ -308,7 +297,7 @@ func TestSharedFrames(t *testing.T) {
 	}
 	seen := map[*feed.Frame]int{}
 	at := r.ban(t, time.Hour, addr(1))
-	await(t, "all at the ban", func() bool {
+	testwait.For(t, "all at the ban", func() bool {
 		done := true
 		for _, s := range subs {
 			frames, err := s.Next(t.Context(), 100)
@@ -331,7 +320,7 @@ func TestSharedFrames(t *testing.T) {
 	}
 	pages := map[*feed.Frame]int{}
 	for _, s := range subs[3:] {
-		await(t, "the snapshot to be there", func() bool {
+		testwait.For(t, "the snapshot to be there", func() bool {
 			frames, err := s.Next(t.Context(), 100)
 			if err != nil {
 				t.Fatal(err)
@@ -347,7 +336,7 @@ func TestSharedFrames(t *testing.T) {
 	}
 	at = r.ban(t, time.Hour, addr(2))
 	clear(seen)
-	await(t, "all at the second ban", func() bool {
+	testwait.For(t, "all at the second ban", func() bool {
 		done := true
 		for _, s := range subs {
 			frames, _ := s.Next(t.Context(), 100)
@@ -380,7 +369,7 @@ func TestRedisRestarted(t *testing.T) {
 	snapshots := h.count(&h.snapshots)
 	redis.Kill()
 	redis.Start()
-	await(t, "a new epoch", func() bool {
+	testwait.For(t, "a new epoch", func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		return h.cursor[banset.All].Epoch > at.Epoch
@@ -439,7 +428,7 @@ func TestRedisWentBack(t *testing.T) {
 			if err := raw.SPublish(ctx, store.BellChannel(org), "epoch "+strconv.FormatUint(gone.Epoch, 10)).Err(); err != nil {
 				t.Fatal(err)
 			}
-			await(t, "the host holds what Redis has", func() bool {
+			testwait.For(t, "the host holds what Redis has", func() bool {
 				h.mu.Lock()
 				defer h.mu.Unlock()
 				_, stale := h.held[banset.All][addr(2)]
@@ -463,7 +452,7 @@ func TestRedisEmptied(t *testing.T) {
 	defer leave()
 	h.awaitCursor(at)
 	redis.Empty()
-	await(t, "a request for offers", func() bool {
+	testwait.For(t, "a request for offers", func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		return len(h.offers) == 1 && h.offers[0] == 0
@@ -482,7 +471,7 @@ func TestRedisEmptied(t *testing.T) {
 		}
 	}
 	h.sub.Offered(banset.All)
-	await(t, "a partial and then a whole snapshot", func() bool { return h.count(&h.snapshots) >= snapshots+2 })
+	testwait.For(t, "a partial and then a whole snapshot", func() bool { return h.count(&h.snapshots) >= snapshots+2 })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range []netip.Prefix{addr(1), addr(3)} {
@@ -505,7 +494,7 @@ func TestSweep(t *testing.T) {
 	defer leave()
 	r.ban(t, 50*time.Millisecond, addr(1))
 	r.ban(t, time.Hour, addr(2))
-	await(t, "one record left", func() bool {
+	testwait.For(t, "one record left", func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		_, gone := h.held[banset.All][addr(1)]
@@ -604,7 +593,7 @@ func TestSilentDoorbell(t *testing.T) {
 	h.awaitCursor(writer.ban(t, time.Hour, addr(1)))
 	m.silent.Store(true)
 	at := writer.ban(t, time.Hour, addr(2))
-	await(t, "the doorbell to be muted", func() bool { return m.muted.Load() > 0 })
+	testwait.For(t, "the doorbell to be muted", func() bool { return m.muted.Load() > 0 })
 	m.silent.Store(false)
 	h.awaitCursor(at)
 	h.awaitCursor(writer.ban(t, time.Hour, addr(3)))
@@ -623,7 +612,7 @@ func TestLagging(t *testing.T) {
 	defer h.sub.Close()
 	drain := func(want sets.Cursor) {
 		t.Helper()
-		await(t, fmt.Sprintf("the stream at %+v", want), func() bool {
+		testwait.For(t, fmt.Sprintf("the stream at %+v", want), func() bool {
 			frames, err := h.sub.Next(t.Context(), 50)
 			if err != nil {
 				t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/feed"
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	"github.com/fleetban/fleetban/proto/wire/banset"
 )
 
@@ -36,7 +37,7 @@ func TestReadsForAnyNumberOfStreams(t *testing.T) {
 	}
 	current := func(at sets.Cursor) {
 		t.Helper()
-		await(t, fmt.Sprintf("all streams at %+v", at), func() bool {
+		testwait.For(t, fmt.Sprintf("all streams at %+v", at), func() bool {
 			done := true
 			for _, s := range subs {
 				if _, err := s.Next(t.Context(), 100); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/sets"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 	"github.com/fleetban/fleetban/proto/wire/banset"
 )
@@ -63,7 +64,7 @@ func (r *replica) write(t *testing.T) *writer {
 func (w *writer) more(n int) {
 	w.t.Helper()
 	before := w.count(nil)
-	await(w.t, "more bans are acknowledged", func() bool { return w.count(nil) >= before+n })
+	testwait.For(w.t, "more bans are acknowledged", func() bool { return w.count(nil) >= before+n })
 }
 
 func (w *writer) count(of *int) int {
@@ -109,7 +110,7 @@ func (h *holder) follows(w *writer) time.Duration {
 	w.mu.Lock()
 	last := w.banned[len(w.banned)-1]
 	w.mu.Unlock()
-	await(h.t, "the doorbell is heard again", func() bool {
+	testwait.For(h.t, "the doorbell is heard again", func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		return h.held[banset.All][last].Kind == fleetbanv1.RecordKind_RECORD_KIND_PRESENT
@@ -132,7 +133,7 @@ func TestSlotMoves(t *testing.T) {
 	for _, with := range []bool{false, true} {
 		cluster.Move(key, with, func() {
 			refused := w.count(&w.refused)
-			await(t, "bans are refused while half of the keys are elsewhere", func() bool { return w.count(&w.refused) >= refused+20 })
+			testwait.For(t, "bans are refused while half of the keys are elsewhere", func() bool { return w.count(&w.refused) >= refused+20 })
 		})
 		w.more(50)
 	}
@@ -168,7 +169,7 @@ func TestClusterMasterDies(t *testing.T) {
 	w.more(50)
 	master.Kill()
 	killed := time.Now()
-	await(t, "its replica took over", func() bool {
+	testwait.For(t, "its replica took over", func() bool {
 		masters := cluster.Masters("")
 		return len(masters) == 3 && cluster.Masters(key)[0] == replica
 	})
@@ -219,7 +220,7 @@ func TestSentinelFailover(t *testing.T) {
 	second.Kill()
 	third.Resume()
 	redis.Failed(second)
-	await(t, "hosts are asked for what was lost", func() bool {
+	testwait.For(t, "hosts are asked for what was lost", func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		return len(h.offers) > 0
@@ -237,7 +238,7 @@ func TestSentinelFailover(t *testing.T) {
 	late := newHolder(t)
 	leaveLate := late.follow(a, banset.All)
 	defer leaveLate()
-	await(t, "another host has the ban that was lost", func() bool {
+	testwait.For(t, "another host has the ban that was lost", func() bool {
 		late.mu.Lock()
 		defer late.mu.Unlock()
 		return late.held[banset.All][addr(7)].Kind == fleetbanv1.RecordKind_RECORD_KIND_PRESENT
