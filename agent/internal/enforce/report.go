@@ -11,7 +11,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/fleetban/fleetban/agent/internal/nft"
 	"github.com/fleetban/fleetban/agent/internal/policy"
 	hostv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/host/v1"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -230,17 +229,6 @@ func (e *Engine) Protected(_ context.Context, p netip.Prefix) (fleetbanv1.Refusa
 		return fleetbanv1.Refusal_REFUSAL_LOCAL_ALLOW, true
 	}
 	return fleetbanv1.Refusal_REFUSAL_UNSPECIFIED, false
-}
-
-// Dropped is what the kernel dropped since the helper started.
-func (e *Engine) Dropped(ctx context.Context) (nft.Counters, error) {
-	e.mu.Lock()
-	k := e.kernel
-	e.mu.Unlock()
-	if k == nil {
-		return nft.Counters{}, nil
-	}
-	return k.Counters(ctx)
 }
 
 // count goes over the bans for what time alone has changed.

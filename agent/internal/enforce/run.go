@@ -429,14 +429,3 @@ func (e *Engine) compare(ctx context.Context, mu sync.Locker) (AuditResult, erro
 	result.Took = time.Since(begin)
 	return result, nil
 }
-
-// Uninstall takes the table out of the kernel, for `fleetban-agent uninstall`.
-func (e *Engine) Uninstall(ctx context.Context) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.openKernel(ctx) {
-		return fmt.Errorf("take out the nftables table: %s", e.problem)
-	}
-	e.inForce = false
-	return e.kernel.Off(ctx)
-}

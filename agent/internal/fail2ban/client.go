@@ -237,22 +237,6 @@ func (c *Client) SetBanTime(ctx context.Context, jail string, d time.Duration) e
 	return c.setNumber(ctx, jail, "bantime", n)
 }
 
-// SetFindTime sets the time in which the jail counts failures until the next reload: 1 s to 10 years.
-func (c *Client) SetFindTime(ctx context.Context, jail string, d time.Duration) error {
-	if d < time.Second || d > 10*365*24*time.Hour {
-		return fmt.Errorf("set the find time of jail %q: %w: %s isn't within 1 s and 10 years", jail, ErrArgument, d)
-	}
-	return c.setNumber(ctx, jail, "findtime", int64(d/time.Second))
-}
-
-// SetMaxRetry sets how many failures make a ban until the next reload: 1 to 10,000.
-func (c *Client) SetMaxRetry(ctx context.Context, jail string, n int64) error {
-	if n < 1 || n > 10_000 {
-		return fmt.Errorf("set maxretry of jail %q: %w: %d isn't within 1 and 10000", jail, ErrArgument, n)
-	}
-	return c.setNumber(ctx, jail, "maxretry", n)
-}
-
 func (c *Client) setNumber(ctx context.Context, jail, key string, n int64) error {
 	// The server evaluates some of these as Python: nothing but digits ever goes there.
 	if _, err := c.jailCall(ctx, true, "set", jail, key, strconv.FormatInt(n, 10)); err != nil {
@@ -359,14 +343,6 @@ func (c *Client) UnbanEverywhere(ctx context.Context, prefixes ...netip.Prefix) 
 func (c *Client) FlushLogs(ctx context.Context) error {
 	if _, err := c.call(ctx, true, "flushlogs"); err != nil {
 		return fmt.Errorf("flush fail2ban's logs: %w", err)
-	}
-	return nil
-}
-
-// StopJail stops a jail and lifts its bans until it is started again or fail2ban is.
-func (c *Client) StopJail(ctx context.Context, jail string) error {
-	if _, err := c.jailCall(ctx, false, "stop", jail); err != nil {
-		return fmt.Errorf("stop jail %q: %w", jail, err)
 	}
 	return nil
 }

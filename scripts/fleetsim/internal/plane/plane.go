@@ -147,9 +147,6 @@ func (p *Plane) URL() *url.URL {
 // TLS is what hosts and people trust; nil for h2c.
 func (p *Plane) TLS() *tls.Config { return p.tls }
 
-// Token is the administrator's.
-func (p *Plane) Token() string { return p.token }
-
 // Prefer has Dial connect to one replica as long as it runs; nil ends that.
 func (p *Plane) Prefer(r *Replica) { p.prefer.Store(r) }
 
