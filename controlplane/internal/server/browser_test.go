@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/fleetban/fleetban/controlplane/internal/browser"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 )
@@ -201,7 +202,7 @@ func TestBrowserSession(t *testing.T) {
 	first.jar.cookies[browser.AccessCookie] = &http.Cookie{Name: browser.AccessCookie, Value: access}
 	first.jar.cookies[browser.RefreshCookie] = &http.Cookie{Name: browser.RefreshCookie, Value: refreshToken}
 	for i := range h.replicas {
-		until(t, "the copied cookie is refused", func() bool {
+		testwait.For(t, "the copied cookie is refused", func() bool {
 			code, _ := second.call(i, getMe, &operatorv1.GetMeRequest{}, nil)
 			return code == http.StatusUnauthorized
 		})

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/metrics/metricstest"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 )
 
@@ -25,7 +26,7 @@ func TestSignInCostsTheSame(t *testing.T) {
 	}
 	for range 2 {
 		p := serve(t, server.Config{Backend: h.backend, TLSOff: true, TrustedProxies: []string{"127.0.0.0/8"}, MetricsListen: "127.0.0.1:0"})
-		until(t, "the replica is ready", func() bool {
+		testwait.For(t, "the replica is ready", func() bool {
 			code, _ := get(t, http.DefaultClient, "http://"+p.addr()+"/readyz")
 			return code == http.StatusOK
 		})

@@ -28,6 +28,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -54,7 +55,7 @@ func newPostHouse(t *testing.T) *postHouse {
 			Backend: h.backend, TLSOff: true, TrustedProxies: []string{"127.0.0.0/8"}, MetricsListen: "off",
 			SMTPURL: "smtp://127.0.0.1:" + post.Port, MailFrom: "fleet@example.com",
 		})
-		until(t, "the replica is ready", func() bool {
+		testwait.For(t, "the replica is ready", func() bool {
 			res, err := http.Get("http://" + p.addr() + "/readyz")
 			if err != nil {
 				return false
@@ -170,7 +171,7 @@ func TestSecondFactor(t *testing.T) {
 	}
 	secret, at, recovery := h.enrol(token)
 	h.post.Wait(ownerEmail, "second factor was changed")
-	until(t, "the other session ended", func() bool {
+	testwait.For(t, "the other session ended", func() bool {
 		_, err := h.sessions(0, other.GetTokens().GetAccessToken()).GetMe(ctx, connect.NewRequest(&operatorv1.GetMeRequest{}))
 		return refused(err)
 	})
@@ -408,7 +409,7 @@ func TestPasswordReset(t *testing.T) {
 		}
 	}
 	for i := range 2 {
-		until(t, "all sessions ended", func() bool {
+		testwait.For(t, "all sessions ended", func() bool {
 			_, err := h.sessions(i, ada.GetAccessToken()).GetMe(ctx, connect.NewRequest(&operatorv1.GetMeRequest{}))
 			return refused(err)
 		})
@@ -447,7 +448,7 @@ func TestPasswordReset(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "the link expired", func() bool { return len(redistest.Keys(t, client, pattern)) == 0 })
+	testwait.For(t, "the link expired", func() bool { return len(redistest.Keys(t, client, pattern)) == 0 })
 	if _, err := h.reset(0, old, "another-password-entirely"); !refused(err) {
 		t.Errorf("an expired link: %v", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -38,7 +39,7 @@ func TestTotalLossMakesNoSecondOrganisation(t *testing.T) {
 	}
 	a := enrol(t, base, pin, join.Msg.GetSecret(), "a")
 	a.source.ban("sshd", "203.0.113.9")
-	until(t, "a holds its own ban", func() bool { return a.sink.holds("all", "203.0.113.9") })
+	testwait.For(t, "a holds its own ban", func() bool { return a.sink.holds("all", "203.0.113.9") })
 	before, err := operatorv1connect.NewFleetServiceClient(httpClient(t, pin), base, bearer(token)).GetFleet(t.Context(), connect.NewRequest(&operatorv1.GetFleetRequest{}))
 	if err != nil {
 		t.Fatal(err)
@@ -51,12 +52,12 @@ func TestTotalLossMakesNoSecondOrganisation(t *testing.T) {
 	}
 
 	p = serve(t, config)
-	until(t, "it waits, ready for the hosts", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
+	testwait.For(t, "it waits, ready for the hosts", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
 	if shown := p.notices.String(); !strings.Contains(shown, "lost its data") || strings.Contains(shown, "fbt_") || !strings.Contains(p.log.String(), "hosts bring it back") {
 		t.Fatalf("it shows %q", shown)
 	}
 	lb.send(p.addr())
-	until(t, "the organisation is back", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
+	testwait.For(t, "the organisation is back", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
 
 	var out bytes.Buffer
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -65,7 +66,7 @@ func TestTotalLossMakesNoSecondOrganisation(t *testing.T) {
 		t.Fatal(err)
 	}
 	fleet := operatorv1connect.NewFleetServiceClient(httpClient(t, pin), base, bearer(apiToken.FindString(out.String())))
-	until(t, "the ban is back", func() bool {
+	testwait.For(t, "the ban is back", func() bool {
 		after, err := fleet.GetFleet(t.Context(), connect.NewRequest(&operatorv1.GetFleetRequest{}))
 		return err == nil && after.Msg.GetOrganisationId() == before.Msg.GetOrganisationId() && after.Msg.GetBans() == 1 && after.Msg.GetHostsOnline() == 1
 	})
@@ -80,7 +81,7 @@ func TestFirstStartAgain(t *testing.T) {
 	for range 2 {
 		p := serve(t, config)
 		p.awaitReady(t)
-		until(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
+		testwait.For(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
 		if strings.Contains(p.notices.String(), "lost its data") {
 			t.Errorf("a first start shows %s", p.notices)
 		}
@@ -89,7 +90,7 @@ func TestFirstStartAgain(t *testing.T) {
 		<-p.done
 	}
 	p := serve(t, config)
-	until(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
+	testwait.For(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
 	for _, old := range links {
 		if _, err := useLink(t, p, old, ownerEmail); apierr.ReasonOf(err) != fleetbanv1.Reason_REASON_BAD_CREDENTIAL {
 			t.Errorf("a link that was replaced: %v", err)
@@ -98,12 +99,12 @@ func TestFirstStartAgain(t *testing.T) {
 	if _, err := useLink(t, p, setupLink.FindString(p.notices.String()), ownerEmail); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it has seen the organisation", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
+	testwait.For(t, "it has seen the organisation", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
 	p.stop()
 	<-p.done
 	redis.Empty()
 	p = serve(t, config)
-	until(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
+	testwait.For(t, "it waits", func() bool { _, r := ready(t, p); return r.Ready && hasNote(r, "not-set-up") })
 	if !strings.Contains(p.notices.String(), "lost its data") {
 		t.Errorf("after a loss it shows %s", p.notices)
 	}
@@ -111,5 +112,5 @@ func TestFirstStartAgain(t *testing.T) {
 	if token := setupIn(t, config.Backend); token == "" {
 		t.Error("set-up printed no token")
 	}
-	until(t, "it has seen the new one", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
+	testwait.For(t, "it has seen the new one", func() bool { _, r := ready(t, p); return r.Ready && len(r.Notes) == 0 })
 }

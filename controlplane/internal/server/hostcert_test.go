@@ -168,7 +168,7 @@ func TestHostCertificates(t *testing.T) {
 		}
 		// The agent's own stream; and the authority is another from now on.
 		running := a.run(t, base, secure)
-		until(t, "the host is connected", func() bool { return running.Status().Connected })
+		testwait.For(t, "the host is connected", func() bool { return running.Status().Connected })
 		other.write(t, file)
 		shown.Store(other.issue(t, a.id, time.Hour, x509.ExtKeyUsageClientAuth))
 		testwait.Until(t, "the new authority's certificates are taken", func() error {

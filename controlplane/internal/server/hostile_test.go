@@ -28,6 +28,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 )
@@ -404,7 +405,7 @@ func addressOf(t *testing.T, client *http.Client, front string, header http.Head
 	}))
 	api := operatorv1connect.NewSessionServiceClient(client, front, opt)
 	var res *connect.Response[operatorv1.SignInResponse]
-	until(t, "signed in through the proxy", func() (ok bool) {
+	testwait.For(t, "signed in through the proxy", func() (ok bool) {
 		var err error
 		res, err = api.SignIn(t.Context(), connect.NewRequest(operatorv1.SignInRequest_builder{Email: ownerEmail, Password: ownerPassword}.Build()))
 		return err == nil

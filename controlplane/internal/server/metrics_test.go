@@ -19,6 +19,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 )
@@ -67,7 +68,7 @@ func TestMetricsListener(t *testing.T) {
 		}
 	}
 
-	until(t, "/readyz says when each job was done last, and by whom", func() bool {
+	testwait.For(t, "/readyz says when each job was done last, and by whom", func() bool {
 		_, report := ready(t, p)
 		return report.Jobs != nil && report.Jobs.Holder != "" && len(report.Jobs.Runs) == 4 && report.Jobs.Runs[0].Term == report.Jobs.Term
 	})
@@ -78,9 +79,9 @@ func TestMetricsListener(t *testing.T) {
 
 	const name, banned = "host-of-somebody", "203.0.113.9"
 	a := enrol(t, "https://"+p.addr(), p.Pin(), join(t, p, token), name)
-	until(t, "it is connected", func() bool { return a.Status().Connected })
+	testwait.For(t, "it is connected", func() bool { return a.Status().Connected })
 	a.source.ban("sshd", banned)
-	until(t, "the ban is back", func() bool { return a.sink.holds("all", banned) })
+	testwait.For(t, "the ban is back", func() bool { return a.sink.holds("all", banned) })
 	// The first may have come with what a stream begins with; the next one is heard while it follows.
 	a.source.ban("sshd", "203.0.113.10")
 	bad := operatorv1connect.NewFleetServiceClient(client, "https://"+p.addr(), bearer("fbt_wrong"))
@@ -88,7 +89,7 @@ func TestMetricsListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got metricstest.Samples
-	until(t, "the ban's receipt is measured", func() bool {
+	testwait.For(t, "the ban's receipt is measured", func() bool {
 		got = metricstest.Get(t, private)
 		return got["fleetban_receipt_seconds_count"] > 0 && got["fleetban_events_total"] == 2
 	})
@@ -143,7 +144,7 @@ func TestMetricsListener(t *testing.T) {
 	}
 
 	redis.Kill()
-	until(t, "Redis' absence shows", func() bool {
+	testwait.For(t, "Redis' absence shows", func() bool {
 		got = metricstest.Get(t, private)
 		return got["fleetban_ready"] == 0 && got[`fleetban_not_ready{reason="redis-unreachable"}`] == 1 && got[`fleetban_redis_errors_total{kind="unavailable"}`] > 0
 	})
@@ -151,7 +152,7 @@ func TestMetricsListener(t *testing.T) {
 		t.Errorf("without Redis the process lives: %d %s", code, text)
 	}
 	redis.Start()
-	until(t, "it is ready again", func() bool { return metricstest.Get(t, private)["fleetban_ready"] == 1 })
+	testwait.For(t, "it is ready again", func() bool { return metricstest.Get(t, private)["fleetban_ready"] == 1 })
 	if log := p.log.String(); !strings.Contains(log, "not ready to serve") || !strings.Contains(log, "ready to serve") {
 		t.Error("the log doesn't tell")
 	}
@@ -188,9 +189,9 @@ func TestRequestID(t *testing.T) {
 
 	a := enrol(t, base, p.Pin(), join(t, p, token), "a")
 	up := regexp.MustCompile(`is up".* request_id=([0-9a-f]{16})\b`)
-	until(t, "the agent tells of its stream", func() bool { return up.MatchString(a.log.String()) })
+	testwait.For(t, "the agent tells of its stream", func() bool { return up.MatchString(a.log.String()) })
 	id := up.FindStringSubmatch(a.log.String())[1]
-	until(t, "the replica tells of it by the same name", func() bool {
+	testwait.For(t, "the replica tells of it by the same name", func() bool {
 		for line := range strings.Lines(p.log.String()) {
 			if strings.Contains(line, "host connected") && strings.Contains(line, `"request_id":"`+id+`"`) {
 				return true
@@ -215,7 +216,7 @@ func TestRequestID(t *testing.T) {
 	if code == 0 || shown == nil {
 		t.Fatalf("without Redis a ban ends with %d: %s", code, stderr.String())
 	}
-	until(t, "the log has it", func() bool {
+	testwait.For(t, "the log has it", func() bool {
 		return regexp.MustCompile(`"request failed".*BanService/Ban.*"request_id":"` + shown[1]).MatchString(p.log.String())
 	})
 	if run("ban", "203.0.113.9", "--for", "1h", "-o", "json"); !strings.Contains(stderr.String(), `"request_id":"`) {

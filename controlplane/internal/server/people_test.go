@@ -69,7 +69,7 @@ func newHouse(t *testing.T) *house {
 	}
 	for range 2 {
 		p := serve(t, server.Config{Backend: h.backend, TLSOff: true, TrustedProxies: []string{"127.0.0.0/8"}, MetricsListen: "off"})
-		until(t, "the replica is ready", func() bool {
+		testwait.For(t, "the replica is ready", func() bool {
 			res, err := http.Get("http://" + p.addr() + "/readyz")
 			if err != nil {
 				return false
@@ -357,7 +357,7 @@ func TestProgramsAreNoPeople(t *testing.T) {
 	token := setup(t, backend)
 	p := serve(t, server.Config{Backend: backend, TLSOff: true, MetricsListen: "off"})
 	h := &house{t: t, backend: backend, replicas: []*process{p}}
-	until(t, "the token works", func() bool {
+	testwait.For(t, "the token works", func() bool {
 		_, err := h.fleet(0, token).GetFleet(t.Context(), connect.NewRequest(&operatorv1.GetFleetRequest{}))
 		return err == nil
 	})
@@ -518,7 +518,7 @@ func TestRefreshOnce(t *testing.T) {
 		if _, err := h.refresh(i, third.GetRefreshToken()); !refused(err) {
 			t.Errorf("the family goes on after a replay: %v", err)
 		}
-		until(t, "the access token is refused", func() bool {
+		testwait.For(t, "the access token is refused", func() bool {
 			_, err := h.fleet(i, third.GetAccessToken()).GetFleet(t.Context(), connect.NewRequest(&operatorv1.GetFleetRequest{}))
 			return refused(err)
 		})

@@ -423,7 +423,7 @@ func TestSSORequiredEndsSessions(t *testing.T) {
 	for i, p := range g.replicas {
 		g.lb.send(p.addr())
 		for who, token := range map[string]string{"olga": olga, "vic": vic} {
-			until(t, fmt.Sprintf("replica %d refuses %s", i, who), func() bool { _, err := g.me(token); return refused(err) })
+			testwait.For(t, fmt.Sprintf("replica %d refuses %s", i, who), func() bool { _, err := g.me(token); return refused(err) })
 		}
 		if took := since.Took(); took > soon {
 			t.Errorf("replica %d took %s", i, took)
@@ -464,7 +464,7 @@ func TestSSORequiredEndsSessions(t *testing.T) {
 	}
 	// Once another one may, it is an owner as any other.
 	set("olga@example.com")
-	until(t, "who may break it no more is refused", func() bool { _, err := g.me(g.owner); return refused(err) })
+	testwait.For(t, "who may break it no more is refused", func() bool { _, err := g.me(g.owner); return refused(err) })
 	if err := demote(ownerEmail); !refused(err) {
 		t.Errorf("a session that ended: %v", err)
 	}

@@ -31,6 +31,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/requestid"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -152,17 +153,6 @@ func httpClient(t *testing.T, pin string) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(within)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("never: " + what)
-		}
-		time.Sleep(3 * time.Millisecond)
-	}
-}
-
 func ready(t *testing.T, p *process) (int, server.Report) {
 	t.Helper()
 	res, err := httpClient(t, p.Pin()).Get("https://" + p.addr() + "/readyz")
@@ -179,7 +169,7 @@ func ready(t *testing.T, p *process) (int, server.Report) {
 
 func (p *process) awaitReady(t *testing.T) {
 	t.Helper()
-	until(t, "it is ready", func() bool { code, _ := ready(t, p); return code == http.StatusOK })
+	testwait.For(t, "it is ready", func() bool { code, _ := ready(t, p); return code == http.StatusOK })
 }
 
 // balancer sends each connection to the first replica that is ready, as a cloud's balancer in TCP mode would.
@@ -495,17 +485,17 @@ func TestFleetOverTLS(t *testing.T) {
 		t.Errorf("the line to paste: %s", line)
 	}
 	a := enrol(t, base, one.Pin(), join.Msg.GetSecret(), "a")
-	until(t, "a is connected to one", func() bool { return a.Status().Replica == "one" })
+	testwait.For(t, "a is connected to one", func() bool { return a.Status().Replica == "one" })
 	lb.send(two.addr())
 	b := enrol(t, base, one.Pin(), join.Msg.GetSecret(), "b")
-	until(t, "b is connected to two", func() bool { return b.Status().Replica == "two" })
+	testwait.For(t, "b is connected to two", func() bool { return b.Status().Replica == "two" })
 
 	// A ban that a's fail2ban made is held by b.
 	began := time.Now()
 	a.source.ban("sshd", "203.0.113.9")
-	until(t, "b holds it", func() bool { return b.sink.holds("all", "203.0.113.9") })
+	testwait.For(t, "b holds it", func() bool { return b.sink.holds("all", "203.0.113.9") })
 	t.Logf("from spool to the other host's sink in %s", time.Since(began))
-	until(t, "the event is acknowledged", func() bool { return a.source.through() == 1 })
+	testwait.For(t, "the event is acknowledged", func() bool { return a.source.through() == 1 })
 
 	// A person's ban, with its receipt.
 	bans := operatorv1connect.NewBanServiceClient(httpClient(t, one.Pin()), base, bearer(tokens[0]))
@@ -531,9 +521,9 @@ func TestFleetOverTLS(t *testing.T) {
 	if _, err := bans.Unban(t.Context(), connect.NewRequest(operatorv1.UnbanRequest_builder{Prefixes: []string{"203.0.113.9"}}.Build())); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "nobody holds it", func() bool { return !a.sink.holds("all", "203.0.113.9") && !b.sink.holds("all", "203.0.113.9") })
+	testwait.For(t, "nobody holds it", func() bool { return !a.sink.holds("all", "203.0.113.9") && !b.sink.holds("all", "203.0.113.9") })
 	hosts := operatorv1connect.NewHostServiceClient(httpClient(t, one.Pin()), base, bearer(tokens[0]))
-	until(t, "a has carried out the order", func() bool {
+	testwait.For(t, "a has carried out the order", func() bool {
 		commands, err := hosts.ListCommands(t.Context(), connect.NewRequest(operatorv1.ListCommandsRequest_builder{Host: "a"}.Build()))
 		return err == nil && len(commands.Msg.GetCommands()) == 1 &&
 			commands.Msg.GetCommands()[0].GetResult().GetOutcome() == fleetbanv1.CommandOutcome_COMMAND_OUTCOME_DONE
@@ -544,12 +534,12 @@ func TestFleetOverTLS(t *testing.T) {
 	one.stop()
 	a.source.ban("sshd", "203.0.113.11")
 	<-one.done
-	until(t, "a is connected to two", func() bool { return a.Status().Connected && a.Status().Replica == "two" })
-	until(t, "b holds both", func() bool { return b.sink.holds("all", "203.0.113.10") && b.sink.holds("all", "203.0.113.11") })
+	testwait.For(t, "a is connected to two", func() bool { return a.Status().Connected && a.Status().Replica == "two" })
+	testwait.For(t, "b holds both", func() bool { return b.sink.holds("all", "203.0.113.10") && b.sink.holds("all", "203.0.113.11") })
 
 	// Redis loses everything: the agents give back what they hold.
 	redis.Empty()
-	until(t, "both are back, and hold what they held", func() bool {
+	testwait.For(t, "both are back, and hold what they held", func() bool {
 		listed, err := a.sink.Cursors(t.Context())
 		if err != nil || !b.sink.holds("all", "203.0.113.77") || !a.sink.holds("all", "203.0.113.10") || !b.sink.holds("all", "203.0.113.11") {
 			return false
@@ -572,7 +562,7 @@ func TestReadiness(t *testing.T) {
 	p.awaitReady(t)
 	unready := func(code string) {
 		t.Helper()
-		until(t, "it says "+code, func() bool {
+		testwait.For(t, "it says "+code, func() bool {
 			status, report := ready(t, p)
 			return status == http.StatusServiceUnavailable && len(report.Reasons) == 1 && report.Reasons[0].Code == code && report.Reasons[0].Fix != ""
 		})
@@ -581,7 +571,7 @@ func TestReadiness(t *testing.T) {
 	set("appendfsync", "everysec")
 	unready("durability")
 	other := serve(t, server.Config{Backend: server.Backend{RedisURL: redis.URL(), SecretFile: secretFile(t, 2)}, AcceptDurability: []string{"everysec"}})
-	until(t, "the other secret is refused", func() bool {
+	testwait.For(t, "the other secret is refused", func() bool {
 		_, report := ready(t, other)
 		return len(report.Reasons) == 1 && report.Reasons[0].Code == "secret-differs" && report.Durability == "everysec"
 	})
@@ -617,7 +607,7 @@ func TestEmbeddedFirstStart(t *testing.T) {
 	dir := t.TempDir()
 	p := serve(t, server.Config{Backend: server.Backend{DataDir: dir}, MetricsListen: "127.0.0.1:0"})
 	p.awaitReady(t)
-	until(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
+	testwait.For(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
 	link := setupLink.FindString(p.notices.String())
 	if strings.Contains(p.log.String(), link[strings.Index(link, "#")+1:]) {
 		t.Error("the link is in the log")

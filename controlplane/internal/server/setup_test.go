@@ -20,6 +20,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	first "github.com/fleetban/fleetban/controlplane/internal/setup"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -69,7 +70,7 @@ func TestSetupLink(t *testing.T) {
 		replicas = append(replicas, serve(t, server.Config{Backend: backend, TLSOff: true, MetricsListen: "off"}))
 	}
 	for _, p := range replicas {
-		until(t, "it waits to be set up", func() bool {
+		testwait.For(t, "it waits to be set up", func() bool {
 			code, body := fetch(t, "http://"+p.addr()+"/readyz")
 			return code == http.StatusOK && strings.Contains(body, "not-set-up")
 		})
@@ -210,7 +211,7 @@ func TestSetupLinkAgain(t *testing.T) {
 		t.Errorf("a link to nowhere: %q, %v", link, err)
 	}
 	p := serve(t, server.Config{Backend: backend, MetricsListen: "off"})
-	until(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
+	testwait.For(t, "it shows a link", func() bool { return setupLink.MatchString(p.notices.String()) })
 	shown := setupLink.FindString(p.notices.String())
 	second, err := another()
 	if err != nil || second == shown || len(second) != len(shown) {

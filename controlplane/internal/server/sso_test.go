@@ -30,6 +30,7 @@ import (
 	"github.com/fleetban/fleetban/controlplane/internal/cli"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -310,7 +311,7 @@ func TestSSO(t *testing.T) {
 	if now, err := g.me(again); err != nil || now.GetId() != who.GetId() || now.GetRole() != operatorv1.Role_ROLE_ADMIN {
 		t.Fatal(now, err, text)
 	}
-	until(t, "the token with the former role is refused", func() bool { _, err := g.me(access); return connect.CodeOf(err) == connect.CodeUnauthenticated })
+	testwait.For(t, "the token with the former role is refused", func() bool { _, err := g.me(access); return connect.CodeOf(err) == connect.CodeUnauthenticated })
 	// An admin may look, and may not say who vouches for people.
 	if _, err := g.sso(again).GetSso(t.Context(), connect.NewRequest(&operatorv1.GetSsoRequest{})); err != nil {
 		t.Error(err)
@@ -328,7 +329,7 @@ func TestSSO(t *testing.T) {
 	if access, code, text := g.visitor().signIn("bob"); access != "" || code != http.StatusForbidden || !strings.Contains(text, "groups") {
 		t.Errorf("without a group: %d %s", code, text)
 	}
-	until(t, "the session ended", func() bool { _, err := g.me(again); return connect.CodeOf(err) == connect.CodeUnauthenticated })
+	testwait.For(t, "the session ended", func() bool { _, err := g.me(again); return connect.CodeOf(err) == connect.CodeUnauthenticated })
 	if got := tags("bob@example.com"); got != "" {
 		t.Errorf("bob stays %s", got)
 	}
@@ -550,7 +551,7 @@ func TestSSOFromTheCommandLine(t *testing.T) {
 	done := make(chan int, 1)
 	go func() { done <- run("login", "--sso") }()
 	printed := regexp.MustCompile(`https://\S+/auth/oidc/default/start(\?\S+)`)
-	until(t, "it says where to go", func() bool { return printed.MatchString(errs.String()) })
+	testwait.For(t, "it says where to go", func() bool { return printed.MatchString(errs.String()) })
 	v := g.visitor()
 	_, to, text := v.step(v.authorise("bob", printed.FindStringSubmatch(errs.String())[1], nil), nil)
 	// Another page of the browser guesses.

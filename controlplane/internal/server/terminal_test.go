@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetban/fleetban/controlplane/internal/cli"
 	"github.com/fleetban/fleetban/controlplane/internal/people"
+	"github.com/fleetban/fleetban/controlplane/internal/testwait"
 	operatorv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1"
 	"github.com/fleetban/fleetban/proto/gen/go/fleetban/operator/v1/operatorv1connect"
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
@@ -274,7 +275,7 @@ func TestTerminalFromTheCommandLine(t *testing.T) {
 		out, errs = &buffer{}, &buffer{}
 		ended := make(chan int, 1)
 		go func() { ended <- g.command(home, out, errs, "login", "--browser") }()
-		until(t, "it says where to go", func() bool { return printed.MatchString(errs.String()) })
+		testwait.For(t, "it says where to go", func() bool { return printed.MatchString(errs.String()) })
 		if said := printed.FindStringSubmatch(errs.String()); said[1] == g.base+"/terminal" {
 			code = said[2]
 		}
