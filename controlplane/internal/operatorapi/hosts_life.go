@@ -11,13 +11,9 @@ import (
 
 // DisableHost implements HostService.
 func (a *API) DisableHost(ctx context.Context, req *connect.Request[operatorv1.DisableHostRequest]) (*connect.Response[operatorv1.DisableHostResponse], error) {
-	p, err := caller(ctx)
+	p, host, err := a.callersHost(ctx, req.Msg.GetHost())
 	if err != nil {
 		return nil, err
-	}
-	host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
-	if err != nil {
-		return nil, mapped(err)
 	}
 	audit.From(ctx).SetTargets(host.Name, host.ID)
 	if _, err := a.o.Hosts.Disable(ctx, p.Org, host.ID, p.Name, req.Msg.GetReason()); err != nil {
@@ -35,13 +31,9 @@ func (a *API) DisableHost(ctx context.Context, req *connect.Request[operatorv1.D
 
 // EnableHost implements HostService. Enabling a host that isn't disabled changes nothing.
 func (a *API) EnableHost(ctx context.Context, req *connect.Request[operatorv1.EnableHostRequest]) (*connect.Response[operatorv1.EnableHostResponse], error) {
-	p, err := caller(ctx)
+	p, host, err := a.callersHost(ctx, req.Msg.GetHost())
 	if err != nil {
 		return nil, err
-	}
-	host, err := a.o.Hosts.Find(ctx, p.Org, req.Msg.GetHost())
-	if err != nil {
-		return nil, mapped(err)
 	}
 	audit.From(ctx).SetTargets(host.Name, host.ID)
 	if _, err := a.o.Hosts.Enable(ctx, p.Org, host.ID, p.Name); err != nil {
