@@ -407,7 +407,7 @@ func TestEphemeral(t *testing.T) {
 	if err != nil || len(found) != 1 || found[0].Name != "runner-1" {
 		t.Fatalf("%v, %v", found, err)
 	}
-	if _, err := one.hosts.Find(ctx, f.org, "runner-1"); !errors.Is(err, hosts.ErrNotFound) {
+	if _, err := one.hosts.FindWithin(ctx, f.org, "runner-1", nil); !errors.Is(err, hosts.ErrNotFound) {
 		t.Error(err)
 	}
 	if n, err := one.store.Client().HLen(ctx, "fb:{"+f.org+"}:addresses").Result(); err != nil || n != 0 {

@@ -108,15 +108,6 @@ func (h *Hosts) find(ctx context.Context, org, host string) (*entry, error) {
 	return nil, fmt.Errorf("host %s: %w", host, ErrNotFound)
 }
 
-// Find resolves a host's name or id to both. ErrNotFound.
-func (h *Hosts) Find(ctx context.Context, org, host string) (Identity, error) {
-	e, err := h.find(ctx, org, host)
-	if err != nil {
-		return Identity{}, err
-	}
-	return Identity{ID: e.id, Name: e.name}, nil
-}
-
 // Names maps the ids of all of an organisation's hosts to their names. The map must not be changed.
 func (h *Hosts) Names(ctx context.Context, org string) (map[string]string, error) {
 	d, err := h.directory(ctx, org)

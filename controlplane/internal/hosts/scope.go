@@ -26,7 +26,7 @@ func (h *Hosts) NamesWithin(ctx context.Context, org string, within scope.Tags) 
 	return names, nil
 }
 
-// FindWithin is Find; a host outside of the scope is none.
+// FindWithin resolves the name or id of a host within the scope to both. ErrNotFound: also where it is outside.
 func (h *Hosts) FindWithin(ctx context.Context, org, host string, within scope.Tags) (Identity, error) {
 	e, err := h.find(ctx, org, host)
 	if err != nil {
