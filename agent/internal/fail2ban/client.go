@@ -72,7 +72,7 @@ func (c *Client) JailCounts(ctx context.Context, jail string) (Counts, error) {
 }
 
 func (c *Client) status(ctx context.Context, jail string, flavour ...string) (Counts, []any, error) {
-	v, err := c.jailCall(ctx, true, append([]string{"status", jail}, flavour...)...)
+	v, err := c.jailCall(ctx, append([]string{"status", jail}, flavour...)...)
 	if err != nil {
 		return Counts{}, nil, fmt.Errorf("ask the status of jail %q: %w", jail, err)
 	}
@@ -126,7 +126,7 @@ func (c *Client) Banned(ctx context.Context, jail string, prefixes ...netip.Pref
 		question = append(question, texts...)
 	}
 	if !c.noBannedQuery.Load() {
-		v, err := c.jailCall(ctx, true, question...)
+		v, err := c.jailCall(ctx, question...)
 		switch {
 		case err == nil && len(texts) <= askOneByOne:
 			return bannedAnswer(v, len(texts))
@@ -183,7 +183,7 @@ func bannedAnswer(v any, want int) ([]bool, error) {
 // for 0.005 ms an entry.
 func (c *Client) BannedWithTime(ctx context.Context, jail string) (Listing, error) {
 	if !c.noTimes.Load() {
-		v, err := c.jailCall(ctx, true, "get", jail, "banip", "--with-time")
+		v, err := c.jailCall(ctx, "get", jail, "banip", "--with-time")
 		switch {
 		case err == nil:
 			items, err := itemsOf(v)
@@ -239,7 +239,7 @@ func (c *Client) SetBanTime(ctx context.Context, jail string, d time.Duration) e
 
 func (c *Client) setNumber(ctx context.Context, jail, key string, n int64) error {
 	// The server evaluates some of these as Python: nothing but digits ever goes there.
-	if _, err := c.jailCall(ctx, true, "set", jail, key, strconv.FormatInt(n, 10)); err != nil {
+	if _, err := c.jailCall(ctx, "set", jail, key, strconv.FormatInt(n, 10)); err != nil {
 		return fmt.Errorf("set %s of jail %q: %w", key, jail, err)
 	}
 	return nil
@@ -265,7 +265,7 @@ func (c *Client) DBFile(ctx context.Context) (string, error) {
 
 // IgnoreIPs returns what the jail never bans. Host names among it are left out.
 func (c *Client) IgnoreIPs(ctx context.Context, jail string) ([]netip.Prefix, error) {
-	v, err := c.jailCall(ctx, true, "get", jail, "ignoreip")
+	v, err := c.jailCall(ctx, "get", jail, "ignoreip")
 	if err != nil {
 		return nil, fmt.Errorf("ask what jail %q ignores: %w", jail, err)
 	}
@@ -303,7 +303,7 @@ func (c *Client) DelIgnoreIP(ctx context.Context, jail string, prefixes ...netip
 	}
 	for _, text := range texts { // one at a time: so the server has it
 		var se *ServerError
-		_, err := c.jailCall(ctx, true, "set", jail, "delignoreip", text)
+		_, err := c.jailCall(ctx, "set", jail, "delignoreip", text)
 		if err != nil && (!errors.As(err, &se) || se.Class != "ValueError" && se.Class != "KeyError") {
 			return fmt.Errorf("take %s from what jail %q ignores: %w", text, jail, err)
 		}
@@ -372,15 +372,16 @@ func (c *Client) batches(ctx context.Context, prefixes []netip.Prefix, command .
 	return total, nil
 }
 
-func (c *Client) jailCall(ctx context.Context, repeatable bool, args ...string) (any, error) {
+// jailCall is call for a command about the jail that is its second word; repeating it changes nothing.
+func (c *Client) jailCall(ctx context.Context, args ...string) (any, error) {
 	if !ValidJail(args[1]) {
 		return nil, fmt.Errorf("%w: %q can't be a jail", ErrArgument, args[1])
 	}
-	return c.call(ctx, repeatable, args...)
+	return c.call(ctx, true, args...)
 }
 
 func (c *Client) jailNumber(ctx context.Context, jail, key string) (int64, error) {
-	v, err := c.jailCall(ctx, true, "get", jail, key)
+	v, err := c.jailCall(ctx, "get", jail, key)
 	if err != nil {
 		return 0, fmt.Errorf("ask %s of jail %q: %w", key, jail, err)
 	}

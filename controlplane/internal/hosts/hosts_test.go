@@ -132,10 +132,10 @@ func TestEnrol(t *testing.T) {
 	if a.Name != "web" || b.Name != "WEB-2" || c.Name != "web-3" {
 		t.Errorf("names %q %q %q", a.Name, b.Name, c.Name)
 	}
-	if found, err := f.Find(t.Context(), org, "Web-3"); err != nil || found != c {
+	if found, err := f.FindWithin(t.Context(), org, "Web-3", nil); err != nil || found != c {
 		t.Errorf("find by name: %+v, %v", found, err)
 	}
-	if _, err := f.Find(t.Context(), "01JOTHER", "web"); !errors.Is(err, ErrNotFound) {
+	if _, err := f.FindWithin(t.Context(), "01JOTHER", "web", nil); !errors.Is(err, ErrNotFound) {
 		t.Errorf("another organisation sees it: %v", err)
 	}
 	if n := f.fleet.count(operatorv1.FleetEventKind_FLEET_EVENT_KIND_HOST_ENROLLED); n != 3 {
