@@ -23,7 +23,7 @@ type Counts struct {
 
 // Ping asks whether the server answers. A server that answers may still have no jail up.
 func (c *Client) Ping(ctx context.Context) error {
-	v, err := c.call(ctx, true, "ping")
+	v, err := c.call(ctx, "ping")
 	if err != nil {
 		return fmt.Errorf("ping fail2ban: %w", err)
 	}
@@ -44,7 +44,7 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 
 // Jails lists the jails that are up, in the server's order. Names beyond ValidJail's grammar are left out.
 func (c *Client) Jails(ctx context.Context) ([]string, error) {
-	v, err := c.call(ctx, true, "status")
+	v, err := c.call(ctx, "status")
 	if err != nil {
 		return nil, fmt.Errorf("list fail2ban's jails: %w", err)
 	}
@@ -255,7 +255,7 @@ func (c *Client) LogLevel(ctx context.Context) (string, error) { return c.text(c
 
 // DBFile returns the path of the server's database as the server sees it, "" where it keeps none.
 func (c *Client) DBFile(ctx context.Context) (string, error) {
-	v, err := c.call(ctx, true, "get", "dbfile")
+	v, err := c.call(ctx, "get", "dbfile")
 	if err != nil {
 		return "", fmt.Errorf("ask fail2ban: get dbfile: %w", err)
 	}
@@ -341,7 +341,7 @@ func (c *Client) UnbanEverywhere(ctx context.Context, prefixes ...netip.Prefix) 
 
 // FlushLogs makes the server open its log file anew.
 func (c *Client) FlushLogs(ctx context.Context) error {
-	if _, err := c.call(ctx, true, "flushlogs"); err != nil {
+	if _, err := c.call(ctx, "flushlogs"); err != nil {
 		return fmt.Errorf("flush fail2ban's logs: %w", err)
 	}
 	return nil
@@ -361,7 +361,7 @@ func (c *Client) batches(ctx context.Context, prefixes []netip.Prefix, command .
 	for len(texts) > 0 {
 		batch := texts[:min(len(texts), maxBatch)]
 		texts = texts[len(batch):]
-		v, err := c.call(ctx, true, append(append([]string{}, command...), batch...)...)
+		v, err := c.call(ctx, append(append([]string{}, command...), batch...)...)
 		if err != nil {
 			return total, err
 		}
@@ -377,7 +377,7 @@ func (c *Client) jailCall(ctx context.Context, args ...string) (any, error) {
 	if !ValidJail(args[1]) {
 		return nil, fmt.Errorf("%w: %q can't be a jail", ErrArgument, args[1])
 	}
-	return c.call(ctx, true, args...)
+	return c.call(ctx, args...)
 }
 
 func (c *Client) jailNumber(ctx context.Context, jail, key string) (int64, error) {
@@ -397,7 +397,7 @@ func (c *Client) jailNumber(ctx context.Context, jail, key string) (int64, error
 }
 
 func (c *Client) text(ctx context.Context, args ...string) (string, error) {
-	v, err := c.call(ctx, true, args...)
+	v, err := c.call(ctx, args...)
 	if err != nil {
 		return "", fmt.Errorf("ask fail2ban: %s: %w", strings.Join(args, " "), err)
 	}

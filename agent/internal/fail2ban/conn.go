@@ -95,9 +95,9 @@ func withDefault(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, defaultTimeout)
 }
 
-// call sends one command and returns the payload of its reply. The command is sent again on a new connection where it
-// certainly wasn't read, or may be repeated and the connection was an old one, which a restart of the server breaks.
-func (c *Client) call(ctx context.Context, repeatable bool, args ...string) (any, error) {
+// call sends one command, which may be repeated, and returns the payload of its reply. It is sent again on a new connection
+// where the connection was an old one, which a restart of the server breaks.
+func (c *Client) call(ctx context.Context, args ...string) (any, error) {
 	request, err := encode(args)
 	if err != nil {
 		return nil, err
@@ -106,10 +106,10 @@ func (c *Client) call(ctx context.Context, repeatable bool, args ...string) (any
 		return nil, err
 	}
 	defer c.release()
-	return c.exchange(ctx, repeatable, request)
+	return c.exchange(ctx, request)
 }
 
-func (c *Client) exchange(ctx context.Context, repeatable bool, request []byte) (any, error) {
+func (c *Client) exchange(ctx context.Context, request []byte) (any, error) {
 	ctx, cancel := withDefault(ctx)
 	defer cancel()
 	for {
@@ -119,7 +119,7 @@ func (c *Client) exchange(ctx context.Context, repeatable bool, request []byte) 
 				return nil, err
 			}
 		}
-		reply, sent, err := c.roundTrip(ctx, request)
+		reply, err := c.roundTrip(ctx, request)
 		if err == nil {
 			return c.interpret(reply)
 		}
@@ -131,7 +131,7 @@ func (c *Client) exchange(ctx context.Context, repeatable bool, request []byte) 
 			}
 			return nil, fmt.Errorf("fail2ban doesn't answer: %w", cause)
 		}
-		if !reused || errors.Is(err, ErrGarbage) || (sent && !repeatable) {
+		if !reused || errors.Is(err, ErrGarbage) {
 			return nil, err
 		}
 	}
@@ -205,11 +205,11 @@ func identify(conn *net.UnixConn, path string) Peer {
 	return peer
 }
 
-// roundTrip reports whether the whole request was written: if not, the server can't have run it.
-func (c *Client) roundTrip(ctx context.Context, request []byte) (reply []byte, sent bool, err error) {
+// roundTrip writes a request and reads its reply.
+func (c *Client) roundTrip(ctx context.Context, request []byte) ([]byte, error) {
 	deadline, _ := ctx.Deadline()
 	if err := c.conn.SetDeadline(deadline); err != nil {
-		return nil, false, fmt.Errorf("%w: %w", ErrLost, err)
+		return nil, fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	// A context may end before its deadline, and while this returns: the connection is its own copy, for c.conn may be
 	// dropped by then, and is waited for, for else it would cut the next request short.
@@ -225,13 +225,12 @@ func (c *Client) roundTrip(ctx context.Context, request []byte) (reply []byte, s
 	}()
 
 	if len(c.in) != 0 {
-		return nil, false, fmt.Errorf("%w: it speaks unasked", ErrGarbage)
+		return nil, fmt.Errorf("%w: it speaks unasked", ErrGarbage)
 	}
 	if _, err := c.conn.Write(request); err != nil {
-		return nil, false, fmt.Errorf("%w: %w", ErrLost, err)
+		return nil, fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	reply, err = c.read()
-	return reply, true, err
+	return c.read()
 }
 
 func (c *Client) read() ([]byte, error) {
