@@ -591,7 +591,7 @@ export const rest: Rest = {
     dropGroup: (n) => `Gruppe ${n} entfernen`,
     addGroup: "Gruppe hinzufügen",
     required: "Niemand meldet sich anders an",
-    requiredHint: "Sitzungen, die mit einem Passwort begannen, enden beim Speichern, auch deine. Ein Eigentümer behält einen Weg hinein.",
+    requiredHint: "Sitzungen, die mit einem Passwort begannen, enden beim Speichern. Ein Eigentümer behält einen Weg hinein.",
     breakGlass: "Wer noch ein Passwort benutzen darf",
     breakGlassHint: "Für den Tag, an dem der Anbieter ausfällt. Jede solche Anmeldung wird im Protokoll vermerkt.",
     test: "Prüfen",

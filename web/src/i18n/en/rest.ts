@@ -594,7 +594,7 @@ export const rest = {
     dropGroup: (n: number) => `Drop group ${n}`,
     addGroup: "Add a group",
     required: "Nobody signs in otherwise",
-    requiredHint: "Sessions that began with a password end when you save, yours too. One owner keeps a way in.",
+    requiredHint: "Sessions that began with a password end when you save. One owner keeps a way in.",
     breakGlass: "Who may still use a password",
     breakGlassHint: "For the day on which the provider fails. Each such sign-in is marked in the audit log.",
     test: "Test",
