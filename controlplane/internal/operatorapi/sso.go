@@ -367,7 +367,6 @@ func (a *SSOAPI) resolve(ctx context.Context, org string) (string, error) {
 func private(w http.ResponseWriter) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Referrer-Policy", "no-referrer")
-	w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 }
 
 // fail tells a person why they aren't signed in.
@@ -390,11 +389,10 @@ func (a *SSOAPI) fail(w http.ResponseWriter, r *http.Request, err error) {
 		status = http.StatusBadRequest
 	case errors.Is(err, sso.ErrProvider):
 		// What was dialled, and which resolver was asked, is in the log and told to owners: here anybody reads it.
-		status, message = http.StatusBadGateway, "the identity provider can't be reached, or doesn't answer as it should"
+		status, message = http.StatusBadGateway, "the identity provider can't be reached, or doesn't answer as it should; "+
+			"try again in a moment, and tell an owner of the organisation if it goes on"
 	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte("You are not signed in: " + message + ".\n")) //nolint:gosec // plain text
+	writeRefusal(w, status, message)
 }
 
 func mappedSSO(err error) error {

@@ -332,7 +332,7 @@ func TestSSOProof(t *testing.T) {
 	if err := g.set(nil); err != nil {
 		t.Fatal(err)
 	}
-	g.idp.person("carol", "carol@example.com", true, "fleet")
+	g.idp.Person("carol", "carol@example.com", true, "fleet")
 	access, _, text := g.visitor().signIn("carol")
 	if access == "" {
 		t.Fatal(text)
@@ -407,7 +407,7 @@ func TestSSORequiredEndsSessions(t *testing.T) {
 		return in.Msg.GetTokens().GetAccessToken()
 	}
 	olga, vic := signIn("olga@example.com"), signIn("vic@example.com")
-	g.idp.person("carol", "carol@example.com", true, "fleet")
+	g.idp.Person("carol", "carol@example.com", true, "fleet")
 	carol, _, text := g.visitor().signIn("carol")
 	if carol == "" {
 		t.Fatal(text)

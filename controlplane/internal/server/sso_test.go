@@ -1,33 +1,26 @@
 package server_test
 
 import (
-	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
-	"github.com/zitadel/oidc/v3/example/server/exampleop"
-	"github.com/zitadel/oidc/v3/example/server/storage"
-	"github.com/zitadel/oidc/v3/pkg/oidc"
-	"github.com/zitadel/oidc/v3/pkg/op"
 
 	"github.com/fleetban/fleetban/controlplane/internal/apierr"
 	"github.com/fleetban/fleetban/controlplane/internal/cli"
+	"github.com/fleetban/fleetban/controlplane/internal/idptest"
 	"github.com/fleetban/fleetban/controlplane/internal/server"
 	"github.com/fleetban/fleetban/controlplane/internal/store/redistest"
 	"github.com/fleetban/fleetban/controlplane/internal/testwait"
@@ -36,50 +29,10 @@ import (
 	fleetbanv1 "github.com/fleetban/fleetban/proto/gen/go/fleetban/v1"
 )
 
-// idp is an OpenID Connect provider of its own process' making, over TLS: real discovery, keys, codes and tokens.
-type idp struct {
-	*storage.Storage
-
-	server *httptest.Server
-	mu     sync.Mutex
-	users  map[string]*storage.User // by name, which is the id too
-	groups map[string][]string
-}
-
-func (p *idp) GetUserByID(id string) *storage.User {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.users[id]
-}
-func (p *idp) GetUserByUsername(name string) *storage.User { return p.GetUserByID(name) }
-func (*idp) ExampleClientID() string                       { return "none" }
-
-// SetUserinfoFromToken adds the person's groups to what the provider says when it is asked.
-func (p *idp) SetUserinfoFromToken(ctx context.Context, info *oidc.UserInfo, token, subject, origin string) error {
-	if err := p.Storage.SetUserinfoFromToken(ctx, info, token, subject, origin); err != nil {
-		return err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	info.AppendClaims("groups", p.groups[subject])
-	return nil
-}
-
-func (p *idp) person(name, email string, verified bool, groups ...string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.users[name] = &storage.User{ID: name, Username: name, Password: "idp " + name, Email: email, EmailVerified: verified}
-	p.groups[name] = groups
-}
-
-func startIDP(t *testing.T, redirect string) *idp {
+func startIDP(t *testing.T, redirect string) *idptest.Provider {
 	t.Helper()
-	p := &idp{users: map[string]*storage.User{}, groups: map[string][]string{}}
-	var handler http.Handler
-	p.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
-	t.Cleanup(p.server.Close)
-	p.Storage = storage.NewStorageWithClients(p, map[string]*storage.Client{"fleetban": storage.WebClient("fleetban", "the client's secret", redirect)})
-	handler = exampleop.SetupServer(p.server.URL, p, nil, false, op.WithAllowInsecure())
+	p := idptest.Start(nil, redirect)
+	t.Cleanup(p.Close)
 	return p
 }
 
@@ -90,7 +43,7 @@ type guild struct {
 	lb       *balancer
 	base     string
 	replicas [2]*process
-	idp      *idp
+	idp      *idptest.Provider
 	org      string
 	owner    string // access token
 }
@@ -105,7 +58,7 @@ func newGuild(t *testing.T) *guild {
 	}
 	authorities := filepath.Join(t.TempDir(), "ca.pem")
 	p := startIDP(t, "") // for its certificate, which all of them share
-	if err := os.WriteFile(authorities, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.server.Certificate().Raw}), 0o600); err != nil {
+	if err := os.WriteFile(authorities, p.Certificate(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for i := range g.replicas {
@@ -130,7 +83,7 @@ func (g *guild) sso(token string) operatorv1connect.SsoServiceClient {
 // set has the owner set the provider.
 func (g *guild) set(change func(*operatorv1.SetSsoRequest_builder)) error {
 	b := operatorv1.SetSsoRequest_builder{
-		Issuer: g.idp.server.URL, ClientId: "fleetban", ClientSecret: "the client's secret", Domains: []string{"example.com"},
+		Issuer: g.idp.URL, ClientId: idptest.ClientID, ClientSecret: idptest.ClientSecret, Domains: []string{"example.com"},
 		Roles: []*operatorv1.SsoRole{
 			operatorv1.SsoRole_builder{Group: "fleet", Role: operatorv1.Role_ROLE_ADMIN}.Build(),
 			operatorv1.SsoRole_builder{Group: "web", Role: operatorv1.Role_ROLE_OPERATOR, Tags: []string{"team=web"}}.Build(),
@@ -191,7 +144,7 @@ func (v *visitor) authorise(name, query string, change func(url.Values)) string 
 	v.g.Helper()
 	v.g.lb.send(v.g.replicas[0].addr())
 	code, to, text := v.step(v.g.base+"/auth/oidc/"+v.g.org+"/start"+query, nil)
-	if code != http.StatusSeeOther || !strings.HasPrefix(to, v.g.idp.server.URL) {
+	if code != http.StatusSeeOther || !strings.HasPrefix(to, v.g.idp.URL) {
 		v.g.Fatalf("the start answers %d %s %s", code, to, text)
 	}
 	if change != nil {
@@ -209,8 +162,8 @@ func (v *visitor) authorise(name, query string, change func(url.Values)) string 
 	if err != nil || !strings.Contains(to, "/login/username") {
 		v.g.Fatalf("the provider answers %d %s %s", code, to, text)
 	}
-	_, to, text = v.step(v.g.idp.server.URL+"/login/username", url.Values{
-		"username": {name}, "password": {"idp " + name}, "id": {login.Query().Get("authRequestID")},
+	_, to, text = v.step(v.g.idp.URL+"/login/username", url.Values{
+		"username": {name}, "password": {idptest.Password(name)}, "id": {login.Query().Get("authRequestID")},
 	})
 	if to == "" {
 		v.g.Fatalf("the provider doesn't let %s in: %s", name, text)
@@ -275,10 +228,10 @@ func TestSSO(t *testing.T) {
 	if err := g.set(nil); err != nil {
 		t.Fatal(err)
 	}
-	if said := g.signIns(); g.idp.server.URL != "https://"+said.GetProvider() || said.GetStartPath() != "/auth/oidc/"+g.org+"/start" || said.GetRequired() {
+	if said := g.signIns(); g.idp.URL != "https://"+said.GetProvider() || said.GetStartPath() != "/auth/oidc/"+g.org+"/start" || said.GetRequired() {
 		t.Errorf("browsers are told of another way to sign in: %v", said)
 	}
-	g.idp.person("bob", "bob@example.com", true, "web", "other")
+	g.idp.Person("bob", "bob@example.com", true, "web", "other")
 	bob := g.visitor()
 	access, code, text := bob.signIn("bob")
 	if access == "" {
@@ -306,7 +259,7 @@ func TestSSO(t *testing.T) {
 		t.Errorf("bob is %s", got)
 	}
 	// Another address at the provider, the same subject: the same person. A better group: a better role, and the former token ends.
-	g.idp.person("bob", "robert@example.com", true, "web", "fleet")
+	g.idp.Person("bob", "robert@example.com", true, "web", "fleet")
 	again, _, text := g.visitor().signIn("bob")
 	if now, err := g.me(again); err != nil || now.GetId() != who.GetId() || now.GetRole() != operatorv1.Role_ROLE_ADMIN {
 		t.Fatal(now, err, text)
@@ -325,7 +278,7 @@ func TestSSO(t *testing.T) {
 		t.Error("a second factor is enrolled with what the provider says")
 	}
 	// No group any more: out, at once.
-	g.idp.person("bob", "robert@example.com", true, "other")
+	g.idp.Person("bob", "robert@example.com", true, "other")
 	if access, code, text := g.visitor().signIn("bob"); access != "" || code != http.StatusForbidden || !strings.Contains(text, "groups") {
 		t.Errorf("without a group: %d %s", code, text)
 	}
@@ -334,7 +287,7 @@ func TestSSO(t *testing.T) {
 		t.Errorf("bob stays %s", got)
 	}
 	// The owner's own account, which is a member here and nowhere else.
-	g.idp.person("ada", ownerEmail, true, "fleet")
+	g.idp.Person("ada", ownerEmail, true, "fleet")
 	if access, _, text := g.visitor().signIn("ada"); access == "" {
 		t.Error(text)
 	} else if now, err := g.me(access); err != nil || now.GetEmail() != ownerEmail || now.GetRole() != operatorv1.Role_ROLE_OWNER {
@@ -349,10 +302,10 @@ func TestSSORefuses(t *testing.T) {
 	if err := g.set(nil); err != nil {
 		t.Fatal(err)
 	}
-	g.idp.person("bob", "bob@example.com", true, "web")
-	g.idp.person("eve", "eve@example.com", false, "web")
-	g.idp.person("mallory", "mallory@evil.example", true, "fleet")
-	g.idp.person("nobody", "nobody@example.com", true)
+	g.idp.Person("bob", "bob@example.com", true, "web")
+	g.idp.Person("eve", "eve@example.com", false, "web")
+	g.idp.Person("mallory", "mallory@evil.example", true, "fleet")
+	g.idp.Person("nobody", "nobody@example.com", true)
 	for name, says := range map[string]string{"eve": "not verified", "mallory": "vouch", "nobody": "groups"} {
 		if access, code, text := g.visitor().signIn(name); access != "" || code != http.StatusForbidden || !strings.Contains(text, says) {
 			t.Errorf("%s: %d %s", name, code, text)
@@ -395,6 +348,14 @@ func TestSSORefuses(t *testing.T) {
 	v = g.visitor()
 	refused("a used code", v, with(v.authorise("bob", "", nil), func(q url.Values) { q.Set("code", used.Query().Get("code")) }), http.StatusBadGateway)
 	refused("an error of the provider", v, with(v.authorise("bob", "", nil), func(q url.Values) { q.Set("error", "access_denied") }), http.StatusForbidden)
+	v = g.visitor()
+	hostile := with(v.authorise("bob", "", nil), func(q url.Values) {
+		q.Set("error", "<script>")
+		q.Set("error_description", "<script>")
+	})
+	if code, _, text := v.step(hostile, nil); code < 400 || strings.Contains(text, "<script") || !strings.Contains(text, `<a href="/">`) {
+		t.Errorf("what anybody writes into an address becomes the page's: %d %s", code, text)
+	}
 
 	// Settings that can't be.
 	for what, change := range map[string]func(*operatorv1.SetSsoRequest_builder){
@@ -412,7 +373,7 @@ func TestSSORefuses(t *testing.T) {
 	}
 	v = g.visitor()
 	at := v.authorise("bob", "", nil)
-	g.idp.server.Close()
+	g.idp.Close()
 	if code, _, text := v.step(at, nil); code != http.StatusBadGateway || strings.Contains(text, "127.0.0.1") || strings.Contains(text, "dial") {
 		t.Errorf("a stranger is told of what stands inside: %d %s", code, text)
 	}
@@ -467,7 +428,7 @@ func TestSSORequired(t *testing.T) {
 		t.Errorf("%d sign-ins are marked, want %d", marked, len(g.replicas))
 	}
 	// carol is an owner by invitation; the provider knows her too, and has her an admin from then on.
-	g.idp.person("carol", "carol@example.com", true, "fleet")
+	g.idp.Person("carol", "carol@example.com", true, "fleet")
 	access, _, text := g.visitor().signIn("carol")
 	if who, err := g.me(access); err != nil || who.GetRole() != operatorv1.Role_ROLE_ADMIN {
 		t.Fatal(who, err, text)
@@ -481,7 +442,7 @@ func TestSSOForPrograms(t *testing.T) {
 	if err := g.set(nil); err != nil {
 		t.Fatal(err)
 	}
-	g.idp.person("bob", "bob@example.com", true, "web")
+	g.idp.Person("bob", "bob@example.com", true, "web")
 	verifier := strings.Repeat("v", 50)
 	sum := sha256.Sum256([]byte(verifier))
 	query := "?" + url.Values{"port": {"43210"}, "state": {"mine"}, "challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}}.Encode()
@@ -537,7 +498,7 @@ func TestSSOFromTheCommandLine(t *testing.T) {
 	if err := g.set(nil); err != nil {
 		t.Fatal(err)
 	}
-	g.idp.person("bob", "bob@example.com", true, "web")
+	g.idp.Person("bob", "bob@example.com", true, "web")
 	var out, errs buffer
 	home := t.TempDir()
 	run := func(args ...string) int {

@@ -256,7 +256,7 @@ func TestTerminalFromTheCommandLine(t *testing.T) {
 	if err := g.set(nil); err != nil {
 		t.Fatal(err)
 	}
-	g.idp.person("bob", "bob@example.com", true, "web")
+	g.idp.Person("bob", "bob@example.com", true, "web")
 	v := g.visitor()
 	if code, _, text := v.step(v.authorise("bob", "?fresh=1", nil), nil); code != http.StatusSeeOther {
 		t.Fatal(code, text)
