@@ -22,6 +22,7 @@ test("an attack on one host is seen, explained, and lifted everywhere", async ({
   await dialog.getByRole("button", { name: "Unban", exact: true }).click();
   await expect(page.getByText("Unbanned on every host.")).toBeVisible();
   await expect(page.getByText("Not banned")).toBeVisible();
+  await expect(page.getByText("It isn't banned any more.")).toBeVisible();
   await expect.poll(() => on("b", "nft", "list", "ruleset").includes(address)).toBe(false);
 });
 
@@ -41,6 +42,11 @@ test("a ban shows where it stands, can be found, and its unban be taken back", a
   const table = page.getByRole("table", { name: "Bans" });
   await expect(table.getByRole("row").filter({ hasText: "198.51.100.77" })).toContainText("<script>document.title='x'</script>⟨U+202E⟩ tsurt");
   await expect(page).toHaveTitle("Fleetban");
+  // One of several is neither none nor all.
+  const one = table.getByRole("checkbox", { name: "Choose 198.51.100.77" });
+  await one.check();
+  await expect(table.getByRole("checkbox", { name: /^Choose all/ })).toBeChecked({ indeterminate: true });
+  await one.uncheck();
   // The beginning of an address narrows as it is typed, and a prefix is what lies within it.
   for (const text of ["198.51.", "198.51.100.7", "198.51.100.0/24"]) {
     await page.getByRole("searchbox").fill(text);

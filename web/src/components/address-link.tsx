@@ -4,7 +4,7 @@ import { visible } from "@/lib/visible";
 /** AddressLink leads to everything about an address or prefix. */
 export function AddressLink({ of }: { of: string }) {
   return (
-    <Link to="/address/$" params={{ _splat: of }} className="font-mono text-[13px] text-accent hover:underline">
+    <Link to="/address/$" params={{ _splat: of }} title={visible(of, 64)} className="font-mono text-[13px] text-accent hover:underline">
       {visible(of, 64)}
     </Link>
   );

@@ -103,7 +103,7 @@ export function Address() {
           {bans.length === 0 && (
             <Panel>
               <Empty icon={<CircleCheck size={24} aria-hidden />} title={t.address.free}>
-                {t.address.freeHint}
+                {e.tombstones.length + e.events.length > 0 ? t.address.freeNow : t.address.freeHint}
               </Empty>
             </Panel>
           )}

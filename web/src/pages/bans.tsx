@@ -92,6 +92,7 @@ export function Bans() {
         if (!next.delete(prefix)) next.add(prefix);
         return next;
       });
+    const all = rows.length > 0 && chosen.size >= Math.min(rows.length, mostAtOnce);
     return [
       {
         id: "choose",
@@ -102,7 +103,10 @@ export function Bans() {
               aria-label={t.bans.chooseAll}
               title={t.bans.chooseAll}
               className="block size-4 accent-(--accent)"
-              checked={chosen.size > 0}
+              ref={(box) => {
+                if (box) box.indeterminate = chosen.size > 0 && !all;
+              }}
+              checked={all}
               onChange={(e) => setChosen(new Set(e.target.checked ? rows.slice(0, mostAtOnce).map((b) => b.prefix) : []))}
             />
           ) : (

@@ -13,7 +13,7 @@ import { useFirst } from "@/i18n";
 import { asked, later } from "@/lib/later";
 import { useNow } from "@/lib/time";
 import { PersonButton } from "./person-button";
-import { useShortcuts } from "./shortcuts";
+import { searchKey, useShortcuts } from "./shortcuts";
 
 // What the first screen doesn't need comes after it.
 const SignIn = lazy(() => import("@/pages/sign-in").then((m) => ({ default: m.SignIn })));
@@ -107,7 +107,7 @@ function Inside() {
               <Search size={15} aria-hidden />
               {t.shell.search}
             </span>
-            <kbd className="text-xs text-soft">⌘K</kbd>
+            <kbd className="text-xs text-soft">{searchKey}</kbd>
           </Button>
           <nav aria-label={t.shell.navigation} className="flex flex-col gap-0.5">
             {places.map(({ to, icon: Icon, name }) => (

@@ -1,11 +1,13 @@
 import { Dialog } from "@/components/dialog";
 import { useText } from "@/i18n";
+import { searchKey } from "./shortcuts";
 
 /** ShortcutSheet lists what keys do. */
 export function ShortcutSheet({ open, onOpenChange }: { open: boolean; onOpenChange: (open: boolean) => void }) {
   const { t } = useText();
   const rows: [string, string][] = [
-    ["⌘K  /  Ctrl K", t.keys.search],
+    [searchKey, t.keys.search],
+    ["/", t.keys.search],
     ["?", t.keys.sheet],
     ["g o", t.pages.overview],
     ["g h", t.pages.hosts],

@@ -3,6 +3,9 @@ import { useEffect, useRef } from "react";
 /** How long after the first key of two the second still counts, milliseconds. */
 const chordWithin = 1_200;
 
+/** searchKey is how this machine's keyboard names the key of the search. */
+export const searchKey = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘K" : "Ctrl K";
+
 function typing(target: EventTarget | null): boolean {
   return target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName));
 }
