@@ -15,4 +15,7 @@ test("relative times take the largest unit that fits", () => {
   expect(relative(6_900_000, 0, "en")).toBe("in 2 hr.");
   expect(relative(7_200_000, 0, "en")).toBe("in 2 hr.");
   expect(relative(0, 400, "en")).toBe("now");
+  expect(relative(86_400_000, 0, "en")).toBe("in 24 hr.");
+  expect(relative(0, 47 * 3_600_000, "en")).toBe("47 hr. ago");
+  expect(relative(2 * 86_400_000, 0, "en")).toBe("in 2 days");
 });

@@ -61,11 +61,12 @@ const steps: [Intl.RelativeTimeFormatUnit, number][] = [
   ["second", 1],
 ];
 
-/** relative says how far `ms` is from `from`, in the largest unit that fits, rounded: "3 min. ago", "in 2 hr.". */
+/** relative says how far `ms` is from `from`, in the largest unit that fits, rounded: "3 min. ago", "in 24 hr.". */
 export function relative(ms: number, from: number, locale: string): string {
   const seconds = Math.round((ms - from) / 1000);
   // Nearly an hour is an hour, not 60 minutes.
-  const [unit, size] = steps.find(([, s]) => Math.abs(seconds) >= s * 0.995) ?? (["second", 1] as const);
+  // Up to two days it is hours: a ban of 24 hours ends in 24 hours, not "tomorrow".
+  const [unit, size] = steps.find(([name, s]) => Math.abs(seconds) >= (name === "day" ? 2 : 1) * s * 0.995) ?? (["second", 1] as const);
   return relatives(locale).format(Math.round(seconds / size), unit);
 }
 
