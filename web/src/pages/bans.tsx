@@ -239,7 +239,7 @@ function Why({ ban }: { ban: FleetBan }) {
   const c = ban.claims[0];
   if (!c) return null;
   return (
-    <span>
+    <span title={visible(c.reason, 200) || undefined}>
       {ban.suppressedBy && <Badge tone="ok">{t.bans.suppressed}</Badge>} {c.jail && <span className="font-medium">{visible(c.jail, 64)}</span>}
       {c.source === ClaimSource.PERSON && <span>{t.event.by(visible(c.actor, 80))}</span>}
       {c.source === ClaimSource.RECOVERED && <span>{t.claimSources[c.source]}</span>}
