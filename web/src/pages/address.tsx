@@ -180,9 +180,12 @@ function Claims({ of }: { of: Claim[] }) {
         cell: ({ row: { original: c } }) => (
           <span>
             {c.source === ClaimSource.JAIL ? (
-              <Link to="/bans" search={{ jail: c.jail }} className="text-accent hover:underline">
-                {visible(c.jail, 64)}
-              </Link>
+              <>
+                <span className="text-soft">{t.bans.filters.jail}</span>{" "}
+                <Link to="/bans" search={{ jail: c.jail }} className="text-accent hover:underline">
+                  {visible(c.jail, 64)}
+                </Link>
+              </>
             ) : (
               t.claimSources[c.source]
             )}
