@@ -26,7 +26,10 @@ export function EventLine({ event }: { event: FleetEvent }) {
       <time dateTime={new Date(at).toISOString()} title={exact(at, locale)} className="shrink-0 font-mono text-xs text-soft tabular-nums">
         {clock(at, locale)}
       </time>
-      <Badge tone={tones[event.kind] ?? "none"}>{t.eventKinds[event.kind]}</Badge>
+      {/* As wide as the longest kind: what follows begins in one column. */}
+      <span className="shrink-0 max-sm:contents sm:w-36">
+        <Badge tone={tones[event.kind] ?? "none"}>{t.eventKinds[event.kind]}</Badge>
+      </span>
       <span className="min-w-0 break-words max-sm:basis-full sm:flex-1 sm:truncate">
         {event.prefix && <AddressLink of={event.prefix} />} {event.hostName && <HostLink name={event.hostName} />}
         {event.jail && <span className="text-soft"> {visible(event.jail, 64)}</span>}
