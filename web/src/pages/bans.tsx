@@ -5,6 +5,7 @@ import { ArrowDown, ArrowUp, Ban, Download, X } from "lucide-react";
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
 import { useEvents } from "@/api/live";
 import { useMay } from "@/api/may";
+import { useSession } from "@/api/session";
 import { AddressLink, HostLink } from "@/components/address-link";
 import { Badge } from "@/components/badge";
 import { BanDialog, UnbanDialog } from "@/components/ban-dialogs";
@@ -16,8 +17,9 @@ import { ProblemNote } from "@/components/problem";
 import { type Columns, LongTable } from "@/components/table";
 import { Time } from "@/components/time";
 import { BanOrder, InsightService } from "@/gen/fleetban/operator/v1/insight_pb";
-import { type Claim, ClaimSource, type FleetBan, FleetEventKind } from "@/gen/fleetban/operator/v1/operator_pb";
+import { type Claim, ClaimSource, type FleetBan } from "@/gen/fleetban/operator/v1/operator_pb";
 import { useNumber, useText } from "@/i18n";
+import { changedBy } from "@/lib/news";
 import { visible } from "@/lib/visible";
 
 const route = getRouteApi("/inside/bans");
@@ -68,11 +70,19 @@ export function Bans() {
     if (hasNextPage && !isFetchingNextPage) void fetchNextPage();
   }, [hasNextPage, isFetchingNextPage, fetchNextPage]);
 
-  // What somebody is about to press never moves by itself: the list says that it is no longer what is in force.
+  // What somebody is about to press never moves by itself: the list says that it is no longer what is in force. What they
+  // did themselves is no news: it shows at once.
+  const session = useSession();
+  const self = session.state === "in" ? session.person.email : "";
   useEvents(
-    useCallback((events) => {
-      if (events.some((e) => e.kind === FleetEventKind.BANNED || e.kind === FleetEventKind.UNBANNED)) setStale(true);
-    }, []),
+    useCallback(
+      (events) => {
+        const whose = changedBy(events, self);
+        if (whose === "others") setStale(true);
+        else if (whose === "self") void refetch();
+      },
+      [self, refetch],
+    ),
   );
   useEffect(() => setStale(false), [answer.dataUpdatedAt]);
 
