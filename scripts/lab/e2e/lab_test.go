@@ -78,6 +78,31 @@ func TestAttackIsBanned(t *testing.T) {
 	}
 }
 
+// The numbers of a dead lab's networks may be another's by now: that one's machines aren't what it left behind.
+func TestDeadLabsNetworksAreAnothers(t *testing.T) {
+	l := up(t, lab.Options{Name: "alive", Hosts: 1})
+	pid := os.Getpid()
+	dead := fmt.Sprintf("dead-%d", pid)
+	state, err := os.ReadFile(filepath.Join(lab.BaseDir(), fmt.Sprintf("alive-%d", pid), "lab.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(lab.BaseDir(), dead), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(lab.BaseDir(), dead, "lab.json"), state, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.Down(t.Context(), dead); err != nil {
+		t.Fatal(err)
+	}
+	for _, machine := range []string{"a", lab.Attacker, lab.Admin} {
+		if _, err := l.Node(machine).Exec(limited(t, 10*time.Second), "true"); err != nil {
+			t.Errorf("%s died with a lab that isn't its own: %v", machine, err)
+		}
+	}
+}
+
 func TestHostsReachAsInTheDrawing(t *testing.T) {
 	l := up(t, lab.Options{Name: "reach", Hosts: 2, Box: true})
 	ctx := limited(t, 30*time.Second)

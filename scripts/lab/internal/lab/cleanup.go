@@ -23,6 +23,13 @@ const goneLimit = 20 * time.Second
 
 // Down ends everything of the lab and removes its folder.
 func (l *Lab) Down(ctx context.Context) error {
+	var pids []int
+	for _, n := range l.nodes {
+		if n.cmd != nil {
+			pids = append(pids, n.PID)
+		}
+	}
+	defer holdNetworks(pids)()
 	if l.lease != nil {
 		_ = l.lease.Close()
 		l.lease = nil
@@ -62,6 +69,7 @@ func clear(ctx context.Context, dir string) error {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
+	defer holdNetworks(nodePIDs(dir))()
 	err := await.Within(ctx, goneLimit, "the lab's processes to end", func() error {
 		pids := nodePIDs(dir)
 		if len(pids) == 0 {
@@ -82,19 +90,43 @@ func clear(ctx context.Context, dir string) error {
 	return os.RemoveAll(dir)
 }
 
+// holdNetworks keeps the networks of these processes until release is called. A network that is gone leaves its number to the next
+// that is made: another lab's, whose machines would be taken for strangers in this one.
+func holdNetworks(pids []int) (release func()) {
+	var held []*os.File
+	for _, pid := range pids {
+		if network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil {
+			held = append(held, network)
+		}
+	}
+	return func() {
+		for _, network := range held {
+			_ = network.Close()
+		}
+	}
+}
+
 // nodePIDs finds the first processes of the machines of the lab in dir by their command lines.
 func nodePIDs(dir string) (pids []int) {
 	for _, pid := range processes() {
-		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || len(cmdline) == 0 { // a zombie's is empty
-			continue
-		}
-		argv := strings.Split(string(cmdline), "\x00")
-		if len(argv) > 1 && argv[0] == node.Arg0 && filepath.Dir(argv[1]) == dir {
+		if labOf(pid) == dir {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
+}
+
+// labOf is the folder of the lab of which the process is a machine's first; empty where it is none.
+func labOf(pid int) string {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || len(cmdline) == 0 { // a zombie's is empty
+		return ""
+	}
+	argv := strings.Split(string(cmdline), "\x00")
+	if len(argv) < 2 || argv[0] != node.Arg0 {
+		return ""
+	}
+	return filepath.Dir(argv[1])
 }
 
 // strangers finds processes from outside that are still in a network of the lab in dir.
@@ -111,8 +143,20 @@ func strangers(dir string) (pids []int) {
 	for _, n := range s.Nodes {
 		networks[n.NetNS] = true
 	}
+	in := map[int]string{}
 	for _, pid := range processes() {
 		if network, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && networks[network] && pid != os.Getpid() {
+			in[pid] = network
+		}
+	}
+	// Of a lab that died by itself nobody held the networks: a number may be another lab's by now.
+	for pid, network := range in {
+		if other := labOf(pid); other != "" && other != dir {
+			delete(networks, network)
+		}
+	}
+	for pid, network := range in {
+		if networks[network] {
 			pids = append(pids, pid)
 		}
 	}
